@@ -1,0 +1,55 @@
+"""Fine-tune large language models with low-rank adapters: one frozen base model, many adapters at once.
+
+The public names are resolved when they are first used, so ``import lora`` itself loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig, load_config
+    from lora.errors import LoraError
+    from lora.evaluation.evaluate import evaluate
+    from lora.evaluation.predict import predict
+    from lora.model.lora import LoRA
+    from lora.training.loop import fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "LoRA",
+    "LoraError",
+    "RunConfig",
+    "TrainingConfig",
+    "evaluate",
+    "fit",
+    "load_config",
+    "predict",
+]
+
+_HOMES = {
+    "AdapterConfig": "lora.config",
+    "DataConfig": "lora.config",
+    "LoRA": "lora.model.lora",
+    "LoraError": "lora.errors",
+    "RunConfig": "lora.config",
+    "TrainingConfig": "lora.config",
+    "evaluate": "lora.evaluation.evaluate",
+    "fit": "lora.training.loop",
+    "load_config": "lora.config",
+    "predict": "lora.evaluation.predict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lora' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next use finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,301 @@
+"""Typed configuration: the only home of a default.
+
+A configuration is written in YAML, given as options or passed from Python; all three end here. Field names are ours;
+PEFT's spellings (``r``, ``lora_alpha``) and Hugging Face's (``per_device_train_batch_size``) are accepted as aliases.
+An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lora.errors import ConfigError
+from lora.settings import Settings
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+class AdapterConfig(Settings):
+    """What an adapter is: its size, its formula and where it sits."""
+
+    aliases = {
+        "r": "rank", "lora_r": "rank", "lora_rank": "rank", "lora_alpha": "alpha", "target_modules": "targets",
+        "lora_target": "targets", "lora_dropout": "dropout", "use_rslora": "rslora", "exclude_modules": "exclude",
+        "layers_to_transform": "layers", "modules_to_train": "modules_to_save", "ensure_weight_tying": "tie_embeddings",
+    }  # fmt: skip
+
+    rank: int = Field(default=32, ge=1, description="rank r of the update B·A")
+    # 32: enough for most data sets, raised when capacity-bound (REFERENCE: tinker-cookbook's default).
+    alpha: float = Field(default=32.0, gt=0, description="the update is scaled by alpha/rank (alpha/√rank with rslora)")
+    # Constant over ranks: with scale alpha/r the best learning rate is then roughly independent of the rank
+    # ("LoRA Without Regret", 2025).
+    rslora: bool = Field(default=False, description="scale by alpha/√rank (arXiv:2312.03732, eq. 7)")
+    variant: str = Field(default="plain", description="formula of the update: plain, dora")
+    targets: str | list[str] = Field(
+        default="all-linear",
+        description="all-linear, attention, mlp, embedding, module names, or one regular expression",
+    )
+    # All linear layers: attention-only loses even at equal parameter count ("LoRA Without Regret", 2025).
+    exclude: str | list[str] = Field(
+        default_factory=list, description="modules never adapted: names or one regular expression"
+    )
+    layers: str | int | list[int] | None = Field(
+        default=None, description="only these layers: 3, [0, 1, 2], '4-7' or '8-'"
+    )
+    rank_pattern: dict[str, int] = Field(default_factory=dict, description="rank per module pattern")
+    alpha_pattern: dict[str, float] = Field(default_factory=dict, description="alpha per module pattern")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    modules_to_save: list[str] | None = Field(
+        default=None,
+        description="modules trained in full beside the adapter; default: task head and whatever is newly initialised",
+    )
+    tie_embeddings: bool | None = Field(
+        default=None,
+        description="tied input and output embeddings share one update; default: yes where both are one tensor",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_use_dora(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "use_dora" in values:
+            values = dict(values)
+            if values.pop("use_dora"):
+                if values.get("variant", "dora") != "dora":
+                    raise ValueError(f"use_dora contradicts variant: {values['variant']!r}; keep one of them")
+                values["variant"] = "dora"
+        return values
+
+    @field_validator("rank_pattern")
+    @classmethod
+    def _positive_ranks(cls, value: dict[str, int]) -> dict[str, int]:
+        for pattern, rank in value.items():
+            if rank < 1:
+                raise ValueError(f"rank of {pattern!r} must be at least 1; exclude the module to leave it alone")
+        return value
+
+    @field_validator("alpha_pattern")
+    @classmethod
+    def _positive_alphas(cls, value: dict[str, float]) -> dict[str, float]:
+        for pattern, alpha in value.items():
+            if not alpha > 0:
+                raise ValueError(f"alpha of {pattern!r} must be above 0")
+        return value
+
+
+class DataConfig(Settings):
+    """Where the rows come from and how they are read."""
+
+    aliases = {
+        "path": "train", "dataset": "train", "eval": "validation", "dev": "validation", "cutoff_len": "max_length",
+        "max_seq_length": "max_length", "max_seq_len": "max_length", "text": "text_column", "label": "label_column",
+        "val_size": "held_out", "eval_fraction": "held_out", "test_size": "held_out",
+    }  # fmt: skip
+
+    train: str | None = Field(
+        default=None,
+        description="a jsonl, json, csv, tsv, parquet or txt file, a folder, or a hub id; "
+        "'#500' takes the first 500 rows",
+    )
+    validation: str | None = Field(
+        default=None, description="held-out data of the same kind; default: split off from train"
+    )
+    held_out: float | None = Field(
+        default=None, gt=0, lt=1, description="share split off where no validation data is given"
+    )
+    task: Literal["auto", "classification", "multi-label", "regression", "causal"] = Field(
+        default="auto", description="auto reads it from the columns"
+    )
+    text_column: str | None = Field(default=None, description="column of the text (default: recognised)")
+    text_pair_column: str | None = Field(default=None, description="column of a second text (default: recognised)")
+    label_column: str | None = Field(default=None, description="column of the label(s) (default: recognised)")
+    prompt_column: str | None = Field(default=None, description="column of the prompt (default: recognised)")
+    completion_column: str | None = Field(default=None, description="column of the completion (default: recognised)")
+    max_length: int | None = Field(
+        default=None, ge=2, description="tokens kept of a row; default: what the model takes, at most 1024"
+    )
+
+
+class TrainingConfig(Settings):
+    """How the adapter is trained."""
+
+    aliases = {
+        "lr": "learning_rate", "per_device_train_batch_size": "batch_size", "micro_batch_size": "batch_size",
+        "gradient_accumulation_steps": "accumulation", "grad_accum": "accumulation", "num_train_epochs": "epochs",
+        "num_epochs": "epochs", "lr_scheduler_type": "schedule", "lr_scheduler": "schedule",
+        "scheduler": "schedule", "max_grad_norm": "clip", "gradient_clipping": "clip",
+        "label_smoothing_factor": "label_smoothing", "eval_steps": "eval_every", "save_steps": "save_every",
+        "logging_steps": "log_every", "metric_for_best_model": "best_metric", "early_stopping_patience": "patience",
+        "early_stopping": "patience", "torch_dtype": "dtype", "per_device_eval_batch_size": "eval_batch_size",
+    }  # fmt: skip
+
+    learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default: derived from the model")
+    # About ten times full fine-tuning's; see training/schedule.py for the formula and its source.
+    batch_size: int = Field(default=16, ge=1, description="rows of one forward pass")
+    # 16 to 32 rows: large batches cost LoRA more than full fine-tuning ("LoRA Without Regret", 2025).
+    eval_batch_size: int | None = Field(
+        default=None, ge=1, description="rows of one evaluation pass; default: twice batch_size"
+    )
+    accumulation: int = Field(default=1, ge=1, description="forward passes per step, normalised by supervised tokens")
+    epochs: float = Field(default=3.0, gt=0, description="passes over the training data")
+    max_steps: int | None = Field(default=None, ge=1, description="stop after this many steps, whatever the epochs")
+    schedule: Schedule = Field(default="linear", description="shape of the learning rate after warm-up")
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1, description="share of the steps with a rising rate")
+    warmup_steps: int | None = Field(default=None, ge=0, description="steps with a rising rate; wins over warmup_ratio")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay (AdamW)")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first moment")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null switches it off")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="mass spread evenly over the labels")
+    eval_every: int | Literal["epoch"] | None = Field(
+        default="epoch", description="steps between evaluations, 'epoch' or null"
+    )
+    save_every: int | Literal["epoch"] | None = Field(
+        default="epoch", description="steps between checkpoints, 'epoch' or null"
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept beside the best")
+    log_every: int = Field(
+        default=10, ge=1, description="steps between lines in metrics.jsonl's averages and TensorBoard"
+    )
+    best_metric: str | None = Field(
+        default=None, description="metric that picks the best checkpoint; default: the task's own"
+    )
+    patience: int | None = Field(default=None, ge=1, description="stop after this many evaluations without improvement")
+    min_improvement: float = Field(default=0.0, ge=0, description="what counts as an improvement of best_metric")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward: less memory, slower"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the base; auto: bfloat16 where the processor is good at it"
+    )
+    length_grouped: bool = Field(default=True, description="batch rows of like length: less padding")
+    seed: int = Field(default=0, ge=0, description="seeds initialisation, order and dropout")
+    tensorboard: bool = Field(default=True, description="write TensorBoard events")
+
+    @field_validator("eval_every", "save_every")
+    @classmethod
+    def _at_least_one(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, 'epoch' or null")
+        return value
+
+
+class RunConfig(Settings):
+    """Everything one run needs; the YAML file of ``lora train``."""
+
+    aliases = {"base": "model", "model_name_or_path": "model", "base_model": "model", "output_dir": "output"}
+
+    model: str | None = Field(default=None, description="base model: a folder or a hub id")
+    output: str | None = Field(default=None, description="the run's folder")
+    data: DataConfig = Field(default_factory=DataConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    trust_remote_code: bool = Field(default=False, description="let the base model's repository run its own code")
+
+    @field_validator("data", "adapter", "training", mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        # `adapter:` with every line below it commented out
+        return {} if value is None else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_as_path(cls, value: Any) -> Any:
+        return {"train": value} if isinstance(value, (str, Path)) else value
+
+
+def apply_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with dotted ``overrides`` (``{"training.learning_rate": 1e-3}``) written over them.
+
+    An override replaces its setting however either of them is spelled. Unknown names are left to the validation.
+    """
+    out: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for dotted, value in overrides.items():
+        section, _, key = dotted.rpartition(".")
+        if not section:
+            _replace(RunConfig, out, key, value)
+            continue
+        if not isinstance(out.get(section), dict):
+            # `data: file.jsonl` is short for `data: {train: file.jsonl}`
+            out[section] = {"train": out[section]} if section == "data" and out.get(section) else {}
+        _replace(_group(section), out[section], key, value)
+    return out
+
+
+def _group(section: str) -> type[Settings]:
+    field = RunConfig.model_fields.get(section)
+    group = field.annotation if field else None
+    return group if isinstance(group, type) and issubclass(group, Settings) else Settings
+
+
+def _replace(group: type[Settings], values: dict[str, Any], key: str, value: Any) -> None:
+    name = group.canonical(key)
+    for spelling in [other for other in values if group.canonical(other) == name]:
+        del values[spelling]
+    values[name] = value
+
+
+def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a YAML file (or none), write ``overrides`` over it and validate.
+
+    Raises ConfigError naming the file, the key and the nearest known name.
+    """
+    values = {} if path is None else _read(path)
+    try:
+        return RunConfig.make(apply_overrides(values, overrides or {}))
+    except ConfigError as error:
+        problems = str(error).splitlines()
+        if path is None or len(problems) == 1:
+            raise ConfigError(f"{path}: {error}" if path else str(error)) from None
+        raise ConfigError(f"{path}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), str(path))
+        values = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected settings as 'key: value' lines, found {type(values).__name__}")
+    return values
+
+
+def _refuse_repeated_keys(root: Any, path: str) -> None:
+    # PyYAML lets the last of two equal keys win: half a section would be lost without a word.
+    waiting, visited = [root] if root is not None else [], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in visited or isinstance(node.value, str):
+            continue
+        visited.add(id(node))  # an anchor may lead back to a node above it
+        lines: dict[str, int] = {}
+        for item in node.value:
+            key, child = item if isinstance(item, tuple) else (None, item)
+            waiting.append(child)
+            if key is None:
+                continue
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(f"{path}: {name!r} stands in line {lines[name]} and again in line {line}; keep one")
+            lines[name] = line
+
+
+def save_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML text, every default written out."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

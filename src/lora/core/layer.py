@@ -1,0 +1,235 @@
+"""A frozen layer and the adapters on it. Knows no variant by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora.core.geometry import Geometry, geometry_of
+from lora.core.routing import BASE, Router
+from lora.core.variant import Parameters, Variant, get_variant
+
+
+class Slot(nn.Module):
+    """One adapter's parameters on one layer, with what is needed to apply them."""
+
+    def __init__(self, variant: Variant, parameters: Parameters, rank: int, scaling: float, dropout: float) -> None:
+        super().__init__()
+        self.variant_name = variant.name
+        self.rank = rank
+        self.scaling = scaling
+        self.dropout = dropout
+        for name, tensor in parameters.items():
+            self.register_parameter(name, nn.Parameter(tensor))
+
+    @property
+    def variant(self) -> Variant:
+        return get_variant(self.variant_name)
+
+    def tensors(self) -> Parameters:
+        """The parameters by the variant's names."""
+        return dict(self._parameters)  # type: ignore[arg-type]
+
+    def factors(self, geometry: Geometry) -> Parameters:
+        """The parameters as a layer of this geometry reads them."""
+        return self.tensors()
+
+    def apply_to(self, geometry: Geometry, x: Tensor, base_out: Tensor) -> Tensor:
+        """Output of the adapted layer for rows that all belong to this adapter."""
+        dropout = (lambda t: F.dropout(t, self.dropout)) if self.dropout and self.training else None
+        return self.variant.apply(geometry, self.factors(geometry), x, base_out, self.scaling, dropout)
+
+    def merged(self, geometry: Geometry) -> Tensor:
+        return self.variant.merged(geometry, self.factors(geometry), self.scaling)
+
+    def extra_repr(self) -> str:
+        return f"{self.variant_name}, rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
+
+
+class TiedSlot(Slot):
+    """A place that shares its update with a tied embedding: one set of parameters, several places.
+
+    The embedding's ΔW = (B·A)ᵀ is (v, i). Another embedding over the same tensor uses the same factors. An output head
+    over it computes x·ΔWᵀ, so its factors are A' = Bᵀ (r, i) and B' = Aᵀ (v, r).
+    """
+
+    def __init__(self, source: Slot) -> None:
+        super().__init__(source.variant, {}, source.rank, source.scaling, source.dropout)
+        # Not a submodule: its parameters belong to the source and must be counted and stepped once.
+        object.__setattr__(self, "source", source)
+
+    def factors(self, geometry: Geometry) -> Parameters:
+        """A and B as this place's kind of layer reads them."""
+        tensors = self.source.tensors()
+        if geometry.kind == "embedding":
+            return tensors
+        return {"A": tensors["B"].T, "B": tensors["A"].T}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TiedSlot:
+        import copy
+
+        clone = TiedSlot(copy.deepcopy(self.source, memo))
+        memo[id(self)] = clone
+        return clone.train(self.training)
+
+
+class ByAdapter(nn.ModuleDict):
+    """Modules by adapter name. Any name goes: dots, and words that nn.ModuleDict keeps for itself (``train``)."""
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return "@" + name.replace(".", "·")
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return super().__getitem__(self._key(name))
+
+    def __setitem__(self, name: str, module: nn.Module) -> None:
+        super().__setitem__(self._key(name), module)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(self._key(name))
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(self._key(str(name)))
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen layer with any number of adapters; each row of the input goes through its own.
+
+    Attributes:
+        base_layer: the frozen layer, untouched.
+        slots: adapter name -> `Slot`.
+        path: the layer's name in the model, for messages.
+    """
+
+    def __init__(self, base_layer: nn.Module, router: Router, path: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.slots = ByAdapter()
+        self.path = path
+        self.__dict__["router"] = router
+        self.train(base_layer.training)
+
+    @property
+    def geometry(self) -> Geometry:
+        geometry = geometry_of(self.base_layer)
+        assert geometry is not None, "only layers with a geometry are wrapped"
+        return geometry
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Rows x (b, ..., i) to (b, ..., o), each by the adapter that the routing in force names for it."""
+        base_out = self.base_layer(x, *args, **kwargs)
+        routing = self.router.resolve()
+        if routing.single is not None:
+            slot = self.slot(routing.single)
+            return base_out if slot is None else slot.apply_to(self.geometry, x, base_out)
+        if not any(group.name in self.slots for group in routing.groups):
+            return base_out
+        if x.shape[0] == 1 and routing.size != 1:
+            # One row for the whole batch (position ids): each adapter makes its own of it.
+            assert routing.size is not None
+            x = x.expand(routing.size, *x.shape[1:])
+            base_out = base_out.expand(routing.size, *base_out.shape[1:])
+        geometry = self.geometry
+        parts = []
+        # (b, ...) token ids have no feature axis: two axes are rows and tokens, never a flattened batch of features.
+        rows = x if x.is_floating_point() or x.dim() != 2 else x.unsqueeze(-1)
+        for group, x_rows, out_rows in zip(
+            routing.groups, routing.split(rows, self.path), routing.split(base_out, self.path), strict=True
+        ):
+            slot = self.slot(group.name)
+            x_rows = x_rows if rows is x else x_rows.squeeze(-1)
+            parts.append(out_rows if slot is None else slot.apply_to(geometry, x_rows, out_rows))
+        return routing.join(parts)
+
+    def slot(self, name: str) -> Slot | None:
+        """The adapter's slot here, or None for ``base`` and for adapters that leave this layer alone."""
+        if name == BASE or name not in self.slots:
+            return None
+        return self.slots[name]  # type: ignore[return-value]
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models read attributes of a layer instead of calling it (T5: self.wo.weight.dtype).
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedLayer:
+        import copy
+
+        clone = type(self)(copy.deepcopy(self.base_layer, memo), copy.deepcopy(self.router, memo), self.path)
+        memo[id(self)] = clone
+        clone.slots = copy.deepcopy(self.slots, memo)
+        return clone.train(self.training)
+
+
+class CastAround(nn.Module):
+    """A module trained in fp32 inside a half-precision base: inputs are cast up, the output back."""
+
+    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner = inner
+        self.dtype_out = dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def up(value: Any) -> Any:
+            return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        out = self.inner(*[up(value) for value in args], **{key: up(value) for key, value in kwargs.items()})
+        return out.to(self.dtype_out) if isinstance(out, Tensor) else out
+
+
+class OwnedModule(nn.Module):
+    """A module that each adapter owns a full copy of: a task head, or whatever was newly initialised.
+
+    Rows of ``base`` go through the original. Heads of different width may share a batch: the narrower ones' outputs
+    are padded with -inf on the last axis, which no softmax sees; a task reads its own columns.
+    """
+
+    def __init__(self, original: nn.Module, router: Router, path: str) -> None:
+        super().__init__()
+        self.original = original
+        self.copies = ByAdapter()
+        self.path = path
+        self.__dict__["router"] = router
+        self.train(original.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's signature; tensors whose first axis is the batch are split by row."""
+        routing = self.router.resolve()
+        if routing.single is not None:
+            return self.module(routing.single)(*args, **kwargs)
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 0]
+        parts = []
+        for index, group in enumerate(routing.groups):
+            pieces = iter([routing.split(value, self.path)[index] for value in inputs])
+
+            def own(value: Any, pieces: Any = pieces) -> Any:
+                return next(pieces) if isinstance(value, Tensor) and value.dim() > 0 else value
+
+            out = self.module(group.name)(*[own(v) for v in args], **{k: own(v) for k, v in kwargs.items()})
+            parts.append(out)
+        width = max(part.shape[-1] for part in parts)
+        return routing.join([F.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for part in parts])
+
+    def module(self, name: str) -> nn.Module:
+        """The copy that belongs to adapter ``name``; the original for ``base`` and adapters without one."""
+        return self.copies[name] if name in self.copies else self.original
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("original"), name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OwnedModule:
+        import copy
+
+        clone = type(self)(copy.deepcopy(self.original, memo), copy.deepcopy(self.router, memo), self.path)
+        memo[id(self)] = clone
+        clone.copies = copy.deepcopy(self.copies, memo)
+        return clone.train(self.training)

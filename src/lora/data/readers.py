@@ -1,0 +1,281 @@
+"""Files to rows: one reader for each kind of file, every error with the file's name and the line.
+
+Nothing is guessed about the meaning of columns here (`lora.data.columns` does). CSV and TSV give strings for everything.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lora.errors import DataError
+
+Row = dict[str, Any]
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "dev": "validation",
+    "val": "validation", "eval": "validation", "test": "test",
+}  # fmt: skip
+SHOWN = 5  # broken lines named in one error; the rest is counted
+# UTF-32's little-endian mark begins with UTF-16's, so it is looked for first.
+_OTHER_MARKS = [
+    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
+]  # fmt: skip
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file (a byte-order mark is dropped). Raises DataError: missing, empty, another encoding."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    for mark, name in _OTHER_MARKS:
+        if raw.startswith(mark):
+            raise DataError(f"{path}: is {name}, not UTF-8; re-encode it: iconv -f {name} -t UTF-8 {path.name} > utf8_{path.name}")
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    if not raw.strip():
+        raise DataError(f"{path}: is empty; remove it or fill it with rows")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}: is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}, line {line}; re-encode it, "
+            f"for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8_{path.name}"
+        ) from None
+
+
+def read_jsonl(path: Path, limit: int | None = None) -> list[Row]:
+    """One JSON object per line; blank lines are skipped. Raises DataError naming the broken lines."""
+    return _parse_jsonl(path, read_text(path), limit)
+
+
+def _parse_jsonl(path: Path, text: str, limit: int | None) -> list[Row]:
+    rows: list[Row] = []
+    broken: list[str] = []
+    # split("\n"), not splitlines(): JSON strings may hold U+2028 and its like, which splitlines() takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            broken.append(f"line {number}: not valid JSON ({error.msg} at column {error.colno}): {_cut(line)}")
+        except RecursionError:
+            broken.append(f"line {number}: nested too deeply: {_cut(line)}")
+        else:
+            if isinstance(value, dict):
+                rows.append(value)
+            else:
+                broken.append(f"line {number}: {_kind(value)}, not an object like {{\"text\": …}}: {_cut(line)}")
+        if limit is not None and len(rows) + len(broken) >= limit:
+            break
+    _raise_broken(path, broken, "correct these lines, or rename the file to .json where it is one JSON value"
+                  if text.lstrip().startswith("[") else "correct or remove these lines")  # fmt: skip
+    return _not_empty(path, rows)
+
+
+def read_json(path: Path, limit: int | None = None) -> list[Row] | dict[str, list[Row]]:
+    """A list of objects, ``{"data": [...]}``, ``{"train": [...], "test": [...]}``, a dict of columns, or JSON lines.
+
+    Returns rows, or rows per split where the file holds several. Raises DataError with line and column.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        # Many .json files in the wild are JSON lines: the first line is then a whole value and the rest "extra".
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            return _parse_jsonl(path, text, limit)
+        line = text.split("\n")[error.lineno - 1]
+        raise DataError(
+            f"{path}: not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}: {_cut(line)}"
+        ) from None
+    except RecursionError:
+        raise DataError(f"{path}: not readable: nested too deeply") from None
+    if isinstance(value, dict) and value and all(str(key).lower() in SPLIT_NAMES for key in value):
+        return {SPLIT_NAMES[key.lower()]: _json_rows(path, part, f"{key}: ", limit) for key, part in value.items()}
+    return _json_rows(path, value, "", limit)
+
+
+def _json_rows(path: Path, value: Any, where: str, limit: int | None) -> list[Row]:
+    if isinstance(value, dict) and isinstance(value.get("data"), list) and not _is_columns(value):
+        value, where = value["data"], f"{where}data: "
+    if isinstance(value, dict) and _is_columns(value):
+        sizes = {key: len(column) for key, column in value.items()}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{key} {size}" for key, size in sizes.items())
+            raise DataError(f"{path}: {where}columns of unequal length ({listed}); every column needs a value for every row")
+        value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    if not isinstance(value, list):
+        keys = f" with the keys {', '.join(map(str, list(value)[:8]))}" if isinstance(value, dict) else ""
+        raise DataError(
+            f"{path}: {where}{_kind(value)}{keys}; expected a list of objects, {{\"data\": [...]}}, "
+            f"{{\"train\": [...], \"test\": [...]}} or a dict of columns"
+        )
+    value = value[:limit]
+    broken = [
+        f"{where}element {number}: {_kind(item)}, not an object: {_cut(json.dumps(item))}"
+        for number, item in enumerate(value, start=1)
+        if not isinstance(item, dict)
+    ]
+    _raise_broken(path, broken, "every element must be an object like {\"text\": …}")
+    return _not_empty(path, value)
+
+
+def _is_columns(value: dict[str, Any]) -> bool:
+    """A dict of columns: only lists, and not lists of objects (``{"data": [{…}]}`` is no column)."""
+    return bool(value) and all(
+        isinstance(column, list) and not any(isinstance(cell, dict) for cell in column[:1]) for column in value.values()
+    ) and any(value.values())  # fmt: skip
+
+
+def read_csv(path: Path, limit: int | None = None) -> list[Row]:
+    """Comma-separated values with a header line; semicolons are accepted where the header has no comma."""
+    text = read_text(path)
+    header = text.lstrip("\r\n").split("\n", 1)[0]
+    return _read_delimited(path, text, ";" if ";" in header and "," not in header else ",", limit)
+
+
+def read_tsv(path: Path, limit: int | None = None) -> list[Row]:
+    """Tab-separated values with a header line."""
+    return _read_delimited(path, read_text(path), "\t", limit)
+
+
+def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line on which the record begins, its fields); blank lines are skipped."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the default of 128 KiB is less than one long document
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: the row that begins on line {line} is broken ({error}); check its quotes: a quote inside a "
+                f'quoted field is written twice ("")'
+            ) from None
+        if any(field.strip() for field in fields):
+            yield line, fields
+        line = reader.line_num + 1
+
+
+def _read_delimited(path: Path, text: str, delimiter: str, limit: int | None) -> list[Row]:
+    records = _records(path, text, delimiter)
+    _, fields = next(records)
+    # pandas writes its index as a first column without a name.
+    header = [name.strip() or f"unnamed_{place}" for place, name in enumerate(fields, start=1)]
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: line 1: column name given twice: {', '.join(twice)}; rename one of each")
+    rows: list[Row] = []
+    broken: list[str] = []
+    for line, fields in records:
+        if len(fields) == len(header):
+            rows.append(dict(zip(header, fields, strict=True)))
+        else:
+            amount = "too many" if len(fields) > len(header) else "too few"
+            excerpt = _cut(delimiter.join(fields))
+            broken.append(f"line {line}: {amount} fields, {len(fields)} where the header has {len(header)}: {excerpt}")
+        if limit is not None and len(rows) + len(broken) >= limit:
+            break
+    separator = {"\t": "tab"}.get(delimiter, delimiter)
+    _raise_broken(path, broken, f"a field that holds a separator ({separator}) or a line break must stand in double quotes")
+    return _not_empty(path, rows, " but a header")
+
+
+def read_parquet(path: Path, limit: int | None = None) -> list[Row]:
+    """A parquet file; class numbers get their names back where the file carries them (as Hugging Face writes it)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: is empty; remove it or fill it with rows")
+    try:
+        table = pyarrow.parquet.read_table(path, partitioning=None)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+    rows = table.slice(0, limit).to_pylist()
+    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    name_classes(rows, described.get("info", {}).get("features", {}))
+    return _not_empty(path, rows)
+
+
+def name_classes(rows: list[Row], features: dict[str, Any]) -> None:
+    """Write class names over class numbers, in place, as Hugging Face's ``ClassLabel`` features describe them.
+
+    ``features``: column -> description, in the form that ``Features.to_dict`` gives.
+    """
+    for column, feature in features.items():
+        many = isinstance(feature, dict) and isinstance(feature.get("feature"), dict)
+        names = ((feature["feature"] if many else feature) or {}).get("names") if isinstance(feature, dict) else None
+        if not isinstance(names, list):
+            continue
+
+        def name(value: Any, names: list[str] = names) -> Any:
+            # -1 is Hugging Face's mark of a label that is withheld
+            return names[value] if isinstance(value, int) and 0 <= value < len(names) else (None if value == -1 else value)
+
+        for row in rows:
+            value = row.get(column)
+            row[column] = [name(item) for item in value] if isinstance(value, list) else name(value)
+
+
+def read_txt(path: Path, limit: int | None = None) -> list[Row]:
+    """Plain text: documents are separated by blank lines, or by lines ``<|endoftext|>`` where there are any."""
+    text = read_text(path).replace("\r\n", "\n")
+    marked = re.search(r"^<\|endoftext\|>[ \t]*$", text, re.MULTILINE)
+    parts = re.split(r"^<\|endoftext\|>[ \t]*$" if marked else r"\n[ \t]*\n", text, flags=re.MULTILINE)
+    documents = [part.strip("\n") for part in parts if part.strip()]
+    return _not_empty(path, [{"text": document} for document in documents[:limit]])
+
+
+READERS: dict[str, Callable[[Path, int | None], list[Row] | dict[str, list[Row]]]] = {
+    ".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_tsv, ".parquet": read_parquet, ".txt": read_txt,
+}  # fmt: skip
+
+
+def read_file(path: Path, limit: int | None = None) -> list[Row] | dict[str, list[Row]]:
+    """Rows of one file, or rows per split where a .json file holds several.
+
+    Raises DataError with the file's name, the line and what to do.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: cannot read files of the type {path.suffix or '(none)'}; known: {', '.join(READERS)}")
+    return reader(path, limit)
+
+
+def _raise_broken(path: Path, broken: list[str], remedy: str) -> None:
+    if broken:
+        more = [f"… and {len(broken) - SHOWN} more"] if len(broken) > SHOWN else []
+        raise DataError("\n  ".join([f"{path}: {len(broken)} rows cannot be read:", *broken[:SHOWN], *more]) + f"\n{remedy}")
+
+
+def _not_empty(path: Path, rows: list[Row], besides: str = "") -> list[Row]:
+    if not rows:
+        raise DataError(f"{path}: holds nothing{besides}; it needs at least one row")
+    return rows
+
+
+def _cut(line: str, width: int = 80) -> str:
+    line = line.strip()
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a true/false value", type(None): "null"}
+    return names.get(type(value), "a number")

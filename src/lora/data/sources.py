@@ -1,0 +1,207 @@
+"""A source, as the user names it, to rows: a file, a folder, a hub id; ``#500`` behind it takes the first 500 rows.
+
+A folder is read by the names of its files: ``train``, ``validation`` (or ``valid``, ``dev``, ``val``, ``eval``) and ``test``, also
+as ``train-00000-of-00003.parquet``, or folders of these names. A folder without such names is training data if it holds one
+readable file, numbered parts of one, or plain text files only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora.config import DataConfig
+from lora.data.hub import is_saved, load_hub, load_saved
+from lora.data.readers import READERS, SPLIT_NAMES, Row, read_file
+from lora.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """Where rows of a split came from: a file and the SHA-256 of its bytes, or a hub id and that of its rows."""
+
+    name: str
+    split: str
+    sha256: str
+
+
+@dataclass
+class Splits:
+    """Rows per split; None where there is no such split.
+
+    Attributes:
+        notes: what a user should know, in full sentences.
+        sources: every file that was read, for the lineage of a result.
+    """
+
+    train: list[Row]
+    validation: list[Row] | None = None
+    test: list[Row] | None = None
+    notes: list[str] = field(default_factory=list)
+    sources: list[SourceFile] = field(default_factory=list)
+
+
+def load_rows(source: str, split: str | None = None) -> list[Row]:
+    """The rows of ``source``; ``split`` (default: train) picks one where the source holds several.
+
+    Raises DataError: nothing there, nothing readable, no such split, or whatever is wrong inside a file.
+    """
+    return _load(source, [_split_name(split)], must=_split_name(split))[0][_split_name(split)]
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Training rows, and validation and test rows where the source of the training rows has them too.
+
+    ``config.validation`` wins over validation rows found beside the training rows. Raises DataError as ``load_rows``.
+    """
+    if config.train is None:
+        raise DataError("no training data is named; give it as data.train: a file, a folder or a hub id")
+    wanted = [name for name in SPLITS if not (name == "validation" and config.validation is not None)]
+    rows, sources, notes = _load(config.train, wanted, must="train")
+    if config.validation is not None:
+        if config.validation == config.train:
+            # The same folder for both means its validation split; the same file would be an evaluation on training data.
+            more, found, said = _load(config.validation, ["validation"], must="validation", strict=True)
+        else:
+            more, found, said = _load(config.validation, ["validation"], must="validation")
+        rows.update(more)
+        sources += found
+        notes += said
+    return Splits(rows["train"], rows.get("validation"), rows.get("test"), notes, sources)
+
+
+Loaded = tuple[dict[str, list[Row]], list[SourceFile], list[str]]
+
+
+def _load(source: str, wanted: list[str], must: str, strict: bool = False) -> Loaded:
+    """The ``wanted`` splits that ``source`` has; ``must`` has to be among them.
+
+    A source with a single split serves as whatever is asked for (a file named as validation data is validation data),
+    unless ``strict``.
+    """
+    path, limit = _parse(source)
+    if not path.exists() and _is_hub_id(str(path)):
+        return _from_hub(str(path), load_hub(str(path), wanted, must, limit))
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder{_nearest(path)}")
+    if path.is_dir() and is_saved(path):
+        return _from_hub(str(path), load_saved(path, wanted, must, limit))
+    files, notes = _folder(path) if path.is_dir() else ({None: [path]}, [])
+    rows: dict[str, list[Row]] = {}
+    sources: list[SourceFile] = []
+    # One unnamed lot of files is the split that was asked for.
+    plan = {must: files[None]} if None in files else {name: files[name] for name in wanted if name in files}
+    if must not in plan or (strict and None in files):
+        have = ", ".join(name for name in files if name) or "rows without the name of a split"
+        raise DataError(f"{path}: has no {must} split (it has: {have}); name the file or folder to use, as in {path}/<name>")
+    for split, paths in plan.items():
+        parts = [read_file(file, limit) for file in paths]
+        for file, part in zip(paths, parts, strict=True):
+            kept = _of_file(file, part, split, wanted if None in files else [split], must)
+            for name, some in kept.items():
+                rows.setdefault(name, []).extend(some)
+                sources.append(SourceFile(str(file), name, sha256(file)))
+    return {name: some[:limit] for name, some in rows.items()}, sources, notes
+
+
+def _of_file(file: Path, part: list[Row] | dict[str, list[Row]], split: str, wanted: list[str], must: str) -> dict[str, list[Row]]:
+    """Rows per split of what one file held: usually one lot; a .json file may hold several."""
+    if isinstance(part, list):
+        return {split: part}
+    if len(part) == 1:
+        return {split: next(iter(part.values()))}
+    if must in wanted and must not in part:
+        raise DataError(f"{file}: has no {must} split (it has: {', '.join(part)})")
+    return {name: part[name] for name in wanted if name in part}
+
+
+def _from_hub(name: str, rows: dict[str, list[Row]]) -> Loaded:
+    sources = [SourceFile(name, split, rows_sha256(some)) for split, some in rows.items()]
+    return rows, sources, []
+
+
+def _split_name(split: str | None) -> str:
+    name = SPLIT_NAMES.get((split or "train").lower())
+    if name is None:
+        raise DataError(f"split {split!r} is unknown; known: {', '.join(SPLIT_NAMES)}")
+    return name
+
+
+def _parse(source: str) -> tuple[Path, int | None]:
+    """Path and row limit of ``source``; a path that exists as it stands wins over the reading of ``#`` as a limit."""
+    match = re.fullmatch(r"(.+)#(\d+)", source, re.DOTALL)
+    if match is None or Path(source).expanduser().exists():
+        return Path(source).expanduser(), None
+    if int(match[2]) == 0:
+        raise DataError(f"{source}: '#0' takes no row; give at least 1, or leave it out for all rows")
+    return Path(match[1]).expanduser(), int(match[2])
+
+
+def _is_hub_id(name: str) -> bool:
+    """``name``, ``owner/name`` or either with ``:config``; anything that looks like a file is none."""
+    part = r"[A-Za-z0-9][\w.\-]*"
+    return Path(name).suffix.lower() not in READERS and re.fullmatch(rf"{part}(/{part})?(:[\w.\-]+)?", name) is not None
+
+
+def _nearest(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; its folder {path.parent} is not there either"
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else "; check the name"
+
+
+def _folder(path: Path) -> tuple[dict[str | None, list[Path]], list[str]]:
+    """Files of each split in the folder ``path`` (key None: files that name no split), and notes."""
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    readable = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in READERS]
+    named: dict[str | None, list[Path]] = {}
+    spelled: dict[str, set[str]] = {}
+    for entry in [*readable, *(entry for entry in entries if entry.is_dir())]:
+        match = re.fullmatch(r"([A-Za-z]+)([-_.]?\d[-_.\w]*)?", entry.stem if entry.is_file() else entry.name)
+        split = SPLIT_NAMES.get(match[1].lower()) if match else None
+        if match is not None and split is not None:
+            files = [entry] if entry.is_file() else _unnamed(entry)
+            named.setdefault(split, []).extend(files)
+            spelled.setdefault(split, set()).add(f"{match[1]}{entry.suffix if entry.is_file() else '/'}")
+    double = [f"{split}: {', '.join(sorted(names))}" for split, names in spelled.items() if len(names) > 1]
+    if double:
+        raise DataError(f"{path}: more than one candidate for a split ({'; '.join(double)}); name the file to use")
+    if not named:
+        return {None: _unnamed(path)}, []
+    left = [entry.name for entry in readable if entry not in [file for files in named.values() for file in files]]
+    return named, [f"Not read in {path}: {', '.join(left)} (the names are no split's)."] if left else []
+
+
+def _unnamed(path: Path) -> list[Path]:
+    """The files of a folder that names no splits: one file, numbered parts of one, or plain texts only."""
+    readable = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.suffix.lower() in READERS)
+    readable = [entry for entry in readable if not entry.name.startswith(".")]
+    if not readable:
+        raise DataError(f"{path}: no readable file in this folder; readable: {', '.join(READERS)}")
+    if len({re.sub(r"\d+", "0", entry.name) for entry in readable}) == 1:
+        return readable
+    # Folders of plain text often carry a README.txt; it is text like the others and no one can tell.
+    if all(entry.suffix.lower() == ".txt" for entry in readable):
+        return readable
+    names = ", ".join(entry.name for entry in readable[:8]) + (" …" if len(readable) > 8 else "")
+    raise DataError(f"{path}: several files and none named train ({names}); name the one to use, as in {readable[0]}")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def rows_sha256(rows: list[Row]) -> str:
+    """SHA-256 of rows that come from no file of ours: of their JSON, keys sorted."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()

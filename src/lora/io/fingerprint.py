@@ -1,0 +1,37 @@
+"""Telling base models apart: a short hash over the architecture and a sample of every frozen weight."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from lora.model.heads import newly_initialised, task_heads
+from lora.model.targets import unwrapped_modules
+
+SAMPLE = 64  # values per tensor: tells two checkpoints of one architecture apart at a cost independent of their size
+
+
+@torch.no_grad()
+def fingerprint(base: nn.Module) -> str:
+    """Hash of ``base``'s frozen weights, the same in any floating-point type and with or without adapters on it.
+
+    Task heads and newly initialised parameters are left out: they differ from load to load.
+    """
+    skip = {*task_heads(base), *(name for name in newly_initialised(base))}
+    digest = hashlib.sha256()
+    for path, module in sorted(unwrapped_modules(base).items()):
+        for name, parameter in sorted(module.named_parameters(recurse=False)):
+            full = f"{path}.{name}"
+            if any(full == part or full.startswith(part + ".") for part in skip):
+                continue
+            flat = parameter.detach().reshape(-1)
+            step = max(1, flat.numel() // SAMPLE)
+            # bfloat16 is what all floating-point types round to alike; fp16 bases lose range, not these bits.
+            values = flat[::step][:SAMPLE]
+            if values.is_floating_point():
+                values = values.to("cpu", torch.bfloat16).view(torch.int16)
+            digest.update(f"{full}{tuple(parameter.shape)}".encode())
+            digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

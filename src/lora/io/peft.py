@@ -1,0 +1,226 @@
+"""An adapter folder in PEFT's format, both ways.
+
+The folder holds ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them, and beside them
+``lora.json``: what PEFT has no place for (the base's fingerprint, the task with its labels, versions). PEFT ignores it, and a
+folder without it loads as well. safetensors only: no pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lora.core.geometry import geometry_of
+from lora.core.layer import TiedSlot
+from lora.core.variant import variants
+from lora.errors import AdapterFileError
+from lora.io.atomic import atomic_folder, recover, saving
+from lora.io.fingerprint import fingerprint
+from lora.model.targets import inner, matches, output_heads, unwrapped_modules
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "lora.json"
+PREFIX = "base_model.model."
+EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # PEFT stores the base weight along when one of these is targeted
+
+TASK_TYPES = {
+    "SequenceClassification": "SEQ_CLS", "CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
+    "ConditionalGeneration": "SEQ_2_SEQ_LM", "TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS",
+}  # fmt: skip
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(model: LoRA, name: str, folder: str | Path) -> Path:
+    """Write adapter ``name`` to ``folder``, atomically: a failure leaves what was there before.
+
+    Raises:
+        SaveError: disk full or no permission.
+    """
+    folder = Path(folder)
+    tensors, config, sidecar = adapter_tensors(model, name), adapter_config(model, name), _sidecar(model, name)
+    with atomic_folder(folder) as stage, saving(folder):
+        save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
+        (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (stage / SIDECAR).write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return folder
+
+
+def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
+    """Adapter ``name`` as PEFT's state dict: contiguous copies on the CPU, none sharing storage."""
+    modules = unwrapped_modules(model.base)
+    out: dict[str, Tensor] = {}
+    slots = model.slots(name, tied=True)
+    for path, slot in slots.items():
+        geometry = geometry_of(modules[path])
+        assert geometry is not None
+        suffixes = {**dict(zip("AB", geometry.peft_names, strict=True)), **slot.variant.peft_suffixes}
+        for key, tensor in slot.factors(geometry).items():
+            tensor = tensor if key in "AB" else slot.variant.peft_shape(geometry, key, tensor)
+            out[f"{PREFIX}{path}.{suffixes[key]}"] = tensor
+    for path, module in model.owned(name).items():
+        out |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict().items()}
+    for path in _embeddings_to_store(model, set(slots), set(model.owned(name))):
+        infix = ".base_layer" if path in slots else ""
+        out[f"{PREFIX}{path}{infix}.weight"] = modules[path].weight
+    return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in out.items()}
+
+
+def _embeddings_to_store(model: LoRA, slots: set[str], owned: set[str]) -> list[str]:
+    """Embeddings whose frozen weight goes along: targeted ones, and all of them after the vocabulary was resized."""
+    modules = unwrapped_modules(model.base)
+    get = getattr(model.base, "get_input_embeddings", None)
+    try:
+        entrance = get() if callable(get) else None
+    except NotImplementedError:
+        entrance = None
+    paths = [path for path, module in modules.items() if entrance is not None and module is inner(entrance)]
+    paths += sorted(output_heads(model.base))
+    targeted = any(path.rsplit(".", 1)[-1] in EMBEDDING_NAMES for path in slots)
+    if not targeted and not _vocabulary_resized(model.base):
+        return []
+    return [path for path in paths if path not in owned and hasattr(modules[path], "weight")]
+
+
+def _vocabulary_resized(base: nn.Module) -> bool:
+    """Whether the vocabulary differs from the checkpoint's, asked of local files alone: saving makes no network call."""
+    config = getattr(base, "config", None)
+    source = getattr(config, "_name_or_path", "")
+    size = getattr(config, "vocab_size", None)
+    if not source or size is None:
+        return False
+    try:
+        stored = type(config).from_pretrained(source, local_files_only=True)
+    except Exception:  # not cached, moved away: nothing to compare with
+        return False
+    return getattr(stored, "vocab_size", size) != size
+
+
+def adapter_config(model: LoRA, name: str) -> dict[str, Any]:
+    """PEFT's configuration of adapter ``name``; only the keys that are needed, since older readers warn of others."""
+    config, slots = model.adapters[name], model.slots(name, tied=True)
+    modules = unwrapped_modules(model.base)
+    out: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": _task_type(model.base),
+        "base_model_name_or_path": getattr(getattr(model.base, "config", None), "_name_or_path", None) or None,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if float(config.alpha).is_integer() else config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": target_names(list(slots), list(modules)),
+        "bias": "none",
+    }
+    if any((geometry := geometry_of(modules[path])) and geometry.kind == "conv1d_hf" for path in slots):
+        out["fan_in_fan_out"] = True
+    if config.rslora:
+        out["use_rslora"] = True
+    for key in ("rank_pattern", "alpha_pattern"):
+        if getattr(config, key):
+            out[key] = getattr(config, key)
+    if model.owned(name):
+        out["modules_to_save"] = list(model.owned(name))
+    if any(isinstance(slot, TiedSlot) for slot in slots.values()):
+        out["ensure_weight_tying"] = True
+    return out | variants()[config.variant].peft_keys
+
+
+def target_names(targets: list[str], modules: list[str]) -> list[str]:
+    """The shortest names that PEFT matches to exactly ``targets`` among ``modules`` (by path or trailing parts)."""
+    wanted, names = set(targets), set()
+    for path in targets:
+        parts = path.split(".")
+        for size in range(1, len(parts) + 1):
+            name = ".".join(parts[-size:])
+            if name in names or all(other in wanted for other in modules if matches(other, [name])):
+                names.add(name)
+                break
+        else:
+            names.add(path)
+    return sorted(names)
+
+
+def _task_type(base: nn.Module) -> str | None:
+    class_name = type(base).__name__
+    return next((task for ending, task in TASK_TYPES.items() if class_name.endswith(ending)), None)
+
+
+def _sidecar(model: LoRA, name: str) -> dict[str, Any]:
+    import lora
+
+    return {
+        "format": 1,
+        "lora_version": lora.__version__,
+        "base": {
+            "name": getattr(getattr(model.base, "config", None), "_name_or_path", "") or None,
+            "class": type(model.base).__name__,
+            "fingerprint": fingerprint(model.base),
+        },
+        **model.notes.get(name, {}),
+    }
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_adapter(model: LoRA, folder: str | Path, name: str | None = None, *, trainable: bool = True, allow_other_base: bool = False) -> str:
+    """Load an adapter folder written by `save_adapter` or by PEFT; returns its name in the model.
+
+    Everything is checked before the model is touched: every tensor must have its place and every place its tensor.
+
+    Args:
+        folder: the folder, or a hub id.
+        name: what rows call it; default: the folder's own name.
+        trainable: False freezes its parameters.
+        allow_other_base: load even where ``lora.json`` says that it was trained on other base weights.
+
+    Raises:
+        AdapterFileError: files missing or broken, tensors missing, left over or of the wrong shape (the first named), a
+            kind of adapter that this version cannot express, or another base.
+    """
+    from lora.io.peft_load import place, plan, read_folder
+
+    folder = resolve_folder(folder)
+    stored = read_folder(folder)
+    planned = plan(model, stored, allow_other_base)
+    name = folder.name if name is None else name
+    place(model, name, planned, trainable)
+    return name
+
+
+def resolve_folder(folder: str | Path) -> Path:
+    """A local folder, or a hub id's downloaded one (configuration and safetensors only)."""
+    path = Path(folder).expanduser()
+    recover(path)
+    if path.is_dir():
+        return path
+    text = str(folder)
+    if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise AdapterFileError(f"{folder}: there is no such adapter folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, SIDECAR]))
+    except Exception as error:
+        raise AdapterFileError(f"{folder}: no such folder here, and the hub did not give it ({type(error).__name__})") from None
+
+
+def read_sidecar(folder: str | Path) -> dict[str, Any]:
+    """``lora.json`` of an adapter folder; empty for one that PEFT wrote."""
+    path = Path(folder) / SIDECAR
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterFileError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise AdapterFileError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

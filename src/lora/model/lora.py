@@ -1,0 +1,365 @@
+"""``LoRA``: a frozen base model that carries any number of adapters."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora.config import AdapterConfig
+from lora.core.layer import AdaptedLayer, CastAround, OwnedModule, Slot, TiedSlot
+from lora.core.routing import BASE, Router, Routing
+from lora.core.variant import get_variant
+from lora.errors import ConfigError, RoutingError, TargetError
+from lora.model.heads import modules_to_own
+from lora.model.inject import unwrap, wrap_layer, wrap_owned
+from lora.model.merge import merge, plain_copy
+from lora.model.targets import Target, TargetReport, find_targets, inner, share_tied, summary
+
+
+class LoRA(nn.Module):
+    """A frozen base model and its adapters; every row of a batch names its adapter.
+
+    >>> model = LoRA(base_model, rank=4)                        # one adapter, called "default"
+    >>> model.add_adapter("b", rank=16, targets="attention")    # another, on the same weights
+    >>> model(**batch, adapters=["default", "b", "base"])       # one name per row; "base" means none
+    >>> with model.using("b"): model.generate(**inputs)         # one for all rows
+
+    Args:
+        base_model: any torch module, any transformers model. It is used in place: adapted layers are wrapped, weights
+            are frozen and never written to. `unload` gives it back as it was.
+        name: name of the first adapter; None makes none.
+        settings: fields of `AdapterConfig` (``rank=4, targets="attention"``), PEFT's spellings included.
+
+    Attributes that ``LoRA`` does not have are the base model's (``model.config``, ``model.generate``).
+
+    Raises:
+        ConfigError, TargetError: see `AdapterConfig` and `find_targets`.
+    """
+
+    base: nn.Module
+    adapters: dict[str, AdapterConfig]
+
+    def __new__(cls, base_model: nn.Module | None = None, *args: Any, **kwargs: Any) -> LoRA:
+        # transformers' Trainer and pipelines read the class name and forward's signature to learn what a model takes.
+        return super().__new__(cls if base_model is None else _class_for(cls, type(base_model)))
+
+    def __init__(self, base_model: nn.Module, name: str | None = "default", **settings: Any) -> None:
+        super().__init__()
+        if isinstance(base_model, LoRA):
+            raise ConfigError("this model already carries adapters; use add_adapter to put another on it")
+        if not isinstance(base_model, nn.Module):
+            raise ConfigError(f"base_model must be a torch module, not {type(base_model).__name__}")
+        if any(isinstance(module, (AdaptedLayer, OwnedModule)) for module in base_model.modules()):
+            raise ConfigError("this base model is in use by another LoRA; add_adapter there, or unload() that one first")
+        self.base = base_model
+        self.adapters = {}
+        self.reports: dict[str, TargetReport] = {}
+        self.notes: dict[str, dict[str, Any]] = {}  # per adapter: what is stored beside it (task, labels, lineage)
+        self.__dict__["router"] = Router(self.adapters)
+        self._frozen = {path for path, parameter in base_model.named_parameters() if parameter.requires_grad}
+        base_model.requires_grad_(False)
+        self.train(base_model.training)
+        if name is not None:
+            try:
+                self.add_adapter(name, **settings)
+            except Exception:
+                self.unload()
+                raise
+        elif settings:
+            raise ConfigError(f"settings {sorted(settings)} are for an adapter, but name=None makes none")
+
+    # -- adapters -----------------------------------------------------------------------------------------------
+
+    def add_adapter(self, name: str, config: AdapterConfig | None = None, *, seed: int | None = None, **settings: Any) -> TargetReport:
+        """Put a new adapter on the base. It starts without effect (B is zero) and trainable.
+
+        Args:
+            name: what rows call it; not ``"base"``.
+            config: its settings, or give them as keywords.
+            seed: of its initial values; default: drawn from torch's global generator.
+
+        Returns:
+            what was adapted, and what matched but was left alone.
+        """
+        if config is not None and settings:
+            raise ConfigError("give either a config or keyword settings, not both")
+        config = config.model_copy(deep=True) if config is not None else AdapterConfig.make(settings)
+        return self._place(name, config, exact=None, owned=None, seed=seed)
+
+    def _place(
+        self, name: str, config: AdapterConfig, exact: list[str] | None, owned: list[str] | None, seed: int | None
+    ) -> TargetReport:
+        """Everything is resolved and checked before the first module is touched."""
+        self._check_new_name(name)
+        variant = get_variant(config.variant)
+        owned = modules_to_own(self.base, config.modules_to_save) if owned is None else owned
+        report = find_targets(self.base, config, owned, exact)
+        unfit = [t.path for t in report.adapted if t.geometry.kind not in variant.kinds]
+        if unfit:
+            raise TargetError(f"variant {config.variant!r} cannot sit on {unfit[0]} ({len(unfit)} such); exclude it")
+        tied = share_tied(self.base, config, report)
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+
+        self.adapters[name] = config
+        self.reports[name] = report
+        for target in report.adapted:
+            self._add_slot(name, target, config, generator)
+        for source, path in tied:
+            slot = wrap_layer(self.base, source, self.router).slots[name]
+            wrap_layer(self.base, path, self.router).slots[name] = TiedSlot(slot)  # type: ignore[arg-type]
+        for path in owned:
+            self._add_copy(name, path)
+        self.train(self.training)
+        return report
+
+    def _check_new_name(self, name: str) -> None:
+        if name == BASE:
+            raise ConfigError(f"{BASE!r} is the base model's own name; call the adapter something else")
+        if not isinstance(name, str) or not name or "/" in name or "\\" in name or name.startswith("."):
+            raise ConfigError(f"adapter name {name!r}: a non-empty string without slashes or a leading dot is needed")
+        if name in self.adapters:
+            raise ConfigError(f"there is already an adapter {name!r}; remove_adapter({name!r}) first, or take another name")
+
+    def _add_slot(self, name: str, target: Target, config: AdapterConfig, generator: torch.Generator) -> None:
+        layer = wrap_layer(self.base, target.path, self.router)
+        variant = get_variant(config.variant)
+        scaling = target.alpha / (target.rank**0.5 if config.rslora else target.rank)
+        parameters = variant.create(layer.geometry, target.rank, scaling, generator)
+        # fp32 on any base: half-precision adapters lose small updates and fp16 ones overflow.
+        device = layer.geometry.weight().device
+        placed = {key: tensor.to(device=device, dtype=torch.float32) for key, tensor in parameters.items()}
+        layer.slots[name] = Slot(variant, placed, target.rank, scaling, config.dropout)
+
+    def _add_copy(self, name: str, path: str) -> None:
+        wrapper = wrap_owned(self.base, path, self.router)
+        own = plain_copy(wrapper.original).float().requires_grad_(True)
+        wrapper.copies[name] = CastAround(own, _dtype_of(inner(wrapper.original)))
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter off the base; layers without any adapter are put back as they were."""
+        self._known(name)
+        for module in self._wrapped():
+            entries = module.slots if isinstance(module, AdaptedLayer) else module.copies
+            if name in entries:
+                del entries[name]
+            if not len(entries):
+                unwrap(self.base, module)
+        del self.adapters[name], self.reports[name]
+        self.notes.pop(name, None)
+
+    def unload(self) -> nn.Module:
+        """Take all adapters off and return the base model as it came, trainable parameters included."""
+        for module in self._wrapped():
+            unwrap(self.base, module)
+        self.adapters.clear()
+        self.reports.clear()
+        for path, parameter in self.base.named_parameters():
+            parameter.requires_grad_(path in self._frozen)
+        return self.base
+
+    def _known(self, name: str) -> None:
+        if name not in self.adapters:
+            raise RoutingError(f"there is no adapter {name!r}; this model carries: {', '.join(self.adapters) or 'none'}")
+
+    def _wrapped(self) -> list[AdaptedLayer | OwnedModule]:
+        """Wrapped modules, innermost first."""
+        return [m for m in reversed(list(self.base.modules())) if isinstance(m, (AdaptedLayer, OwnedModule))]
+
+    def slots(self, name: str, tied: bool = False) -> dict[str, Slot]:
+        """Adapter ``name``'s parameters by layer path, in the model's order; with ``tied``, shared ones at each place."""
+        self._known(name)
+        layers = [m for m in self.base.modules() if isinstance(m, AdaptedLayer) and name in m.slots]
+        return {m.path: m.slots[name] for m in layers if tied or not isinstance(m.slots[name], TiedSlot)}  # type: ignore[misc]
+
+    def owned(self, name: str) -> dict[str, nn.Module]:
+        """Adapter ``name``'s own copies of whole modules, by path."""
+        self._known(name)
+        modules = [m for m in self.base.modules() if isinstance(m, OwnedModule) and name in m.copies]
+        return {m.path: m.copies[name].inner for m in modules}  # type: ignore[misc]
+
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """Everything that trains for adapter ``name``: ``path.A``, ``path.B``, ..., and its own modules' parameters."""
+        out: dict[str, nn.Parameter] = {}
+        for path, slot in self.slots(name).items():
+            out |= {f"{path}.{key}": parameter for key, parameter in slot.named_parameters()}
+        for path, module in self.owned(name).items():
+            out |= {f"{path}.{key}": parameter for key, parameter in module.named_parameters()}
+        return out
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def _forward(self, *args: Any, adapters: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The base model's forward, each row through the adapter it names.
+
+        Args:
+            adapters: one name per row of the batch, ``"base"`` for none. Default: the one in force through `using`,
+                else the only adapter there is. RoutingError where that is not clear, or a name is unknown.
+        """
+        if adapters is None:
+            return self.base(*args, **kwargs)
+        with self.router.activate(self._routing(adapters, args, kwargs)):
+            return self.base(*args, **kwargs)
+
+    def _routing(self, adapters: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> Routing:
+        if isinstance(adapters, str):
+            raise RoutingError(f"adapters: one name per row is needed; for all rows: with model.using({adapters!r})")
+        self.router.check(adapters)
+        values = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args, *kwargs.values()]
+        first = next((value for value in values if isinstance(value, Tensor) and value.dim() > 0), None)
+        if first is not None and first.shape[0] != len(adapters):
+            raise RoutingError(f"adapters: {len(adapters)} names for a batch of {first.shape[0]} rows; one per row is needed")
+        tokens = first.shape[1] if first is not None and first.dim() > 1 else None
+        if len(set(adapters)) == 1:
+            return Routing.uniform(adapters[0])
+        return Routing(adapters, tokens)
+
+    def generate(self, *args: Any, adapters: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The base model's ``generate``; ``adapters`` names one adapter per prompt."""
+        if adapters is None:
+            return self.base.generate(*args, **kwargs)  # type: ignore[operator]
+        config = kwargs.get("generation_config") or getattr(self.base, "generation_config", None)
+
+        def option(key: str) -> int:
+            value = kwargs.get(key)
+            return int(value if value is not None else getattr(config, key, None) or 1)
+
+        copies = max(option("num_beams"), option("num_return_sequences"))
+        with self.router.activate(self._routing(adapters, args, kwargs).repeated(copies)):
+            return self.base.generate(*args, **kwargs)  # type: ignore[operator]
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[LoRA]:
+        """Send all rows through adapter ``name`` (``"base"``: none) for the block."""
+        self.router.check([name])
+        with self.router.activate(Routing.uniform(name)):
+            yield self
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """As the base model's. A block recomputed in the backward sees the routing of its own forward."""
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            # The reentrant form drops gradients where no input of a block requires one: frozen embeddings never do.
+            raise ConfigError("gradient checkpointing of a frozen base needs use_reentrant=False")
+        options["context_fn"] = self._checkpoint_contexts
+        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)  # type: ignore[operator]
+
+    def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), self.router.activate(self.router.resolve())
+
+    # -- files and merging (io and merge do the work) -------------------------------------------------------------
+
+    def save_adapter(self, name: str, folder: str | Path) -> Path:
+        """Write adapter ``name`` to ``folder`` in PEFT's format, atomically. See `lora.io.peft.save_adapter`."""
+        from lora.io.peft import save_adapter
+
+        return save_adapter(self, name, folder)
+
+    def load_adapter(self, folder: str | Path, name: str | None = None, **options: Any) -> str:
+        """Load an adapter folder (ours or PEFT's) as ``name``. See `lora.io.peft.load_adapter`."""
+        from lora.io.peft import load_adapter
+
+        return load_adapter(self, folder, name, **options)
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """What ``transformers.Trainer`` calls: the only adapter into ``folder``, several into folders of their names."""
+        for name in self.adapters:
+            self.save_adapter(name, folder if len(self.adapters) == 1 else Path(folder) / name)
+
+    def merge(self, name: str | None = None) -> nn.Module:
+        """A plain model of the base's own class with adapter ``name`` worked in; this one is unchanged."""
+        if name is None:
+            name = self._only("merge")
+        return merge(self, name)
+
+    def _only(self, verb: str) -> str:
+        if len(self.adapters) != 1:
+            raise RoutingError(f"{verb}: name one of the adapters: {', '.join(self.adapters) or 'there is none'}")
+        return next(iter(self.adapters))
+
+    # -- what it is -----------------------------------------------------------------------------------------------
+
+    def summary(self, name: str | None = None) -> str:
+        """What adapter ``name`` (default: each) adapts, how many parameters it has and which share that is."""
+        total = self.base_parameter_count()
+        lines = []
+        for each in [name] if name else list(self.adapters):
+            config, report = self.adapters[each], self.reports[each]
+            count = sum(parameter.numel() for parameter in self.adapter_parameters(each).values())
+            owned = f"; trained in full: {', '.join(self.owned(each))}" if self.owned(each) else ""
+            skipped = "".join(f"\n  left alone: {path} ({why})" for path, why in report.skipped.items())
+            lines.append(
+                f"{each}: {config.variant}, rank {config.rank}, alpha {config.alpha:g}, "
+                f"{count:,} parameters, {100 * count / max(total, 1):.2f} % of the base's {total:,}{owned}\n"
+                f"  on {len(report.adapted)} modules: {summary(t.path for t in report.adapted)}{skipped}"
+            )
+        return "\n".join(lines)
+
+    def base_parameter_count(self) -> int:
+        """Parameters of the base model, a tied tensor counted once."""
+        own = {id(p) for name in self.adapters for p in self.adapter_parameters(name).values()}
+        return sum(p.numel() for p in self.base.parameters() if id(p) not in own)
+
+    def get_base_model(self) -> nn.Module:
+        """The base model that carries the adapters."""
+        return self.base
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":
+                raise
+            return getattr(self.base, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoRA:
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        nn.Module.__init__(clone)
+        # The router first: layers deep-copied below find it in the memo and share it.
+        clone.__dict__["router"] = copy.deepcopy(self.router, memo)
+        clone.adapters = clone.router.known
+        for key in ("reports", "notes", "_frozen"):
+            setattr(clone, key, copy.deepcopy(self.__dict__[key], memo))
+        clone.base = copy.deepcopy(self.base, memo)
+        return clone.train(self.training)
+
+    def _get_name(self) -> str:
+        return f"LoRA[{', '.join(self.adapters)}]"
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+@functools.cache
+def _class_for(cls: type[LoRA], base_class: type[nn.Module]) -> type[LoRA]:
+    """A subclass of LoRA with the base model's class name and a forward of its signature plus ``adapters``."""
+    if cls.__dict__.get("_made_for"):
+        return cls
+
+    def forward(self: LoRA, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    forward.__doc__ = LoRA._forward.__doc__
+    forward.__signature__ = _signature(base_class.forward)  # type: ignore[attr-defined]
+    return type(base_class.__name__, (cls,), {"forward": forward, "__module__": __name__, "_made_for": base_class})
+
+
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())
+    except (TypeError, ValueError):
+        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    extra = inspect.Parameter("adapters", inspect.Parameter.KEYWORD_ONLY, default=None)
+    at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    if not any(p.name == "adapters" for p in parameters):
+        parameters.insert(at, extra)
+    return inspect.Signature(parameters)

@@ -1,0 +1,76 @@
+"""Adapter to plain weights: W' in place of W, in a copy of the base model."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lora.core.layer import AdaptedLayer, OwnedModule, TiedSlot
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+
+@torch.no_grad()
+def merge(model: LoRA, name: str) -> nn.Module:
+    """A plain model of the base's own class that computes what adapter ``name`` does.
+
+    The sum is taken in fp32 and rounded once to the base's type. Where input and output embeddings are one tensor and
+    only one of them is adapted, they are untied in the copy (its config says so); a shared update keeps them tied.
+
+    Args:
+        model: unchanged.
+        name: one of its adapters.
+    """
+    slots = model.slots(name, tied=True)
+    memo: dict[int, Any] = {}
+    plain = plain_copy(model.base, memo)
+    shared = {id(slot.source) for slot in slots.values() if isinstance(slot, TiedSlot)}
+    for wrapper in model.base.modules():
+        if isinstance(wrapper, AdaptedLayer) and name in wrapper.slots:
+            slot, layer = slots[wrapper.path], memo[id(wrapper.base_layer)]
+            if isinstance(slot, TiedSlot):
+                continue  # its weight is the source's
+            weight = slot.merged(wrapper.geometry).to(layer.weight.dtype)
+            if id(slot) in shared:
+                layer.weight.data.copy_(weight)
+            else:
+                _untie(plain, layer)
+                layer.weight.data.copy_(weight)
+        elif isinstance(wrapper, OwnedModule) and name in wrapper.copies:
+            target = memo[id(wrapper.original)]
+            _untie(plain, target)
+            target.load_state_dict(wrapper.copies[name].inner.state_dict())
+    return plain.requires_grad_(True)
+
+
+def plain_copy(base: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Deep copy of ``base`` with each wrapper replaced by the plain module inside it; tied tensors stay tied."""
+    memo = {} if memo is None else memo
+    # Innermost first, so that a copied module finds the copies of the wrappers inside it.
+    for module in reversed(list(base.modules())):
+        if isinstance(module, (AdaptedLayer, OwnedModule)):
+            memo[id(module)] = copy.deepcopy(module.base_layer if isinstance(module, AdaptedLayer) else module.original, memo)
+    return copy.deepcopy(base, memo)
+
+
+def _untie(model: nn.Module, module: nn.Module) -> None:
+    """Give ``module`` tensors of its own where it shares them with other modules of ``model``."""
+    inside = {id(m) for m in module.modules()}
+    elsewhere = {id(p) for m in model.modules() if id(m) not in inside for p in m._parameters.values() if p is not None}
+    for child in module.modules():
+        for key, parameter in child._parameters.items():
+            if parameter is not None and id(parameter) in elsewhere:
+                child._parameters[key] = nn.Parameter(parameter.detach().clone())
+                _say_untied(model)
+
+
+def _say_untied(model: nn.Module) -> None:
+    """Without this ``from_pretrained`` would tie the two again and lose one of them."""
+    config = getattr(model, "config", None)
+    if config is not None:
+        for each in (config, config.get_text_config() if hasattr(config, "get_text_config") else config):
+            each.tie_word_embeddings = False

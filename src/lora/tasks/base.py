@@ -1,0 +1,83 @@
+"""The contract of a task: how its rows become tokens, its outputs a loss and its outputs predictions.
+
+A task is one file in this package and one line in the registry (`lora.tasks`). Nothing else knows a task by name.
+Shapes: b row, t token, v vocabulary, c class.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Encoded:
+    """Rows as token ids, with what happened to them on the way.
+
+    Attributes:
+        examples: one dict per kept row: ``input_ids`` (list of int) and whatever else the task's ``collate`` needs.
+        lengths: number of tokens of each example.
+        supervised: number of supervised positions (tokens or labels) of each example.
+        truncated: how many rows were longer than ``max_length``.
+        notes: what a user should know, in full sentences (truncation, dropped rows).
+    """
+
+    examples: list[dict[str, Any]]
+    lengths: list[int]
+    supervised: list[int]
+    truncated: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+class Task(ABC):
+    """One kind of supervision. Instances hold what was learned from the training rows (label names) and nothing else."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
+    best_metric: ClassVar[str]  # key of `metrics` that picks the best checkpoint
+    greater_is_better: ClassVar[bool]
+
+    @classmethod
+    @abstractmethod
+    def from_rows(cls, rows: list[Row], columns: Any) -> Task:
+        """Learn label names and the like from training rows. Raises DataError naming the rows at fault."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """JSON-serialisable state, stored beside the adapter. ``tasks.from_state`` restores the task."""
+
+    def model_options(self) -> dict[str, Any]:
+        """Keyword arguments for ``from_pretrained`` (``num_labels``, ``id2label``, ``problem_type``)."""
+        return {}
+
+    @abstractmethod
+    def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
+        """Tokenise ``rows``. With ``supervised=False`` labels may be absent (prediction)."""
+
+    @abstractmethod
+    def collate(self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right") -> dict[str, Tensor]:
+        """Pad ``examples`` to one batch of tensors: ``input_ids`` (b, t), ``attention_mask`` (b, t), ``labels``, …"""
+
+    @abstractmethod
+    def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Loss sums (b,) in fp32 and numbers of supervised positions (b,): sums until the last division."""
+
+    @abstractmethod
+    def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[Any]:
+        """One prediction per row, as plain Python: what ``metrics`` and ``lora predict`` consume."""
+
+    @abstractmethod
+    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+        """The true answer of each example, in the form that ``metrics`` compares with ``predictions``."""
+
+    @abstractmethod
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """Metrics of one adapter: a flat dict of floats, and nested ones for per-class and confusion tables."""
