@@ -298,4 +298,7 @@ def save_config(config: RunConfig) -> str:
     """The resolved configuration as YAML text, every default written out."""
     import yaml
 
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    # PyYAML writes U+0085 and its like as they are and reads them as line ends; escaped, they survive.
+    return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)

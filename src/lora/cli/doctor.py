@@ -158,7 +158,7 @@ def torch_report() -> dict[str, Any] | None:
 def matmul_rate(torch: Any, dtype: Any) -> float:
     """GFLOP/s of a matrix product on the CPU.
 
-    Without bf16 instructions a product of 2048³ takes most of a minute, so a small one goes first and a large one, which
+    Without bf16 instructions a product of 2048³ takes most of a minute, so a small one goes first; a large one, which
     tells more, follows only where that was quick.
     """
     rate = 0.0
@@ -211,28 +211,15 @@ def automatic_dtype(report: dict[str, Any]) -> str | None:
     """What ``training.dtype: auto`` comes to here: the answer of training itself, so that the two cannot differ."""
     if not report["torch"] or "error" in report["torch"]:
         return None
-    try:
-        device = import_module("lora.training.device")
-        torch = import_module("torch")
-        return str(device.choose_dtype("auto", best_device(torch))).removeprefix("torch.")
-    except ImportError:
-        return None
-
-
-def best_device(torch: Any) -> Any:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return str(import_module("lora.training.device").choose_dtype("auto")).removeprefix("torch.")
 
 
 def verdict(report: dict[str, Any]) -> dict[str, Any]:
     found = report["torch"]
-    if sys.version_info < (3, 11):
-        return {"can_train": False, "text": "cannot train: Python 3.11 or newer is needed"}
     if found is None or report["missing"]:
         names = ", ".join(re.split(r"[<>=!~\[; ]", item)[0] for item in report["missing"]) or "torch"
         command = pip_command(report["missing"] or ["torch"])
-        return {"can_train": False, "text": f"cannot train: {names} missing. Add with: {command}"}
+        return {"can_train": False, "text": f"cannot train: {names} missing or too old. Add with: {command}"}
     if "error" in found:
         return {"can_train": False, "text": f"cannot train: torch does not load ({found['error']})"}
     where = found["gpus"][0]["name"] if found["gpus"] else f"the CPU, {found['threads']} threads"
@@ -252,11 +239,12 @@ def _short_path(path: str) -> str:
 
 def as_text(report: dict[str, Any]) -> str:
     python, cpu, found = report["python"], report["processor"], report["torch"]
+    features = ", ".join(cpu["features"]) or "no vector features known"
     rows = [
         ("lora", report["lora"]),
         ("Python", f"{python['version']} ({_short_path(python['executable'])})"),
         ("system", python["system"]),
-        ("processor", f"{cpu['name']}, {cpu['cores']} cores, {', '.join(cpu['features']) or 'no vector features known'}"),
+        ("processor", f"{cpu['name']}, {cpu['cores']} cores, {features}"),
         *_torch_rows(found),
         ("memory", _memory_text(report["memory"])),
         ("disk", f"{_size(report['disk']['free'])} free in {report['disk']['path']}"),

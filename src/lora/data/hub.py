@@ -28,14 +28,18 @@ def load_hub(name: str, wanted: list[str], must: str, limit: int | None = None) 
 
 def is_saved(path: Path) -> bool:
     """Whether ``datasets`` wrote this folder with ``save_to_disk``."""
-    return (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and (path / "dataset_info.json").is_file())
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    )
 
 
 def load_saved(path: Path, wanted: list[str], must: str, limit: int | None = None) -> dict[str, list[Row]]:
     """Rows of a folder that ``save_to_disk`` wrote; a single data set serves as ``must``."""
     import datasets
 
-    found = _guarded(f"{path}: not readable as a saved data set", lambda: datasets.load_from_disk(str(path)), "save it anew")
+    found = _guarded(
+        f"{path}: not readable as a saved data set", lambda: datasets.load_from_disk(str(path)), "save it anew"
+    )
     return _rows(str(path), found, wanted, must, limit)
 
 

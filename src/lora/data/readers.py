@@ -1,6 +1,7 @@
 """Files to rows: one reader for each kind of file, every error with the file's name and the line.
 
-Nothing is guessed about the meaning of columns here (`lora.data.columns` does). CSV and TSV give strings for everything.
+Nothing is guessed about the meaning of columns here (`lora.data.columns` does). CSV and TSV give strings for
+everything.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     for mark, name in _OTHER_MARKS:
         if raw.startswith(mark):
-            raise DataError(f"{path}: is {name}, not UTF-8; re-encode it: iconv -f {name} -t UTF-8 {path.name} > utf8_{path.name}")
+            raise DataError(
+                f"{path}: is {name}, not UTF-8; re-encode it: iconv -f {name} -t UTF-8 {path.name} > utf8_{path.name}"
+            )
     raw = raw.removeprefix(codecs.BOM_UTF8)
     if not raw.strip():
         raise DataError(f"{path}: is empty; remove it or fill it with rows")
@@ -76,7 +79,7 @@ def _parse_jsonl(path: Path, text: str, limit: int | None) -> list[Row]:
             if isinstance(value, dict):
                 rows.append(value)
             else:
-                broken.append(f"line {number}: {_kind(value)}, not an object like {{\"text\": …}}: {_cut(line)}")
+                broken.append(f'line {number}: {_kind(value)}, not an object like {{"text": …}}: {_cut(line)}')
         if limit is not None and len(rows) + len(broken) >= limit:
             break
     _raise_broken(path, broken, "correct these lines, or rename the file to .json where it is one JSON value"
@@ -114,13 +117,15 @@ def _json_rows(path: Path, value: Any, where: str, limit: int | None) -> list[Ro
         sizes = {key: len(column) for key, column in value.items()}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{key} {size}" for key, size in sizes.items())
-            raise DataError(f"{path}: {where}columns of unequal length ({listed}); every column needs a value for every row")
+            raise DataError(
+                f"{path}: {where}columns of unequal length ({listed}); every column needs a value for every row"
+            )
         value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
         keys = f" with the keys {', '.join(map(str, list(value)[:8]))}" if isinstance(value, dict) else ""
         raise DataError(
-            f"{path}: {where}{_kind(value)}{keys}; expected a list of objects, {{\"data\": [...]}}, "
-            f"{{\"train\": [...], \"test\": [...]}} or a dict of columns"
+            f'{path}: {where}{_kind(value)}{keys}; expected a list of objects, {{"data": [...]}}, '
+            f'{{"train": [...], "test": [...]}} or a dict of columns'
         )
     value = value[:limit]
     broken = [
@@ -128,7 +133,7 @@ def _json_rows(path: Path, value: Any, where: str, limit: int | None) -> list[Ro
         for number, item in enumerate(value, start=1)
         if not isinstance(item, dict)
     ]
-    _raise_broken(path, broken, "every element must be an object like {\"text\": …}")
+    _raise_broken(path, broken, 'every element must be an object like {"text": …}')
     return _not_empty(path, value)
 
 
@@ -153,7 +158,9 @@ def read_tsv(path: Path, limit: int | None = None) -> list[Row]:
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line on which the record begins, its fields); blank lines are skipped."""
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the default of 128 KiB is less than one long document
+    csv.field_size_limit(
+        max(csv.field_size_limit(), len(text))
+    )  # the default of 128 KiB is less than one long document
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
     while True:
@@ -191,7 +198,9 @@ def _read_delimited(path: Path, text: str, delimiter: str, limit: int | None) ->
         if limit is not None and len(rows) + len(broken) >= limit:
             break
     separator = {"\t": "tab"}.get(delimiter, delimiter)
-    _raise_broken(path, broken, f"a field that holds a separator ({separator}) or a line break must stand in double quotes")
+    _raise_broken(
+        path, broken, f"a field that holds a separator ({separator}) or a line break must stand in double quotes"
+    )
     return _not_empty(path, rows, " but a header")
 
 
@@ -227,7 +236,9 @@ def name_classes(rows: list[Row], features: dict[str, Any]) -> None:
 
         def name(value: Any, names: list[str] = names) -> Any:
             # -1 is Hugging Face's mark of a label that is withheld
-            return names[value] if isinstance(value, int) and 0 <= value < len(names) else (None if value == -1 else value)
+            return (
+                names[value] if isinstance(value, int) and 0 <= value < len(names) else (None if value == -1 else value)
+            )
 
         for row in rows:
             value = row.get(column)
@@ -244,7 +255,8 @@ def read_txt(path: Path, limit: int | None = None) -> list[Row]:
 
 
 READERS: dict[str, Callable[[Path, int | None], list[Row] | dict[str, list[Row]]]] = {
-    ".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_tsv, ".parquet": read_parquet, ".txt": read_txt,
+    ".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_tsv, ".parquet": read_parquet,
+    ".txt": read_txt,
 }  # fmt: skip
 
 
@@ -262,7 +274,9 @@ def read_file(path: Path, limit: int | None = None) -> list[Row] | dict[str, lis
 def _raise_broken(path: Path, broken: list[str], remedy: str) -> None:
     if broken:
         more = [f"… and {len(broken) - SHOWN} more"] if len(broken) > SHOWN else []
-        raise DataError("\n  ".join([f"{path}: {len(broken)} rows cannot be read:", *broken[:SHOWN], *more]) + f"\n{remedy}")
+        raise DataError(
+            "\n  ".join([f"{path}: {len(broken)} rows cannot be read:", *broken[:SHOWN], *more]) + f"\n{remedy}"
+        )
 
 
 def _not_empty(path: Path, rows: list[Row], besides: str = "") -> list[Row]:

@@ -1,8 +1,8 @@
 """A source, as the user names it, to rows: a file, a folder, a hub id; ``#500`` behind it takes the first 500 rows.
 
-A folder is read by the names of its files: ``train``, ``validation`` (or ``valid``, ``dev``, ``val``, ``eval``) and ``test``, also
-as ``train-00000-of-00003.parquet``, or folders of these names. A folder without such names is training data if it holds one
-readable file, numbered parts of one, or plain text files only.
+A folder is read by the names of its files: ``train``, ``validation`` (or ``valid``, ``dev``, ``val``, ``eval``) and
+``test``, also as ``train-00000-of-00003.parquet``, or folders of these names. A folder without such names is training
+data if it holds one readable file, numbered parts of one, or plain text files only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def load_splits(config: DataConfig) -> Splits:
     rows, sources, notes = _load(config.train, wanted, must="train")
     if config.validation is not None:
         if config.validation == config.train:
-            # The same folder for both means its validation split; the same file would be an evaluation on training data.
+            # The same folder for both means its validation split; the same file would mean evaluating on training data.
             more, found, said = _load(config.validation, ["validation"], must="validation", strict=True)
         else:
             more, found, said = _load(config.validation, ["validation"], must="validation")
@@ -99,7 +99,9 @@ def _load(source: str, wanted: list[str], must: str, strict: bool = False) -> Lo
     plan = {must: files[None]} if None in files else {name: files[name] for name in wanted if name in files}
     if must not in plan or (strict and None in files):
         have = ", ".join(name for name in files if name) or "rows without the name of a split"
-        raise DataError(f"{path}: has no {must} split (it has: {have}); name the file or folder to use, as in {path}/<name>")
+        raise DataError(
+            f"{path}: has no {must} split (it has: {have}); name the file or folder to use, as in {path}/<name>"
+        )
     for split, paths in plan.items():
         parts = [read_file(file, limit) for file in paths]
         for file, part in zip(paths, parts, strict=True):
@@ -110,7 +112,9 @@ def _load(source: str, wanted: list[str], must: str, strict: bool = False) -> Lo
     return {name: some[:limit] for name, some in rows.items()}, sources, notes
 
 
-def _of_file(file: Path, part: list[Row] | dict[str, list[Row]], split: str, wanted: list[str], must: str) -> dict[str, list[Row]]:
+def _of_file(
+    file: Path, part: list[Row] | dict[str, list[Row]], split: str, wanted: list[str], must: str
+) -> dict[str, list[Row]]:
     """Rows per split of what one file held: usually one lot; a .json file may hold several."""
     if isinstance(part, list):
         return {split: part}
@@ -203,5 +207,7 @@ def rows_sha256(rows: list[Row]) -> str:
     """SHA-256 of rows that come from no file of ours: of their JSON, keys sorted."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        digest.update(
+            json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        )
     return digest.hexdigest()

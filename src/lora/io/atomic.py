@@ -13,27 +13,35 @@ from lora.errors import SaveError
 
 
 @contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
+def atomic_folder(folder: str | Path, keep_others: bool = False) -> Iterator[Path]:
     """A new folder to write to, which takes the place of ``folder`` when the block ends without an error.
 
     On an error, or a kill at any moment, what was at ``folder`` before is still there (after a kill between the two
     renames under its ``.old`` name, which `recover` puts back).
 
+    Args:
+        folder: where the new folder is to stand.
+        keep_others: files of the old folder that the block did not write stay.
+
     Raises:
         SaveError: disk full, no permission, or a file of that name in the way.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # a link stays a link: what it leads to is replaced
     stage, old = _beside(folder, f"tmp-{os.getpid()}"), _beside(folder, "old")
     try:
         with saving(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             if folder.exists() and not folder.is_dir():
                 raise SaveError(f"{folder}: is a file; a folder is to be written there. Name another place")
+            if folder == Path.cwd():
+                raise SaveError(f"{folder}: is the working folder, which cannot be replaced; name a folder inside it")
             recover(folder)
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
         yield stage
         with saving(folder):
+            if keep_others and folder.is_dir():
+                _carry_over(folder, stage)
             for path in stage.rglob("*"):
                 if path.is_file():
                     _flush(path)
@@ -45,6 +53,25 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        recover(folder)
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    """Give ``new`` what ``old`` has and it has not; by hard links, so that large files cost nothing."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    for entry in old.iterdir():
+        if (new / entry.name).exists():
+            continue
+        if entry.is_dir():
+            shutil.copytree(entry, new / entry.name, copy_function=link)
+        else:
+            link(str(entry), str(new / entry.name))
 
 
 def recover(folder: str | Path) -> None:

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from lora.model.heads import newly_initialised, task_heads
-from lora.model.targets import unwrapped_modules
+from lora.model.tree import unwrapped_modules
 
 SAMPLE = 64  # values per tensor: tells two checkpoints of one architecture apart at a cost independent of their size
 
 
 @torch.no_grad()
 def fingerprint(base: nn.Module) -> str:
-    """Hash of ``base``'s frozen weights, the same in any floating-point type and with or without adapters on it.
+    """Hash of ``base``'s frozen weights, the same in fp32 and bf16 and with or without adapters on it.
 
     Task heads and newly initialised parameters are left out: they differ from load to load.
     """
@@ -28,7 +28,7 @@ def fingerprint(base: nn.Module) -> str:
                 continue
             flat = parameter.detach().reshape(-1)
             step = max(1, flat.numel() // SAMPLE)
-            # bfloat16 is what all floating-point types round to alike; fp16 bases lose range, not these bits.
+            # A checkpoint rounded to bf16 is the same model. (One rounded to fp16 first may round differently.)
             values = flat[::step][:SAMPLE]
             if values.is_floating_point():
                 values = values.to("cpu", torch.bfloat16).view(torch.int16)

@@ -20,7 +20,8 @@ from lora.core.variant import variants
 from lora.errors import AdapterFileError
 from lora.io.atomic import atomic_folder, recover, saving
 from lora.io.fingerprint import fingerprint
-from lora.model.targets import inner, matches, output_heads, unwrapped_modules
+from lora.model.heads import input_embedding, output_heads
+from lora.model.tree import inside, matches, unwrapped_modules
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 PREFIX = "base_model.model."
 EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # PEFT stores the base weight along when one of these is targeted
+# Modules that PEFT trains in full for a task whatever the configuration says; a folder must hold them.
+PEFT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 TASK_TYPES = {
     "SequenceClassification": "SEQ_CLS", "CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
@@ -39,14 +42,15 @@ TASK_TYPES = {
 
 
 def save_adapter(model: LoRA, name: str, folder: str | Path) -> Path:
-    """Write adapter ``name`` to ``folder``, atomically: a failure leaves what was there before.
+    """Write adapter ``name`` to ``folder``, atomically: a failure leaves what was there before, and so do other files.
 
     Raises:
+        RoutingError: no adapter of that name.
         SaveError: disk full or no permission.
     """
     folder = Path(folder)
     tensors, config, sidecar = adapter_tensors(model, name), adapter_config(model, name), _sidecar(model, name)
-    with atomic_folder(folder) as stage, saving(folder):
+    with atomic_folder(folder, keep_others=True) as stage, saving(folder):
         save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
         (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (stage / SIDECAR).write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -69,24 +73,17 @@ def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
         out |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict().items()}
     for path in _embeddings_to_store(model, set(slots), set(model.owned(name))):
         infix = ".base_layer" if path in slots else ""
-        out[f"{PREFIX}{path}{infix}.weight"] = modules[path].weight
+        out |= {f"{PREFIX}{path}{infix}.{key}": tensor for key, tensor in modules[path].state_dict().items()}
     return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in out.items()}
 
 
 def _embeddings_to_store(model: LoRA, slots: set[str], owned: set[str]) -> list[str]:
-    """Embeddings whose frozen weight goes along: targeted ones, and all of them after the vocabulary was resized."""
-    modules = unwrapped_modules(model.base)
-    get = getattr(model.base, "get_input_embeddings", None)
-    try:
-        entrance = get() if callable(get) else None
-    except NotImplementedError:
-        entrance = None
-    paths = [path for path, module in modules.items() if entrance is not None and module is inner(entrance)]
-    paths += sorted(output_heads(model.base))
-    targeted = any(path.rsplit(".", 1)[-1] in EMBEDDING_NAMES for path in slots)
-    if not targeted and not _vocabulary_resized(model.base):
-        return []
-    return [path for path in paths if path not in owned and hasattr(modules[path], "weight")]
+    """Embeddings whose frozen weight PEFT stores along: the targeted ones, or both after the vocabulary was resized."""
+    entrance = input_embedding(model.base)
+    paths = [*([entrance] if entrance else []), *sorted(output_heads(model.base))]
+    if any(path.rsplit(".", 1)[-1] in EMBEDDING_NAMES for path in slots):
+        return [path for path in paths if path in slots]
+    return [path for path in paths if path not in owned] if _vocabulary_resized(model.base) else []
 
 
 def _vocabulary_resized(base: nn.Module) -> bool:
@@ -109,7 +106,7 @@ def adapter_config(model: LoRA, name: str) -> dict[str, Any]:
     modules = unwrapped_modules(model.base)
     out: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": _task_type(model.base),
+        "task_type": _task_type(model.base, list(model.owned(name))),
         "base_model_name_or_path": getattr(getattr(model.base, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
         "r": config.rank,
@@ -147,9 +144,12 @@ def target_names(targets: list[str], modules: list[str]) -> list[str]:
     return sorted(names)
 
 
-def _task_type(base: nn.Module) -> str | None:
+def _task_type(base: nn.Module, owned: list[str]) -> str | None:
+    """PEFT's word for the task; none where PEFT would then look for a head that this adapter does not hold."""
     class_name = type(base).__name__
-    return next((task for ending, task in TASK_TYPES.items() if class_name.endswith(ending)), None)
+    task = next((task for ending, task in TASK_TYPES.items() if class_name.endswith(ending)), None)
+    heads = [path for path in unwrapped_modules(base) if path.endswith(PEFT_HEADS.get(str(task), ("\0",)))]
+    return task if all(inside(path, owned) for path in heads) else None
 
 
 def _sidecar(model: LoRA, name: str) -> dict[str, Any]:
@@ -170,7 +170,9 @@ def _sidecar(model: LoRA, name: str) -> dict[str, Any]:
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load_adapter(model: LoRA, folder: str | Path, name: str | None = None, *, trainable: bool = True, allow_other_base: bool = False) -> str:
+def load_adapter(
+    model: LoRA, folder: str | Path, name: str | None = None, *, trainable: bool = True, allow_other_base: bool = False
+) -> str:
     """Load an adapter folder written by `save_adapter` or by PEFT; returns its name in the model.
 
     Everything is checked before the model is touched: every tensor must have its place and every place its tensor.
@@ -187,10 +189,9 @@ def load_adapter(model: LoRA, folder: str | Path, name: str | None = None, *, tr
     """
     from lora.io.peft_load import place, plan, read_folder
 
-    folder = resolve_folder(folder)
-    stored = read_folder(folder)
-    planned = plan(model, stored, allow_other_base)
-    name = folder.name if name is None else name
+    if name is None:
+        name = Path(folder).expanduser().resolve().name  # of a hub id its last part, not the snapshot's hash
+    planned = plan(model, read_folder(resolve_folder(folder)), allow_other_base)
     place(model, name, planned, trainable)
     return name
 

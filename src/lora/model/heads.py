@@ -5,7 +5,33 @@ from __future__ import annotations
 from torch import nn
 
 from lora.errors import TargetError
-from lora.model.targets import matches, output_heads, summary, unwrapped_modules
+from lora.model.tree import inner, inside, outermost, summary, unwrapped_modules
+
+
+def output_heads(model: nn.Module) -> set[str]:
+    """Paths of the output embedding (``lm_head``), which belongs to the pretrained model."""
+    get = getattr(model, "get_output_embeddings", None)
+    try:
+        head = get() if callable(get) else None
+    except (AttributeError, NotImplementedError):
+        head = None
+    if head is None:
+        return set()
+    head = inner(head)
+    return {path for path, module in unwrapped_modules(model).items() if module is head}
+
+
+def input_embedding(model: nn.Module) -> str | None:
+    """Path of the token embedding, or None where the model has none or does not say."""
+    get = getattr(model, "get_input_embeddings", None)
+    try:
+        entrance = get() if callable(get) else None
+    except (AttributeError, NotImplementedError):
+        entrance = None
+    if entrance is None:
+        return None
+    entrance = inner(entrance)
+    return next((path for path, module in unwrapped_modules(model).items() if module is entrance), None)
 
 
 def newly_initialised(model: nn.Module) -> list[str]:
@@ -35,7 +61,7 @@ def task_heads(model: nn.Module) -> list[str]:
     embeddings = output_heads(model)
     heads = []
     for name, module in model.named_children():
-        holds_embedding = any(path == name or path.startswith(name + ".") for path in embeddings)
+        holds_embedding = any(inside(path, [name]) for path in embeddings)
         if name != prefix and not holds_embedding and any(True for _ in module.parameters()):
             heads.append(name)
     return heads
@@ -44,23 +70,24 @@ def task_heads(model: nn.Module) -> list[str]:
 def modules_to_own(model: nn.Module, requested: list[str] | None) -> list[str]:
     """Paths of the modules an adapter gets its own full copy of.
 
-    ``requested`` names modules as targets do; None means the task heads and the modules of newly initialised
+    ``requested`` names modules by how their paths end; None means the task heads and the modules of newly initialised
     parameters; an empty list means none. Raises TargetError for a name that matches nothing.
     """
+    if requested is None:
+        new = [path.rpartition(".")[0] for path in newly_initialised(model)]
+        return ending_in(model, [*task_heads(model), *(path for path in new if path)])
+    for name in requested:
+        if not ending_in(model, [name]):
+            raise TargetError(f"modules_to_save: {name!r} matches no module; there are: {summary(unwrapped_modules(model))}")
+    return ending_in(model, requested)
+
+
+def ending_in(model: nn.Module, names: list[str]) -> list[str]:
+    """Modules with parameters whose path ends in one of ``names``, as PEFT reads ``modules_to_save``.
+
+    Letter by letter, not part by part: PEFT takes DistilBERT's ``pre_classifier`` for ``classifier`` too. A folder that
+    it is to read must hold what it will look for, so the same is taken here.
+    """
     modules = unwrapped_modules(model)
-    if requested is not None:
-        found: list[str] = []
-        for name in requested:
-            hits = [path for path in modules if matches(path, [name])]
-            if not hits:
-                raise TargetError(f"modules_to_save: {name!r} matches no module; there are: {summary(modules)}")
-            found += [path for path in hits if any(True for _ in modules[path].parameters())]
-        return outermost(found)
-    new = [path.rpartition(".")[0] for path in newly_initialised(model)]
-    return outermost([*task_heads(model), *(path for path in new if path)])
-
-
-def outermost(paths: list[str]) -> list[str]:
-    """``paths`` without duplicates and without those that lie inside another."""
-    unique = list(dict.fromkeys(paths))
-    return [path for path in unique if not any(path.startswith(other + ".") for other in unique)]
+    hits = [path for path in modules if path.endswith(tuple(names))]
+    return outermost(path for path in hits if any(True for _ in modules[path].parameters()))

@@ -6,7 +6,7 @@ from torch import nn
 
 from lora.core.layer import AdaptedLayer, OwnedModule
 from lora.core.routing import Router
-from lora.model.targets import inner
+from lora.model.tree import inner
 
 
 def wrap_layer(model: nn.Module, path: str, router: Router) -> AdaptedLayer:

@@ -21,7 +21,9 @@ from lora.errors import ConfigError, RoutingError, TargetError
 from lora.model.heads import modules_to_own
 from lora.model.inject import unwrap, wrap_layer, wrap_owned
 from lora.model.merge import merge, plain_copy
-from lora.model.targets import Target, TargetReport, find_targets, inner, share_tied, summary
+from lora.model.targets import Target, TargetReport, find_targets
+from lora.model.ties import refuse_half_of_a_tie, share_tied
+from lora.model.tree import inner, summary
 
 
 class LoRA(nn.Module):
@@ -106,6 +108,8 @@ class LoRA(nn.Module):
         if unfit:
             raise TargetError(f"variant {config.variant!r} cannot sit on {unfit[0]} ({len(unfit)} such); exclude it")
         tied = share_tied(self.base, config, report)
+        if exact is None and config.tie_embeddings is not False:
+            refuse_half_of_a_tie(self.base, owned)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
 
         self.adapters[name] = config

@@ -1,0 +1,59 @@
+"""``lora eval``: measure an adapter beside its base model."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from lora.cli.options import config_options
+
+
+@click.command()
+@click.argument("adapter", metavar="ADAPTER")
+@click.option("--model", "-m", metavar="BASE", help="the base model (default: the one the adapter names)")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--baseline/--no-baseline", default=True, show_default=True, help="measure the base model in the same pass")
+@click.option("--latency/--no-latency", default=True, show_default=True, help="time single rows and throughput")
+@click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+@click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")
+@click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
+@config_options("data")
+def command(
+    adapter: str, model: str | None, batch_size: int, baseline: bool, latency: bool, as_json: bool, output: str | None,
+    allow_other_base: bool, overrides: dict[str, object],
+) -> None:  # fmt: skip
+    """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows: --data FILE.
+
+    \b
+    lora eval run --data test.jsonl
+    """
+    from lora.cli import quiet_libraries
+    from lora.config import load_config
+    from lora.errors import ConfigError
+
+    config = load_config(None, overrides).data
+    if not config.train:
+        raise ConfigError("--data: name the file, folder or hub id with the rows to evaluate on")
+    quiet_libraries()
+    from lora.cli.show import say, show_evaluation
+    from lora.data.sources import load_rows
+    from lora.evaluation.evaluate import evaluate
+    from lora.io.atomic import write_text
+    from lora.workflow import load_tuned
+
+    rows = load_rows(config.train)
+    tuned, name, tokenizer, task = load_tuned(adapter, model, allow_other_base=allow_other_base)
+    evaluation = evaluate(
+        tuned, rows, tokenizer=tokenizer, task=task, adapters=[name], baseline=baseline, batch_size=batch_size,
+        max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
+    )  # fmt: skip
+    for note in evaluation.notes:
+        say(note)
+    text = json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    if output:
+        write_text(output, text + "\n")
+    if as_json:
+        print(text)
+    else:
+        show_evaluation(evaluation)

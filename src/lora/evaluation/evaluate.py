@@ -1,0 +1,138 @@
+"""``evaluate``: metrics of adapters beside those of their base, from one pass over the data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora.config import DataConfig
+from lora.core.routing import BASE
+from lora.errors import ConfigError, ModelError
+from lora.evaluation.inputs import Inputs, chosen_adapters, prepare
+from lora.evaluation.reference import constant_answer
+from lora.evaluation.result import Evaluation
+from lora.evaluation.speed import PeakMemory, measure_speed
+from lora.model.heads import newly_initialised, task_heads
+from lora.tasks import Encoded, Row, Task
+from lora.tasks.inference import evaluating, forward, infer, to_device
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+def evaluate(
+    model: LoRA,
+    data: str | Path | Iterable[Row] | Encoded,
+    *,
+    tokenizer: Any = None,
+    task: Task | None = None,
+    adapters: list[str] | str | None = None,
+    baseline: bool = True,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    latency: bool = True,
+    latency_rows: int = 64,
+    data_config: DataConfig | None = None,
+) -> Evaluation:
+    """Measure adapters on labelled data, the base beside them in the same pass.
+
+    >>> evaluation = evaluate(model, "test.jsonl")
+    >>> evaluation["default"]["accuracy"], evaluation["base"]["accuracy"]
+
+    Args:
+        data: a file, folder (its test split, else validation) or hub id; rows as dicts (a list, a ``datasets.Dataset``); or tokenised rows.
+        tokenizer: default: that of the base model's folder.
+        task: default: the one stored with the adapter, else read from the rows.
+        adapters: default: all of the model's.
+        baseline: run ``"base"`` too.
+        batch_size: rows of one forward pass, adapters together.
+        max_length: tokens kept of a row; default: as in training, else what the model takes.
+        latency: measure speed and peak memory too (on CUDA this resets torch's peak counter).
+        latency_rows: single rows that latency is measured on.
+        data_config: column names where they differ from those in training, and how to read rows without a stored task.
+
+    Raises:
+        ConfigError, RoutingError: no task, several tasks, an unknown adapter.
+        DataError: no rows, rows at fault, labels that training has not seen.
+        ModelError: the model's outputs do not fit the task.
+    """
+    for name, value in (("batch_size", batch_size), ("latency_rows", latency_rows)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    started = time.perf_counter()
+    names = chosen_adapters(model, adapters, baseline)
+    inputs = prepare(model, data, names, tokenizer, task, max_length, data_config)
+    task, encoded = inputs.task, inputs.encoded
+    names = _fitting(model, inputs, names)
+    # Without measuring, the peak counter of a surrounding training run is left alone.
+    with PeakMemory(model) if latency else nullcontext() as peak:
+        outcomes = infer(model, task, encoded, names, pad_token_id=inputs.pad_token_id, batch_size=batch_size)
+        speed = {}
+        if latency:
+            speed = measure_speed(
+                model, task, encoded, names, pad_token_id=inputs.pad_token_id, batch_size=batch_size, rows=latency_rows
+            )
+    targets = task.targets(encoded.examples)
+    metrics = {name: task.metrics(out.predictions, targets, out.loss_sum, out.count) for name, out in outcomes.items()}
+    return Evaluation(
+        metrics=metrics,
+        rows=len(encoded),
+        truncated=encoded.truncated,
+        notes=inputs.notes,
+        task=task.name,
+        best_metric=task.best_metric,
+        greater_is_better=task.greater_is_better,
+        untrained_head=BASE in names and has_untrained_head(model),
+        reference=constant_answer(task, outcomes[names[0]].predictions, targets),
+        speed=speed,
+        peak_memory_bytes=peak.bytes if peak else None,
+        peak_memory_kind=peak.kind if peak else None,
+        seconds=time.perf_counter() - started,
+        source=inputs.source,
+    )
+
+
+def has_untrained_head(model: LoRA) -> bool:
+    """Whether the base's task head was made up when it was loaded, so that its answers are guesses."""
+    heads = task_heads(model.base)
+    return any(name == head or name.startswith(head + ".") for name in newly_initialised(model.base) for head in heads)
+
+
+@torch.no_grad()
+def _fitting(model: LoRA, inputs: Inputs, names: list[str]) -> list[str]:
+    """Those of ``names`` whose outputs fit the task, found with one row; a base whose head does not fit is left out with a note.
+
+    Raises ModelError where an adapter does not fit, or nothing is left: an index error deep inside a loss tells no one why.
+    """
+    shortest = min(range(len(inputs.encoded)), key=inputs.encoded.lengths.__getitem__)
+    batch = to_device(inputs.task.collate([inputs.encoded.examples[shortest]], inputs.pad_token_id), model)
+    kept = []
+    with evaluating(model):
+        for name in names:
+            problem = _misfit(model, inputs.task, forward(model, batch, [name]))
+            if problem is None:
+                kept.append(name)
+            elif name != BASE or len(names) == 1:
+                raise ModelError(f"{name}: {problem}")
+            else:
+                inputs.notes.append(f"The base was left out of the comparison: {problem}.")
+    return kept
+
+
+def _misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
+    """Why ``outputs`` of one row are not what ``task`` reads; None if they are."""
+    logits = getattr(outputs, "logits", None)
+    per_token = task.auto_class.endswith("CausalLM")
+    if logits is None or logits.dim() != (3 if per_token else 2):
+        return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {type(model.base).__name__}"
+    labels = len(getattr(task, "labels", ()))
+    if not per_token and logits.shape[-1] < labels:
+        return f"its head has {logits.shape[-1]} outputs and the task {labels} labels; load the base with num_labels={labels}"
+    return None

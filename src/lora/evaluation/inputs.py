@@ -1,0 +1,193 @@
+"""From whatever the caller calls data to token ids: which adapters, which task, which rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora.config import DataConfig
+from lora.core.routing import BASE
+from lora.data.columns import recognise
+from lora.data.sources import load_rows
+from lora.errors import AdapterFileError, ConfigError, DataError
+from lora.model.base import load_tokenizer, longest_row, pad_token_id
+from lora.model.lora import LoRA
+from lora.tasks import Encoded, Row, Task, from_state, task_class
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COLUMNS = ("text", "text_pair", "label", "prompt", "completion")  # what DataConfig names as `<role>_column`
+
+
+@dataclass
+class Inputs:
+    """Tokenised rows and all that a pass over them needs.
+
+    Attributes:
+        source: file, folder or hub id; None for rows given directly.
+        notes: what a user should know, in full sentences.
+    """
+
+    task: Task
+    encoded: Encoded
+    pad_token_id: int
+    source: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    model: LoRA,
+    data: Any,
+    names: Sequence[str],
+    tokenizer: Any = None,
+    task: Task | None = None,
+    max_length: int | None = None,
+    config: DataConfig | None = None,
+) -> Inputs:
+    """Tokenise labelled ``data`` for the adapters ``names``.
+
+    Raises:
+        ConfigError: no task is known, or the adapters have different ones.
+        DataError: rows that cannot be used, or none.
+        ModelError: no tokenizer, or ``max_length`` is above what the model takes.
+    """
+    config = config or DataConfig()
+    task = task or stored_task(model, names)
+    if isinstance(data, Encoded):
+        if task is None:
+            raise ConfigError("tokenised data need a task: pass task=, or use an adapter that stores its own")
+        inputs = Inputs(task, data, _pad_id(model, tokenizer))
+    else:
+        rows, source, notes = rows_of(data)
+        if task is None:
+            task, note = task_from_rows(model, rows, config)
+            notes.append(note)
+        task = with_columns(task, config)
+        tokenizer = tokenizer or tokenizer_of(model)
+        length = length_for(model, names, tokenizer, max_length or config.max_length)
+        inputs = Inputs(task, task.encode(rows, tokenizer, length), pad_token_id(tokenizer, model.base), source, notes)
+    if not len(inputs.encoded):
+        raise DataError("there are no rows to evaluate on")
+    if not sum(inputs.encoded.supervised):
+        raise DataError("the tokenised rows carry no labels, so there is nothing to compare with; encode them with supervised=True")
+    inputs.notes += inputs.encoded.notes
+    return inputs
+
+
+def chosen_adapters(model: Any, adapters: Sequence[str] | str | None, baseline: bool = False) -> list[str]:
+    """Names to run, each once: those given, else all of the model's; with ``baseline`` the base comes first."""
+    if not isinstance(model, LoRA):
+        raise ConfigError(f"a LoRA model is needed, not {type(model).__name__}; for one without adapters: LoRA(model, name=None)")
+    given = [adapters] if isinstance(adapters, str) else list(model.adapters if adapters is None else adapters)
+    model.router.check(given)
+    return list(dict.fromkeys([BASE, *given] if baseline or not given else given))
+
+
+def stored_task(model: LoRA, names: Sequence[str]) -> Task | None:
+    """The task that the adapters ``names`` store; None where none stores one. For the base alone, its adapters' task.
+
+    Raises ConfigError where they differ: one set of metrics cannot compare different tasks.
+    """
+    of = [name for name in names if name != BASE] or list(model.adapters)
+    states = {name: state for name in of if (state := model.notes.get(name, {}).get("task"))}
+    if not states:
+        return None
+    (first, state), *others = states.items()
+    other = next((name for name, its in others if its != state), None)
+    if other is not None:
+        raise ConfigError(
+            f"adapters {first!r} and {other!r} were trained for different tasks (or labels, or columns); evaluate them one at a "
+            f"time (adapters={first!r}), or pass the task= to measure both by"
+        )
+    try:
+        return from_state(state)
+    except (KeyError, TypeError) as error:
+        raise AdapterFileError(f"adapter {first!r}: the task stored with it cannot be read here ({error}); pass task=") from None
+
+
+def task_from_rows(model: LoRA, rows: list[Row], config: DataConfig) -> tuple[Task, str]:
+    """Task and labels read from the rows, and a sentence about it; the order of the labels is the model's, where it says one."""
+    columns = recognise(rows, config)
+    task = task_class(columns.task).from_rows(rows, columns)
+    order = _labels_of(model, getattr(task, "labels", []))
+    if order:
+        task = from_state({**task.state(), "labels": order})
+    return task, f"No task is stored with the adapter, so it was read from these rows. {columns.how}"
+
+
+def _labels_of(model: LoRA, found: list[str]) -> list[str]:
+    """The model's own label names if they cover ``found``; class numbers where it has only LABEL_0, LABEL_1, …; else none."""
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    ordered = [str(names[place]) for place in sorted(names)]
+    if not found:
+        return []
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in ordered):
+        # A class that is missing from these rows must not shift the others to the left.
+        ordered = [str(place) for place in range(len(ordered))]
+    return ordered if set(found) <= set(ordered) else []
+
+
+def with_columns(task: Task, config: DataConfig) -> Task:
+    """``task`` reading the columns that ``config`` names in place of those it was trained with."""
+    state = task.state()
+    named = {role: getattr(config, f"{role}_column") for role in COLUMNS if role in state}
+    changed = {role: name for role, name in named.items() if name is not None and name != state[role]}
+    return from_state({**state, **changed}) if changed else task
+
+
+def rows_of(data: Any) -> tuple[list[Row], str | None, list[str]]:
+    """Rows, where they came from, and notes, from a path or hub id, a list of dicts or a ``datasets.Dataset``."""
+    if isinstance(data, (str, Path)):
+        rows, notes = load_evaluation_rows(str(data))
+        return rows, str(data), notes
+    if isinstance(data, Mapping):
+        splits = ", ".join(map(str, data))
+        raise DataError(f"one data set is needed, and this is a {type(data).__name__} of several ({splits}); pass one of them")
+    if not isinstance(data, Iterable):
+        raise DataError(f"data must be a path, rows as dicts or a datasets.Dataset, not {type(data).__name__}")
+    rows = [dict(row) if isinstance(row, Mapping) else row for row in data]
+    wrong = next((index for index, row in enumerate(rows) if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise DataError(f"row {wrong + 1} is a {type(rows[wrong]).__name__}; each row must be a dict such as {{'text': ..., 'label': ...}}")
+    if not rows:
+        raise DataError("there are no rows to evaluate on")
+    return rows, None, []
+
+
+def load_evaluation_rows(source: str) -> tuple[list[Row], list[str]]:
+    """The test rows of ``source``, else its validation rows; a source without splits is taken as it is.
+
+    A source that has training rows only is an error: measuring on those must be asked for by the file's name.
+    """
+    try:
+        return load_rows(source, "test"), []
+    except DataError as error:
+        if "has no test split" not in str(error):
+            raise
+    return load_rows(source, "validation"), [f"{source} has no test split; its validation split was used."]
+
+
+def length_for(model: LoRA, names: Sequence[str], tokenizer: Any, wanted: int | None) -> int:
+    """Tokens kept of a row: ``wanted``, else the shortest that the adapters were trained with, else what the model takes."""
+    trained = [length for name in names if (length := model.notes.get(name, {}).get("max_length"))]
+    return longest_row(tokenizer, model.base, wanted or min(trained, default=None))
+
+
+def tokenizer_of(model: LoRA) -> Any:
+    """The tokenizer of the base model's own folder. Raises ModelError."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ConfigError("this base model does not say where it was loaded from; pass tokenizer=")
+    return load_tokenizer(name)
+
+
+def _pad_id(model: LoRA, tokenizer: Any) -> int:
+    if tokenizer is not None:
+        return pad_token_id(tokenizer, model.base)
+    found = getattr(getattr(model, "config", None), "pad_token_id", None)
+    # Padding is masked by length, so any id will do where the model itself asks for none.
+    return 0 if found is None else int(found)

@@ -1,0 +1,186 @@
+"""``predict``: an adapter on rows without labels, or on plain strings."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora.core.routing import BASE
+from lora.data.problems import Problems, is_missing
+from lora.data.sources import load_rows
+from lora.errors import ConfigError, DataError, RoutingError
+from lora.evaluation.generation import complete, prompt_length
+from lora.evaluation.inputs import chosen_adapters, length_for, stored_task, tokenizer_of
+from lora.model.base import pad_token_id
+from lora.tasks import Row, Task
+from lora.tasks.inference import infer
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+log = logging.getLogger(__name__)
+
+Rows = Path | Iterable[Row | str]
+CHUNK = 1024  # rows tokenised and answered at a time: memory stays bounded, batches still find rows of like length
+REMEDY = "correct or remove these rows"
+
+
+def predict(model: LoRA, rows: Rows, **options: Any) -> list[dict[str, Any]]:
+    """One answer per row, in the order of the rows. Options as of `predict_iter`; all rows are checked before the first is answered.
+
+    >>> predict(model, ["where is my parcel?"])
+    [{"label": "delivery", "score": 0.93, "probabilities": {"delivery": 0.93, ...}}]
+    """
+    given = _given(rows)
+    listed = given if isinstance(given, list) else list(given)
+    name, task = _task(model, options.get("adapter"), options.get("task"))
+    _checked(task, listed, 0)
+    return list(predict_iter(model, listed, **{**options, "adapter": name, "task": task}))
+
+
+def predict_iter(
+    model: LoRA,
+    rows: Rows,
+    *,
+    adapter: str | None = None,
+    tokenizer: Any = None,
+    task: Task | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    max_new_tokens: int | None = None,
+    on_note: Callable[[str], None] = log.warning,
+    **generation: Any,
+) -> Iterator[dict[str, Any]]:
+    """Answers one by one, in the order of the rows, which are read as they are needed.
+
+    Args:
+        rows: dicts with the columns the adapter was trained on (labels may be absent and are not looked at), plain strings,
+            or a ``Path`` to a data file.
+        adapter: default: the only one; ``"base"`` is the base model.
+        tokenizer: default: that of the base model's folder.
+        task: default: the one stored with the adapter.
+        batch_size: rows of one forward pass.
+        max_length: tokens kept of a row (of a prompt); default: as in training, else what the model takes.
+        max_new_tokens: length of a completion (default 256); causal tasks only, as all further options, which go to ``generate``.
+        on_note: called with what a user should know (rows that were cut); default: a warning in the log.
+
+    Yields:
+        classification ``{"label", "score", "probabilities": {class: p}}``; several labels ``{"labels", "probabilities"}``;
+        regression ``{"value"}``; causal ``{"prompt", "completion"}``, the completion without the prompt.
+
+    Raises:
+        ConfigError, RoutingError: no task stored, which adapter is open, options that the task does not have.
+        DataError: no rows, a column that is missing, cells that are no text; row numbers count over all rows.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    name, task = _task(model, adapter, task)
+    tokenizer = tokenizer or tokenizer_of(model)
+    generates = task.auto_class.endswith("CausalLM")
+    options = {**generation, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
+    if options and not generates:
+        raise ConfigError(f"{', '.join(options)}: the task {task.name} gives a label or a number and generates nothing")
+    if generates:
+        options.setdefault("max_new_tokens", 256)
+        length = prompt_length(model, tokenizer, max_length, options["max_new_tokens"])
+    else:
+        length = length_for(model, [name], tokenizer, max_length)
+    done = 0
+    for chunk in _chunks(_given(rows), CHUNK):
+        ready = _checked(task, chunk, done)
+        encoded = task.encode(ready, tokenizer, length, supervised=False)
+        for note in encoded.notes:
+            on_note(note if len(chunk) < CHUNK and not done else f"Rows {done + 1} to {done + len(chunk)}: {note}")
+        if generates:
+            column = _columns(task)[0]
+            completions = complete(model, task, encoded, name, tokenizer, batch_size=batch_size, **options)
+            yield from ({"prompt": row[column], "completion": text} for row, text in zip(ready, completions, strict=True))
+        else:
+            pad = pad_token_id(tokenizer, model.base)
+            found = infer(model, task, encoded, [name], pad_token_id=pad, batch_size=batch_size, supervised=False)
+            yield from (_answer(task, prediction) for prediction in found[name].predictions)
+        done += len(chunk)
+    if not done:
+        raise DataError("there are no rows to predict on")
+
+
+def _task(model: LoRA, adapter: str | None, task: Task | None) -> tuple[str, Task]:
+    """The adapter's name and its task."""
+    names = chosen_adapters(model, adapter)
+    if adapter is None and len(names) > 1:
+        raise RoutingError(f"predict: name one of the adapters: {', '.join(names)}")
+    task = task or stored_task(model, names)
+    if task is None:
+        source = "the base stores no task" if names[0] == BASE else f"no task is stored with the adapter {names[0]!r}"
+        raise ConfigError(f"{source} (PEFT keeps none); pass task=, e.g. ClassificationTask(labels=[...])")
+    return names[0], task
+
+
+def _given(rows: Any) -> Iterable[Any]:
+    if isinstance(rows, str):
+        raise DataError("rows is a single string; pass a list ([text]), or a pathlib.Path for a file")
+    if isinstance(rows, Path):
+        return load_rows(str(rows), "test")
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise DataError(f"rows must be a list of dicts or strings, or a Path, not {type(rows).__name__}")
+    return rows
+
+
+def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _columns(task: Task) -> list[str]:
+    """Columns that must hold text; the first is what a plain string stands for."""
+    named = (getattr(task, role, None) for role in ("text", "prompt", "text_pair"))
+    return [name for name in named if name is not None]
+
+
+def _checked(task: Task, rows: list[Any], before: int) -> list[Row]:
+    """``rows`` as dicts. Raises DataError naming all rows at fault, counted from the first row of all, ``before`` this chunk."""
+    columns = _columns(task)
+    problems = Problems()
+    out: list[Row] = []
+    for index, given in enumerate(rows, start=before):
+        if isinstance(given, str) and len(columns) > 1:
+            problems.add(f"a string, but the adapter reads {len(columns)} texts ({', '.join(columns)}): pass dicts", index)
+            continue
+        row = {columns[0]: given} if isinstance(given, str) else given
+        if not isinstance(row, Mapping):
+            problems.add(f"neither a dict nor a string ({type(given).__name__})", index)
+            continue
+        out.append(dict(row))
+        for name in columns:
+            problem = _cell_problem(row, name)
+            if problem:
+                problems.add(problem, index)
+    if not rows:
+        raise DataError("there are no rows to predict on")
+    problems.raise_if_any(before + len(rows), REMEDY)
+    return out
+
+
+def _cell_problem(row: Mapping[str, Any], name: str) -> str | None:
+    if name not in row:
+        return f"no column {name!r} (there are: {', '.join(map(str, row)) or 'none'})"
+    value = row[name]
+    if is_missing(value):
+        return f"{name} is missing"
+    if not isinstance(value, str):
+        return f"{name} is of the type {type(value).__name__}, not text"
+    return None if value.strip() else f"{name} is empty"
+
+
+def _answer(task: Task, prediction: Any) -> dict[str, Any]:
+    """A task's prediction as a row of its own: probabilities by name, a bare number under ``value``."""
+    if not isinstance(prediction, dict):
+        return {"value": prediction}
+    labels = getattr(task, "labels", None)
+    if labels and "probabilities" in prediction:
+        return {**prediction, "probabilities": dict(zip(labels, prediction["probabilities"], strict=True))}
+    return dict(prediction)

@@ -1,0 +1,101 @@
+"""What an evaluation came to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora.core.routing import BASE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class Evaluation:
+    """Metrics of every adapter on one data set, the base beside them.
+
+    Attributes:
+        metrics: adapter name -> what `Task.metrics` gave; ``"base"`` first where it ran. ``evaluation[name]`` for short.
+        rows: examples measured on.
+        truncated: rows that were longer than the model takes.
+        task: name of the task; ``best_metric`` is the key of ``metrics`` that it is judged by.
+        untrained_head: the base's task head was made up at random when it was loaded, so its numbers are those of guessing.
+        reference: a constant answer, ``{"name": in words, "metrics": ...}``: what is reached without looking at the text.
+        speed: adapter name -> ``latency_p50_ms``, ``latency_p95_ms``, ``rows_per_second``, ``tokens_per_second``; see `lora.evaluation.speed`.
+        peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
+        seconds: wall-clock time of everything.
+        notes: what a user should know, in full sentences.
+        source: file, folder or hub id of the rows.
+    """
+
+    metrics: dict[str, dict[str, Any]]
+    rows: int
+    truncated: int = 0
+    notes: list[str] = field(default_factory=list)
+    task: str = ""
+    best_metric: str = "loss"
+    greater_is_better: bool = False
+    untrained_head: bool = False
+    reference: dict[str, Any] | None = None
+    speed: dict[str, dict[str, float]] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+    peak_memory_kind: str | None = None
+    seconds: float = 0.0
+    source: str | None = None
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return self.metrics[name]
+
+    @property
+    def base(self) -> str | None:
+        """``"base"`` where it stands beside something tuned, else None."""
+        return BASE if BASE in self.metrics and len(self.metrics) > 1 else None
+
+    @property
+    def tuned(self) -> list[str]:
+        """All that is not the base; the base alone if nothing else was measured."""
+        return [name for name in self.metrics if name != BASE] or list(self.metrics)
+
+    def label(self, name: str) -> str:
+        """``name`` as a table shows it: an untrained head is said."""
+        return f"{name} (untrained head)" if name == BASE and self.untrained_head else name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as values that strict JSON can hold: NaN and infinities are None."""
+        return plain({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)})
+
+    def to_markdown(self) -> str:
+        """Comparison, per-class table and confusions in Markdown, headings of level 2."""
+        from lora.evaluation.tables import markdown
+
+        return markdown(self)
+
+    def table(self) -> Table:
+        """The comparison for a terminal: ``rich.print(evaluation.table())``."""
+        from lora.evaluation.tables import comparison
+
+        return comparison(self).rich()
+
+
+def plain(value: Any) -> Any:
+    """``value`` for strict JSON: dicts with string keys, lists, numbers; NaN and infinities become None, anything else its text."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain({entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)})
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy's and torch's numbers and arrays
+        return plain(value.tolist())
+    return str(value)

@@ -1,0 +1,183 @@
+"""Tables of an evaluation: base beside tuned, per class, and what is confused with what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora.core.routing import BASE
+from lora.evaluation.grid import Cell, Grid
+
+if TYPE_CHECKING:
+    from lora.evaluation.result import Evaluation
+
+MATRIX = 15  # classes; a larger matrix is wider than a page and mostly zeros
+PAIRS = 15  # most confused pairs shown instead
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a number is shown. ``better``: 1 where more is better, -1 where less is, 0 where neither is meant."""
+
+    title: str
+    form: str = ".4f"
+    better: int = 1
+
+
+METRICS = {
+    "accuracy": Metric("accuracy"),
+    "f1_macro": Metric("F1 macro"),
+    "f1_micro": Metric("F1 micro"),
+    "f1_weighted": Metric("F1 weighted"),
+    "hamming": Metric("wrong cells (Hamming loss)", better=-1),
+    "rmse": Metric("RMSE", ".4g", -1),
+    "mae": Metric("MAE", ".4g", -1),
+    "mse": Metric("MSE", ".4g", -1),
+    "r2": Metric("R²"),
+    "pearson": Metric("Pearson's r"),
+    "loss": Metric("loss", better=-1),
+    "perplexity": Metric("perplexity", ",.2f", -1),
+    "token_accuracy": Metric("token accuracy"),
+    "tokens": Metric("supervised tokens", ",.0f", 0),
+}
+SPEED = {
+    "latency_p50_ms": Metric("latency p50, ms (batch of one)", ",.2f", -1),
+    "latency_p95_ms": Metric("latency p95, ms (batch of one)", ",.2f", -1),
+    "rows_per_second": Metric("rows per second (in batches)", ",.1f"),
+    "tokens_per_second": Metric("tokens per second (in batches)", ",.0f"),
+}
+
+
+def comparison(evaluation: Evaluation) -> Grid:
+    """Metrics and speed, the base's column first; a column of differences for one adapter, differences in brackets for several."""
+    names = ([evaluation.base] if evaluation.base else []) + evaluation.tuned
+    single = len(evaluation.tuned) == 1 and evaluation.base is not None
+    headers = ["", *[evaluation.label(name) for name in names], *(["difference"] if single else [])]
+    grid = Grid(f"Evaluation on {evaluation.rows:,} rows", headers, [], [])
+    for table, described in ((evaluation.metrics, _described(evaluation)), (evaluation.speed, SPEED)):
+        if table:
+            grid.rows += [_row(table, key, metric, names, single) for key, metric in described.items()]
+    grid.below = remarks(evaluation)
+    return grid
+
+
+def _described(evaluation: Evaluation) -> dict[str, Metric]:
+    """The plain numbers among the metrics, known ones in the order above, others after them."""
+    first = evaluation[evaluation.tuned[0]]
+    numbers = [key for key, value in first.items() if value is None or isinstance(value, (int, float))]
+    out = {key: metric for key, metric in METRICS.items() if key in numbers}
+    if "hamming" in out:
+        out["accuracy"] = Metric("all labels right")
+    return out | {key: Metric(key, ".4g", 0) for key in numbers if key not in out}
+
+
+def _row(table: dict[str, dict[str, Any]], key: str, metric: Metric, names: list[str], single: bool) -> list[Cell]:
+    values = [table[name].get(key) for name in names]
+    cells: list[Cell] = [metric.title, shown(values[0], metric)]
+    for value in values[1:]:
+        delta, style = difference(value, values[0], metric) if names[0] == BASE else ("", "")
+        if single or not delta:
+            cells += [shown(value, metric), *([(delta, style)] if single else [])]
+        else:
+            cells.append((f"{shown(value, metric)} ({delta})", style))
+    return cells
+
+
+def shown(value: Any, metric: Metric) -> str:
+    """A number as its metric is written; a dash where it is not defined."""
+    if value is None:
+        return "–"
+    return format(value, metric.form) if math.isfinite(value) else str(float(value))
+
+
+def difference(value: Any, base: Any, metric: Metric) -> tuple[str, str]:
+    """``value`` - ``base`` with its sign, and a style: green where that is better, red where worse."""
+    if value is None or base is None or not math.isfinite(value - base):
+        return "–", ""
+    written = format(value - base, "+" + metric.form)
+    if not metric.better or not any(digit in written for digit in "123456789"):
+        return written, ""
+    return written, "green" if (value - base) * metric.better > 0 else "red"
+
+
+def remarks(evaluation: Evaluation) -> list[str]:
+    """What stands under the comparison: the answer that needs no model, the untrained head, memory, notes."""
+    out = []
+    if evaluation.reference:
+        values = evaluation.reference["metrics"]
+        names = [key for key in ("accuracy", "f1_macro", "f1_micro", "rmse", "mae") if key in values]
+        numbers = ", ".join(f"{METRICS[key].title} {shown(values[key], METRICS[key])}" for key in names)
+        out.append(f"For reference: {evaluation.reference['name']}: {numbers}.")
+    if evaluation.untrained_head:
+        out.append("The base's head is untrained (made up at random), so its column shows guessing; compare with the reference.")
+    if evaluation.peak_memory_bytes:
+        out.append(f"Peak memory: {evaluation.peak_memory_bytes / 2**20:,.0f} MiB, {evaluation.peak_memory_kind}.")
+    return [*out, *evaluation.notes]
+
+
+def per_class(evaluation: Evaluation, name: str) -> Grid | None:
+    """Precision, recall and F1 of every class, the base's F1 beside; worst first where there are many."""
+    classes: dict[str, dict[str, Any]] | None = evaluation[name].get("per_class")
+    if not classes:
+        return None
+    base = evaluation[evaluation.base]["per_class"] if evaluation.base else None
+    headers = ["class", "rows", "precision", "recall", "F1"] + ([f"F1 {evaluation.label(BASE)}", "difference"] if base else [])
+    grid = Grid(f"Per class: {name}", headers, [])
+    order = list(classes)
+    if len(order) > MATRIX:
+        order.sort(key=lambda each: (not classes[each]["support"], classes[each]["f1"]))
+        grid.below.append("Sorted by F1, the worst first; classes without a row last.")
+    form = Metric("")
+    for each in order:
+        row = classes[each]
+        cells: list[Cell] = [each, str(row["support"]), *[shown(row[key], form) for key in ("precision", "recall", "f1")]]
+        if base:
+            cells += [shown(base[each]["f1"], form), difference(row["f1"], base[each]["f1"], form)]
+        grid.rows.append(cells)
+    return grid
+
+
+def confusion(evaluation: Evaluation, name: str) -> Grid | None:
+    """The confusion matrix (a line per true class); the most confused pairs where it would be too large."""
+    found = evaluation[name].get("confusion")
+    if not found:
+        return None
+    labels, matrix = found["labels"], found["matrix"]
+    if len(labels) > MATRIX:
+        return _pairs(labels, matrix, name)
+    rows: list[list[Cell]] = [[label, *map(str, counts)] for label, counts in zip(labels, matrix, strict=True)]
+    return Grid(f"Confusions: {name}", ["true ↓ predicted →", *labels], rows)
+
+
+def _pairs(labels: list[str], matrix: list[list[int]], name: str) -> Grid:
+    size = range(len(labels))
+    pairs = sorted(((matrix[i][j], i, j) for i in size for j in size if i != j and matrix[i][j]), key=lambda pair: (-pair[0], *pair[1:]))
+    rows: list[list[Cell]] = [
+        [labels[i], labels[j], str(count), f"{count / sum(matrix[i]):.0%}"] for count, i, j in pairs[:PAIRS]
+    ]
+    hidden = len(pairs) - len(rows)
+    below = [f"{hidden} more pairs, each with {pairs[len(rows)][0]} rows or fewer."] if hidden else []
+    return Grid(f"Most confused: {name}", ["true", "predicted", "rows", "of the true class"], rows, below if pairs else ["No row was taken for another class."])  # fmt: skip
+
+
+def headline(evaluation: Evaluation) -> str:
+    """One sentence: the metric that counts, the base's, and the difference."""
+    key, described = evaluation.best_metric, _described(evaluation)
+    metric = described.get(key, Metric(key))
+    parts = []
+    for name in evaluation.tuned:
+        value = evaluation[name].get(key)
+        before = evaluation[evaluation.base].get(key) if evaluation.base else None
+        gain = f" ({difference(value, before, metric)[0]})" if before is not None else ""
+        parts.append(f"{metric.title} {shown(value, metric)} with {name}{gain}")
+    base = f", {shown(evaluation[evaluation.base].get(key), metric)} with {evaluation.label(BASE)}" if evaluation.base else ""
+    return f"{'; '.join(parts)}{base}, on {evaluation.rows:,} rows"
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """All tables in Markdown."""
+    grids = [comparison(evaluation)]
+    for name in evaluation.tuned:
+        grids += [grid for grid in (per_class(evaluation, name), confusion(evaluation, name)) if grid]
+    return "\n".join(grid.markdown() for grid in grids)

@@ -1,0 +1,103 @@
+"""Facts about an adapter folder or a base model, for people: modules, parameters, what each preset would adapt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lora.config import AdapterConfig
+from lora.errors import ConfigError, ModelError
+from lora.io.peft import PREFIX
+from lora.io.peft_load import read_folder
+from lora.model.base import check_folder, short
+from lora.model.heads import task_heads
+from lora.model.targets import PRESETS, find_targets, summary
+
+
+def describe_adapter(folder: Path) -> dict[str, Any]:
+    """Settings, tensors and lineage of an adapter folder; the base is not needed."""
+    stored = read_folder(folder)
+    paths = {key.removeprefix(PREFIX) for key in stored.tensors}
+    adapted = sorted({p.rpartition(".lora_")[0] for p in paths if ".lora_" in p})
+    others = sorted(p for p in paths if ".lora_" not in p)
+    config = stored.config
+    out: dict[str, Any] = {
+        "adapter": str(folder),
+        "base": (stored.sidecar.get("base") or {}).get("name") or config.get("base_model_name_or_path"),
+        "fingerprint of the base": (stored.sidecar.get("base") or {}).get("fingerprint", "not recorded"),
+        "variant": "dora" if config.get("use_dora") else "plain",
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "scaling": "alpha / sqrt(rank)" if config.get("use_rslora") else "alpha / rank",
+        "parameters": sum(tensor.numel() for tensor in stored.tensors.values()),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored.tensors.values()),
+        "adapted modules": summary(adapted, most=30).split(", ") if adapted else [],
+        "stored in full": others,
+    }
+    for key in ("task", "max_length", "trained_on", "training"):
+        if key in stored.sidecar:
+            out[key] = stored.sidecar[key]
+    return out
+
+
+def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Parameters of a base model and what each preset would adapt; weights are not loaded, only shapes are made.
+
+    Raises:
+        ModelError: no model of that name.
+    """
+    import torch
+    import transformers
+
+    check_folder(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        auto = _auto_class(config)
+        with torch.device("meta"):
+            model = getattr(transformers, auto).from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"{name}: cannot be read as a model ({short(error)})") from None
+    rank = rank or AdapterConfig().rank
+    presets: dict[str, Any] = {}
+    total = sum(p.numel() for p in model.parameters())
+    for preset in PRESETS:
+        try:
+            report = find_targets(model, AdapterConfig(rank=rank, targets=preset), task_heads(model))
+        except ConfigError as error:
+            presets[preset] = str(error).split(". ")[0]
+            continue
+        count = sum(sum(_numel(shape) for shape in t.geometry.shapes(t.rank)) for t in report.adapted)
+        presets[preset] = f"{len(report.adapted)} modules, {count:,} parameters at rank {rank} ({100 * count / total:.2f} %): {summary(t.path for t in report.adapted)}"
+    return {
+        "base": name,
+        "class": type(model).__name__,
+        "parameters": total,
+        "layers": getattr(config.get_text_config(), "num_hidden_layers", "unknown"),
+        "hidden size": getattr(config.get_text_config(), "hidden_size", "unknown"),
+        "positions": getattr(config.get_text_config(), "max_position_embeddings", "unknown"),
+        "vocabulary": getattr(config.get_text_config(), "vocab_size", "unknown"),
+        "modules that can be adapted": summary(find_targets(model, AdapterConfig(rank=1)).available, most=40).split(", "),
+        "presets": presets,
+    }
+
+
+def _auto_class(config: Any) -> str:
+    """The class the checkpoint was saved as decides; a body without a head is shown as such."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    for ending, auto in {
+        "ForCausalLM": "AutoModelForCausalLM",
+        "LMHeadModel": "AutoModelForCausalLM",
+        "ForSequenceClassification": "AutoModelForSequenceClassification",
+        "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+        "ForImageClassification": "AutoModelForImageClassification",
+    }.items():
+        if architecture.endswith(ending):
+            return auto
+    return "AutoModel"
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    out = 1
+    for size in shape:
+        out *= size
+    return out

@@ -1,0 +1,125 @@
+"""A run's folder, and checkpoints from which it goes on exactly.
+
+    config.yaml          the resolved configuration
+    metrics.jsonl        one line per step and evaluation
+    checkpoints/
+      step-00000120/     an adapter folder, and beside it training.safetensors and state.json
+      best/              the adapter with the best validation metric so far
+    adapter/             the result
+    tensorboard/         events
+    report.md, report.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lora.errors import ConfigError, TrainingError
+from lora.io.atomic import atomic_folder, recover, saving, write_text
+from lora.io.peft import CONFIG, SIDECAR, WEIGHTS, save_adapter
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+TRAINING, STATE = "training.safetensors", "state.json"
+
+
+class RunFolder:
+    """Paths and files of one run. Creating it checks that nothing of another run would be overwritten."""
+
+    def __init__(self, folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path = Path(folder)
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"output: {self.path} is a file; name a folder")
+        used = any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints", "adapter"))
+        if used and not resume and not overwrite:
+            raise ConfigError(
+                f"output: {self.path} already holds a run. Go on with it (--resume, resume=True), replace it "
+                "(--overwrite, overwrite=True), or name another folder"
+            )
+        if used and overwrite and not resume:
+            for name in ("metrics.jsonl", "report.md", "report.json", "curves.png"):
+                (self.path / name).unlink(missing_ok=True)
+            for name in ("checkpoints", "adapter", "tensorboard"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        for old in (self.path / "checkpoints").glob(".step-*.old"):
+            recover(old.with_name(old.name[1 : -len(".old")]))
+        found = (self.path / "checkpoints").glob("step-*")
+        return sorted(path for path in found if re.fullmatch(r"step-\d+", path.name) and (path / STATE).is_file())
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with saving(self.metrics):
+            self.metrics.parent.mkdir(parents=True, exist_ok=True)
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+        entries: list[dict[str, Any]] = []
+        if self.metrics.is_file():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    entries.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return entries
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps that will be done again."""
+        kept = [entry for entry in self.history() if entry.get("step", 0) <= step]
+        write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def save_checkpoint(
+    run: RunFolder, model: LoRA, name: str, step: int, state: dict[str, Any], tensors: dict[str, Tensor], keep: int
+) -> Path:
+    """Write a checkpoint under its own name, then drop the oldest beyond ``keep``. Raises SaveError, losing nothing."""
+    folder = run.path / "checkpoints" / f"step-{step:08d}"
+    with atomic_folder(folder) as stage, saving(folder):
+        save_adapter(model, name, stage / "adapter")
+        for file in (CONFIG, WEIGHTS, SIDECAR):
+            (stage / "adapter" / file).rename(stage / file)
+        (stage / "adapter").rmdir()
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, stage / TRAINING)
+        (stage / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+    for old in run.checkpoints()[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """State and tensors of a checkpoint. Raises TrainingError naming the file that is broken."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return state, load_file(folder / TRAINING)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TrainingError(f"{folder}: this checkpoint is broken ({error}); delete it to go on from the one before") from None
+

@@ -1,0 +1,93 @@
+"""Loading a base model and its tokenizer: a folder or a hub id, in the type that suits the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora.errors import ModelError
+
+MAX_LENGTH = 1024  # tokens of a row unless said otherwise: longer rows are rare and cost much
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of base model ``name``; raises ModelError saying what is missing."""
+    from transformers import AutoTokenizer
+
+    check_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"{name}: its tokenizer cannot be loaded ({short(error)})") from None
+    return tokenizer
+
+
+def load_base(
+    name: str, auto_class: str, dtype: torch.dtype, options: dict[str, Any] | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """Base model ``name`` through transformers' ``auto_class``.
+
+    Raises:
+        ModelError: nothing there, not a model, or one that does not fit the task.
+    """
+    import transformers
+
+    check_folder(name)
+    try:
+        return getattr(transformers, auto_class).from_pretrained(
+            name, dtype=dtype, trust_remote_code=trust_remote_code, **(options or {})
+        )
+    except Exception as error:
+        raise ModelError(f"{name}: cannot be loaded as {auto_class} ({short(error)})") from None
+
+
+def pad_token_id(tokenizer: Any, model: nn.Module | None = None) -> int:
+    """The id to pad with. Padding is masked by length, so any id will do; the model's config learns it where it has none
+    (decoders with a classification head look for the last token that is not padding)."""
+    found = tokenizer.pad_token_id
+    if found is None:
+        found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = found
+    return int(found)
+
+
+def longest_row(tokenizer: Any, model: nn.Module, wanted: int | None = None) -> int:
+    """Tokens kept of a row: what the model and tokenizer take, at most `MAX_LENGTH` unless ``wanted`` says otherwise.
+
+    Raises:
+        ModelError: more is wanted than the model has positions for.
+    """
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    if positions and getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
+        positions -= 2  # these families count positions from the padding id + 1
+    # Relative positions (T5, BLOOM) and tokenizers without a limit give huge or absent values.
+    limits = [limit for limit in (positions, getattr(tokenizer, "model_max_length", None)) if limit and limit < 10**7]
+    if wanted is not None:
+        if positions and wanted > positions:
+            raise ModelError(f"max_length {wanted} is above the {positions} positions that the base model has")
+        return wanted
+    return min([*limits, MAX_LENGTH])
+
+
+def check_folder(name: str) -> None:
+    """A path that does not exist must not be tried as a hub id: the message would be about a network."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            adapter = " (it is an adapter folder: name its base model here)" if (path / "adapter_config.json").is_file() else ""
+            raise ModelError(f"{name}: no config.json in this folder, so it holds no base model{adapter}")
+    elif path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub id")
+
+
+def short(error: Exception) -> str:
+    """The first line of an error of transformers, which can run over a screen."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

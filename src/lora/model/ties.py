@@ -1,0 +1,72 @@
+"""Tensors that stand in two places of the base: one update for both, or an explained refusal."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lora.config import AdapterConfig
+from lora.core.variant import get_variant
+from lora.errors import TargetError
+from lora.model.heads import output_heads
+from lora.model.targets import TargetReport
+from lora.model.tree import inside, unwrapped_modules
+
+
+def share_tied(model: nn.Module, config: AdapterConfig, report: TargetReport) -> list[tuple[str, str]]:
+    """Places that share one tensor with an adapted embedding and are to share its update: (source, place) pairs.
+
+    Places that stand in ``report`` as targets of their own are taken out of it. Input and output embeddings that are
+    one tensor would drift apart if each had an update of its own, and merging one would corrupt the other.
+
+    Raises:
+        TargetError: the variant has no update that both places can share, or ``tie_embeddings`` asks for what is not.
+    """
+    pairs = _pairs(model, report)
+    if config.tie_embeddings and not pairs:
+        raise TargetError("tie_embeddings: no adapted embedding shares its tensor with another place in this model")
+    if config.tie_embeddings is False or not pairs:
+        return []
+    if get_variant(config.variant).peft_suffixes:
+        raise TargetError(
+            f"{pairs[0][0]} and {pairs[0][1]} are one tensor, and variant {config.variant!r} has no update that both can "
+            "share: use variant 'plain', leave the embedding out, or set tie_embeddings to false to adapt each by itself"
+        )
+    places = {place for _, place in pairs}
+    report.adapted = [target for target in report.adapted if target.path not in places]
+    for source, place in pairs:
+        report.skipped[place] = f"shares the update of {source}: the two are one tensor"
+    return pairs
+
+
+def _pairs(model: nn.Module, report: TargetReport) -> list[tuple[str, str]]:
+    modules = unwrapped_modules(model)
+    sources: dict[int, str] = {}
+    for target in report.adapted:
+        if target.geometry.kind == "embedding":
+            sources.setdefault(id(target.geometry.weight()), target.path)
+    heads = output_heads(model)
+    pairs = []
+    for path, module in modules.items():
+        source = sources.get(id(module._parameters.get("weight")))
+        # Embeddings beside the source share it whether they were named or not: half of a tied pair adapted is drift.
+        if source not in (None, path) and (isinstance(module, nn.Embedding) or path in heads):
+            pairs.append((str(source), path))
+    return pairs
+
+
+def refuse_half_of_a_tie(model: nn.Module, owned: list[str]) -> None:
+    """Raise TargetError where a module to be trained in full shares a tensor with a place that is not."""
+    modules = unwrapped_modules(model)
+    homes: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                homes.setdefault(id(parameter), []).append(path)
+    for places in homes.values():
+        mine = [path for path in places if inside(path, owned)]
+        if mine and len(places) > 1:
+            other = next(path for path in places if path != mine[0])
+            raise TargetError(
+                f"modules_to_save: {mine[0]} and {other} are one tensor, and a full copy of one would leave the other "
+                "behind. Adapt it instead (targets: 'embedding'), or set tie_embeddings to false if that is meant"
+            )

@@ -1,0 +1,215 @@
+"""One of several classes. Shapes: b row, c class."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora.data.problems import Problems
+from lora.errors import DataError
+from lora.tasks.base import Row
+from lora.tasks.sequence import REMEDY, SequenceTask, check_texts, label_problem, wrong_type
+
+KINDS = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+class ClassificationTask(SequenceTask):
+    """A text (or two) and one label.
+
+    Arguments:
+        labels: names of the classes, in the order of the model's outputs.
+        label_kind: what labels were in the training data (str, int, float, bool); predictions are given back as that.
+        text, text_pair, label: names of the columns.
+    """
+
+    name = "classification"
+    best_metric = "f1_macro"  # accuracy hides a rare class that is never found
+    greater_is_better = True
+
+    def __init__(
+        self,
+        labels: list[str],
+        label_kind: str = "str",
+        text: str = "text",
+        text_pair: str | None = None,
+        label: str = "label",
+    ) -> None:
+        super().__init__(text, text_pair, label)
+        self.labels = list(labels)
+        self.label_kind = label_kind
+        self._index = {name: place for place, name in enumerate(self.labels)}
+
+    @classmethod
+    def from_rows(cls, rows: list[Row], columns: Any) -> ClassificationTask:
+        """Learn the classes. Raises DataError: rows at fault, or a single class."""
+        problems = Problems()
+        check_texts(rows, [name for name in (columns.text, columns.text_pair) if name], problems)
+        values = [row.get(columns.label) for row in rows]
+        kind = kind_of(values)
+        task = cls([], kind, columns.text, columns.text_pair, columns.label)
+        names = task._labels(rows, problems)
+        problems.raise_if_any(len(rows), REMEDY)
+        found = sort_names(set(names))
+        if len(found) < 2:
+            raise DataError(
+                f"column {columns.label!r}: every row has the label {found[0]!r}; "
+                "a classifier needs two classes at least"
+            )
+        return cls(found, kind, columns.text, columns.text_pair, columns.label)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
+
+    def model_options(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": dict(self._index),
+            "problem_type": "single_label_classification",
+        }
+
+    def read_label(self, value: Any) -> str:
+        """The class's name; white space around it is no part of it."""
+        problem = label_problem(value)
+        if problem is None and isinstance(value, (list, tuple, dict, set)):
+            problem = wrong_type(value, "a single value; for lists of labels set data.task multi-label")
+        if problem:
+            raise ValueError(problem)
+        return name_of(value, self.label_kind)
+
+    def check_labels(self, labels: list[str]) -> None:
+        """Raise DataError naming the labels that training has not seen."""
+        refuse_unseen(Counter(name for name in labels if name not in self._index), self.labels)
+
+    def label_tensor(self, labels: list[str]) -> Tensor:
+        """(b,) long."""
+        return torch.tensor([self._index[name] for name in labels], dtype=torch.long)
+
+    def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Cross-entropy per row (b,) fp32, and ones (b,).
+
+        With smoothing ε the target is (1-ε)·one-hot + ε/c over all c classes, the true one included, as in
+        ``torch.nn.functional.cross_entropy`` (arXiv:1512.00567, section 7). ``outputs.logits``: (b, ≥c); columns
+        beyond this task's own are another adapter's and not looked at.
+        """
+        logs = self._log_probabilities(outputs)
+        losses = -logs.gather(1, batch["labels"].unsqueeze(1)).squeeze(1)
+        if label_smoothing:
+            losses = (1 - label_smoothing) * losses - label_smoothing * logs.mean(dim=1)
+        return losses, torch.ones_like(losses)
+
+    def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """``{"label": in its original type, "score": its probability, "probabilities": of each class}`` per row."""
+        rows = self._log_probabilities(outputs).detach().exp().tolist()
+        best = [max(range(len(row)), key=row.__getitem__) for row in rows]
+        return [
+            {"label": self.restore(self.labels[place]), "score": row[place], "probabilities": row}
+            for row, place in zip(rows, best, strict=True)
+        ]
+
+    def restore(self, name: str) -> Any:
+        """The label called ``name`` as it was in the training data."""
+        return name == "True" if self.label_kind == "bool" else KINDS[self.label_kind](name)
+
+    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+        return [self.restore(example["label"]) for example in examples]
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """Accuracy, F1 over the classes that occur in targets or predictions, per class, confusion (true × said)."""
+        from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+        every = list(range(len(self.labels)))
+        true = [self._index[name_of(value, self.label_kind)] for value in targets]
+        said = [self._index[name_of(value["label"], self.label_kind)] for value in predictions]
+        averages = {
+            f"f1_{kind}": float(f1_score(true, said, average=kind, zero_division=0))
+            for kind in ("macro", "micro", "weighted")
+        }
+        return {
+            "loss": loss_sum / count,
+            "accuracy": float(accuracy_score(true, said)),
+            **averages,
+            "per_class": per_class(true, said, self.labels),
+            "confusion": {"labels": self.labels, "matrix": confusion_matrix(true, said, labels=every).tolist()},
+        }
+
+    def _log_probabilities(self, outputs: Any) -> Tensor:
+        return outputs.logits[:, : len(self.labels)].float().log_softmax(dim=1)
+
+
+def per_class(true: Any, said: Any, names: list[str]) -> dict[str, dict[str, float | int]]:
+    """Precision, recall, F1 and support of every class (0 where undefined); arguments as scikit-learn takes them."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    table = precision_recall_fscore_support(true, said, labels=list(range(len(names))), zero_division=0)
+    return {
+        name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
+        for name, precision, recall, f1, support in zip(names, *table, strict=True)
+    }
+
+
+def kind_of(values: list[Any]) -> str:
+    """The type that labels share (bool, int, float, str); a mixture is taken as strings, of int and float as float."""
+    kinds = {type(value) for value in values if label_problem(value) is None}
+    for name, allowed in (("bool", {bool}), ("int", {int}), ("float", {int, float})):
+        if kinds and kinds <= allowed:
+            return name
+    return "str"
+
+
+def name_of(value: Any, kind: str) -> str:
+    """The name of the class ``value``: the same for 1, 1.0 and "1" where training labels were whole numbers."""
+    text = str(value).strip()
+    if kind == "bool" and text.lower() in ("true", "false"):
+        return text.capitalize()
+    if kind in ("int", "float") and not isinstance(value, bool):
+        try:
+            number = float(text)
+        except ValueError:
+            return text
+        if kind == "float":
+            return str(number)
+        # int(text) first: beyond 2**53 the way over a float changes the number
+        return str(int(text)) if text.lstrip("+-").isdigit() else (str(int(number)) if number.is_integer() else text)
+    return text
+
+
+def sort_names(names: set[str]) -> list[str]:
+    """Sorted: as numbers where all are numbers (10 after 9; CSV gives them as strings), else by code point."""
+    try:
+        numbers = {name: float(name) for name in names}
+    except ValueError:
+        return sorted(names)
+    # A class may be called "nan" or "inf"; NaN would make the order depend on where it started.
+    return (
+        sorted(names, key=lambda name: (numbers[name], name))
+        if all(map(math.isfinite, numbers.values()))
+        else sorted(names)
+    )
+
+
+def refuse_unseen(unseen: Counter[str], known: list[str]) -> None:
+    """Raise DataError where there are labels that training has not seen."""
+    if not unseen:
+        return
+    lines = []
+    for name, count in unseen.most_common(8):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        lines.append(f"  {name!r}: {count} rows" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    more = [f"  … and {len(unseen) - 8} more labels"] if len(unseen) > 8 else []
+    listed = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
+    raise DataError(
+        "\n".join(
+            [
+                f"{len(unseen)} labels are not in the training data:",
+                *lines,
+                *more,
+                f"known: {listed}; correct the labels, remove these rows, or add rows of these classes to training",
+            ]
+        )
+    )

@@ -1,0 +1,100 @@
+"""One pass over data with any number of adapters: each batch holds each row once per adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lora.data.batches import in_order
+from lora.tasks.base import Encoded, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lora.model.lora import LoRA
+
+
+@dataclass
+class Outcome:
+    """What one adapter gave on a data set, rows in the data's order.
+
+    ``loss_sum`` and ``count`` stay apart until the last division; both are 0 where the rows have no labels.
+    """
+
+    predictions: list[Any] = field(default_factory=list)
+    loss_sum: float = 0.0
+    count: int = 0
+
+
+@torch.no_grad()
+def infer(
+    model: LoRA,
+    task: Task,
+    encoded: Encoded,
+    adapters: Sequence[str],
+    *,
+    pad_token_id: int,
+    batch_size: int = 32,
+    padding_side: str = "right",
+    supervised: bool = True,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Outcome]:
+    """Run every adapter in ``adapters`` (``"base"`` among them, if wanted) over ``encoded`` in one pass.
+
+    Args:
+        batch_size: rows of one forward pass, adapters together.
+        supervised: whether the rows carry labels, so that losses can be taken.
+        on_batch: called with the number of data rows done after each batch.
+
+    Returns:
+        an `Outcome` per adapter.
+    """
+    rows_each = max(1, batch_size // len(adapters))
+    out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
+    with evaluating(model):
+        for indices in in_order(encoded.lengths, rows_each):
+            batch = task.collate([encoded.examples[i] for i in indices], pad_token_id, padding_side)
+            batch = to_device(batch, model)
+            repeated = {key: torch.cat([value] * len(adapters)) for key, value in batch.items()}
+            names = [name for name in adapters for _ in indices]
+            outputs = forward(model, repeated, names)
+            predictions = task.predictions(outputs, repeated)
+            sums, counts = task.row_losses(outputs, repeated) if supervised else (None, None)
+            for k, name in enumerate(adapters):
+                rows = slice(k * len(indices), (k + 1) * len(indices))
+                for index, prediction in zip(indices, predictions[rows], strict=True):
+                    out[name].predictions[index] = prediction
+                if sums is not None and counts is not None:
+                    out[name].loss_sum += float(sums[rows].double().sum())
+                    out[name].count += int(counts[rows].sum())
+            if on_batch:
+                on_batch(len(indices))
+    return out
+
+
+def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str]) -> Any:
+    """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself."""
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "completion_mask")}
+    return model(**inputs, adapters=list(adapters))
+
+
+def to_device(batch: dict[str, Tensor], model: LoRA) -> dict[str, Tensor]:
+    """``batch`` on the device of the model's first parameter."""
+    device = next(model.parameters()).device
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+@contextmanager
+def evaluating(model: LoRA) -> Iterator[None]:
+    """Evaluation mode for the block, then the mode there was before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,176 @@
+"""Any number of labels for a text. Shapes: b row, c label."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lora.data.problems import Problems
+from lora.errors import DataError
+from lora.tasks.base import Row
+from lora.tasks.classification import KINDS, kind_of, name_of, per_class, refuse_unseen, sort_names
+from lora.tasks.sequence import REMEDY, SequenceTask, check_texts, label_problem, wrong_type
+
+THRESHOLD = 0.5
+
+
+class MultiLabelTask(SequenceTask):
+    """A text (or two) and a list of labels, which may be empty. In a string (CSV) labels are separated by ``;`` or
+    ``|``.
+
+    Arguments: as of ``ClassificationTask``.
+    """
+
+    name = "multi-label"
+    best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
+    greater_is_better = True
+
+    def __init__(
+        self,
+        labels: list[str],
+        label_kind: str = "str",
+        text: str = "text",
+        text_pair: str | None = None,
+        label: str = "label",
+    ) -> None:
+        super().__init__(text, text_pair, label)
+        self.labels = list(labels)
+        self.label_kind = label_kind
+        self._index = {name: place for place, name in enumerate(self.labels)}
+
+    @classmethod
+    def from_rows(cls, rows: list[Row], columns: Any) -> MultiLabelTask:
+        """Learn the labels. Raises DataError: rows at fault, no label at all, or the same ones in every row."""
+        problems = Problems()
+        check_texts(rows, [name for name in (columns.text, columns.text_pair) if name], problems)
+        kind = kind_of([value for row in rows for value in split_labels(row.get(columns.label)) or []])
+        task = cls([], kind, columns.text, columns.text_pair, columns.label)
+        lists = task._labels(rows, problems)
+        problems.raise_if_any(len(rows), REMEDY)
+        names = sort_names({name for names in lists for name in names})
+        if not names:
+            raise DataError(f"column {columns.label!r}: no row has a label; there is nothing to learn")
+        if len(set(map(frozenset, lists))) == 1:
+            raise DataError(
+                f"column {columns.label!r}: every row has the same labels ({', '.join(names)}); "
+                "there is nothing to tell apart"
+            )
+        return cls(names, kind, columns.text, columns.text_pair, columns.label)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
+
+    def model_options(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": dict(self._index),
+            "problem_type": "multi_label_classification",
+        }
+
+    def read_label(self, value: Any) -> list[str]:
+        """Names of the labels, each once, in the order of the cell."""
+        labels = split_labels(value)
+        if labels is None:
+            raise ValueError(label_problem(value) or wrong_type(value, "a list of labels"))
+        for item in labels:
+            problem = label_problem(item)
+            if problem or isinstance(item, (list, tuple, dict, set)):
+                raise ValueError(f"in the list: {problem or wrong_type(item, 'a single value')}")
+        return list(dict.fromkeys(name_of(item, self.label_kind) for item in labels))
+
+    def check_labels(self, labels: list[list[str]]) -> None:
+        """Raise DataError naming the labels that training has not seen."""
+        refuse_unseen(Counter(name for names in labels for name in names if name not in self._index), self.labels)
+
+    def label_tensor(self, labels: list[list[str]]) -> Tensor:
+        """(b, c) fp32: 1 where the label applies."""
+        hot = torch.zeros(len(labels), len(self.labels))
+        for row, names in enumerate(labels):
+            hot[row, [self._index[name] for name in names]] = 1.0
+        return hot
+
+    def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy, mean over this task's labels, per row (b,) fp32, and ones (b,).
+
+        With smoothing ε the target y becomes (1-ε)·y + ε/2. ``outputs.logits``: (b, ≥c); columns beyond c are not
+        looked at.
+        """
+        targets = batch["labels"].float()
+        if label_smoothing:
+            targets = (1 - label_smoothing) * targets + label_smoothing / 2
+        losses = functional.binary_cross_entropy_with_logits(self._logits(outputs), targets, reduction="none").mean(
+            dim=1
+        )
+        return losses, torch.ones_like(losses)
+
+    def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """``{"labels": those of a probability of at least one half, "probabilities": of each label}`` for each row."""
+        rows = self._logits(outputs).detach().sigmoid().tolist()
+        return [
+            {
+                "labels": [
+                    self.restore(name) for name, value in zip(self.labels, row, strict=True) if value >= THRESHOLD
+                ],
+                "probabilities": row,
+            }
+            for row in rows
+        ]
+
+    def restore(self, name: str) -> Any:
+        """The label called ``name`` as it was in the training data."""
+        return name == "True" if self.label_kind == "bool" else KINDS[self.label_kind](name)
+
+    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+        return [[self.restore(name) for name in example["label"]] for example in examples]
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """Exact matches, F1 over the labels that occur in targets or predictions, share of wrong cells, per label."""
+        from sklearn.metrics import accuracy_score, f1_score, hamming_loss
+
+        true = self._hot(targets)
+        said = self._hot([value["labels"] for value in predictions])
+        occurring = [place for place in range(len(self.labels)) if true[:, place].any() or said[:, place].any()]
+
+        def f1(kind: str) -> float:
+            if not occurring:
+                return 0.0
+            return float(f1_score(true, said, labels=occurring, average=kind, zero_division=0))
+
+        return {
+            "loss": loss_sum / count,
+            "accuracy": float(accuracy_score(true, said)),
+            "f1_macro": f1("macro"),
+            "f1_micro": f1("micro"),
+            "f1_weighted": f1("weighted"),
+            "hamming": float(hamming_loss(true, said)),
+            "per_class": per_class(true, said, self.labels),
+        }
+
+    def _hot(self, values: list[list[Any]]) -> Any:
+        names = [[name_of(value, self.label_kind) for value in row] for row in values]
+        return self.label_tensor(names).numpy().astype(int)
+
+    def _logits(self, outputs: Any) -> Tensor:
+        return outputs.logits[:, : len(self.labels)].float()
+
+
+def split_labels(value: Any) -> list[Any] | None:
+    """The labels in a cell: a list as it is, a string at its ``;`` and ``|`` (or as a JSON list); None: neither."""
+    if isinstance(value, (list, tuple, set)):
+        return sorted(value, key=str) if isinstance(value, set) else list(value)
+    if isinstance(value, str):
+        if value.strip().startswith("["):
+            try:
+                found = json.loads(value)
+            except json.JSONDecodeError:
+                return None
+            return found if isinstance(found, list) else None
+        return [part.strip() for part in re.split(r"[;|]", value) if part.strip()]
+    return None

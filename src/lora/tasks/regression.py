@@ -1,0 +1,123 @@
+"""A number for a text. Shapes: b row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora.data.problems import Problems
+from lora.errors import DataError
+from lora.tasks.base import Row
+from lora.tasks.sequence import REMEDY, SequenceTask, check_texts, label_problem, wrong_type
+
+
+class RegressionTask(SequenceTask):
+    """A text (or two) and a number.
+
+    Arguments:
+        mean, std: of the training labels. The model learns (label - mean) / std: prices in thousands and ratings from
+            0 to 1 then have losses of one scale, and one learning rate fits both. Predictions are given in the
+            labels' own unit.
+        text, text_pair, label: names of the columns.
+    """
+
+    name = "regression"
+    best_metric = "rmse"
+    greater_is_better = False
+
+    def __init__(
+        self,
+        mean: float = 0.0,
+        std: float = 1.0,
+        text: str = "text",
+        text_pair: str | None = None,
+        label: str = "label",
+    ) -> None:
+        super().__init__(text, text_pair, label)
+        self.mean = mean
+        self.std = std
+
+    @classmethod
+    def from_rows(cls, rows: list[Row], columns: Any) -> RegressionTask:
+        """Learn mean and standard deviation. Raises DataError: rows at fault, or all labels the same number."""
+        problems = Problems()
+        check_texts(rows, [name for name in (columns.text, columns.text_pair) if name], problems)
+        values = cls(0.0, 1.0, columns.text, columns.text_pair, columns.label)._labels(rows, problems)
+        problems.raise_if_any(len(rows), REMEDY)
+        if min(values) == max(values):
+            raise DataError(
+                f"column {columns.label!r}: every row has the label {values[0]:g}; there is nothing to learn"
+            )
+        mean = math.fsum(values) / len(values)
+        widest = max(
+            abs(value - mean) for value in values
+        )  # divided out first: squares of 1e-200 or 1e200 leave fp64's range
+        std = widest * math.sqrt(math.fsum(((value - mean) / widest) ** 2 for value in values) / len(values))
+        return cls(mean, std, columns.text, columns.text_pair, columns.label)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "mean": self.mean, "std": self.std}
+
+    def model_options(self) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def read_label(self, value: Any) -> float:
+        """A finite number; numbers in strings (CSV) are read."""
+        problem = label_problem(value)
+        if problem:
+            raise ValueError(problem)
+        try:
+            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+        except (ValueError, OverflowError):
+            number = None
+        if number is None:
+            raise ValueError(wrong_type(value, "a number"))
+        if not math.isfinite(number):
+            raise ValueError(f"the label {number} is not finite")
+        return number
+
+    def label_tensor(self, labels: list[float]) -> Tensor:
+        """(b,) fp32, standardised."""
+        return torch.tensor([(value - self.mean) / self.std for value in labels], dtype=torch.float32)
+
+    def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Squared error of the standardised label per row (b,) fp32, and ones (b,). ``outputs.logits``: (b, ≥1), the
+        first counts.
+
+        There is nothing to smooth in a number: ``label_smoothing`` has no effect.
+        """
+        losses = (outputs.logits[:, 0].float() - batch["labels"].float()) ** 2
+        return losses, torch.ones_like(losses)
+
+    def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[float]:
+        """A number per row, in the unit of the labels."""
+        return [value * self.std + self.mean for value in outputs.logits[:, 0].detach().float().tolist()]
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """mse, rmse, mae in the labels' unit; r2 and pearson are None where undefined (a constant side, one row)."""
+        import numpy as np
+        from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+
+        said, true = np.asarray(predictions, dtype=float), np.asarray(targets, dtype=float)
+        if not np.isfinite(said).all():  # diverged: never the best, and no crash in the middle of a run
+            return {
+                "loss": loss_sum / count,
+                "mse": math.inf,
+                "rmse": math.inf,
+                "mae": math.inf,
+                "r2": None,
+                "pearson": None,
+            }
+        varied = len(true) > 1 and true.std() > 0
+        mse = float(mean_squared_error(true, said))
+        return {
+            "loss": loss_sum / count,
+            "mse": mse,
+            "rmse": math.sqrt(mse),
+            "mae": float(mean_absolute_error(true, said)),
+            "r2": float(r2_score(true, said)) if varied else None,
+            "pearson": float(np.corrcoef(true, said)[0, 1]) if varied and said.std() > 0 else None,
+        }

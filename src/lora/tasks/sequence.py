@@ -1,0 +1,181 @@
+"""What the tasks share that give one answer for a whole text: tokens, checks and padding.
+
+Shapes: b row, t token, c class.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora.data.problems import Problems, excerpt, is_missing
+from lora.errors import DataError
+from lora.tasks.base import Encoded, Row, Task
+
+REMEDY = "correct or remove these rows"
+
+
+class SequenceTask(Task):
+    """A task with a text, perhaps a second one, and a label.
+
+    Arguments:
+        text, text_pair, label: names of the columns.
+    """
+
+    auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, text: str = "text", text_pair: str | None = None, label: str = "label") -> None:
+        self.text = text
+        self.text_pair = text_pair
+        self.label = label
+
+    def state(self) -> dict[str, Any]:
+        return {"task": self.name, "text": self.text, "text_pair": self.text_pair, "label": self.label}
+
+    @abstractmethod
+    def read_label(self, value: Any) -> Any:
+        """The label of an example from a cell. Raises ValueError saying what is wrong with it."""
+
+    @abstractmethod
+    def label_tensor(self, labels: list[Any]) -> Tensor:
+        """Labels of a batch as its ``labels`` tensor."""
+
+    def check_labels(self, labels: list[Any]) -> None:
+        """Look at all labels of the rows together. Raises DataError."""
+
+    def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
+        """Tokenise: special tokens as the tokenizer sets them, long texts cut on the right, of a pair the longer one
+            first.
+
+        Examples hold ``input_ids``, ``token_type_ids`` where the tokenizer makes them, ``row`` (index in ``rows``) and,
+        with ``supervised``, ``label``. Raises DataError naming every row at fault.
+        """
+        problems = Problems()
+        texts = check_texts(rows, [name for name in (self.text, self.text_pair) if name], problems)
+        labels = self._labels(rows, problems) if supervised else []
+        problems.raise_if_any(len(rows), REMEDY)
+        if supervised:
+            self.check_labels(labels)
+        encodings, truncated = _tokenise(tokenizer, texts, max_length)
+        examples: list[dict[str, Any]] = []
+        for index, encoding in enumerate(encodings):
+            if not encoding["input_ids"]:
+                problems.add("the text gives no token", index)
+            examples.append({**encoding, "row": index} | ({"label": labels[index]} if supervised else {}))
+        problems.raise_if_any(len(rows), REMEDY)
+        notes = [cut_note(truncated, len(rows), max_length, "and were cut")] if truncated else []
+        lengths = [len(example["input_ids"]) for example in examples]
+        return Encoded(examples, lengths, [int(supervised)] * len(examples), truncated, notes)
+
+    def _labels(self, rows: list[Row], problems: Problems) -> list[Any]:
+        """Labels of ``rows``; what is wrong goes to ``problems`` (and leaves a gap, so raise before using them)."""
+        require_columns(rows, [self.label])
+        labels = []
+        for index, row in enumerate(rows):
+            try:
+                labels.append(self.read_label(row.get(self.label)))
+            except ValueError as error:
+                problems.add(str(error), index)
+        return labels
+
+    def collate(
+        self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+    ) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask`` (b, t) long, ``token_type_ids`` (b, t) where there are any, ``labels``."""
+        ids = [example["input_ids"] for example in examples]
+        batch = {
+            "input_ids": pad(ids, pad_token_id, padding_side),
+            # By length, never by comparing with the pad token: it may be the end token too.
+            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
+        }
+        if "token_type_ids" in examples[0]:
+            batch["token_type_ids"] = pad([example["token_type_ids"] for example in examples], 0, padding_side)
+        if "label" in examples[0]:
+            batch["labels"] = self.label_tensor([example["label"] for example in examples])
+        return batch
+
+    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+        return [example["label"] for example in examples]
+
+
+def pad(rows: list[list[int]], value: int, side: str) -> Tensor:
+    """(b, t) long: ``rows`` filled up with ``value`` on the ``side`` ("right" or "left")."""
+    width = max(len(row) for row in rows)
+    filled = [
+        row + [value] * (width - len(row)) if side == "right" else [value] * (width - len(row)) + row for row in rows
+    ]
+    return torch.tensor(filled, dtype=torch.long)
+
+
+def require_columns(rows: list[Row], columns: list[str]) -> None:
+    """Raise DataError where there is no row, or a column that no row has (another file's spelling, usually)."""
+    if not rows:
+        raise DataError("there are no rows")
+    missing = [name for name in columns if not any(name in row for row in rows)]
+    if missing:
+        there = ", ".join(dict.fromkeys(str(key) for row in rows for key in row))
+        raise DataError(
+            f"no row has the column {', '.join(map(repr, missing))}; columns there are: {there}; "
+            "rename them as in the training data"
+        )
+
+
+def check_texts(rows: list[Row], columns: list[str], problems: Problems, blank: bool = False) -> list[list[str]]:
+    """The cells of ``columns``, one list per row; no text goes to ``problems``. ``blank``: empty ones will do."""
+    require_columns(rows, columns)
+    cells = []
+    for index, row in enumerate(rows):
+        for name in columns:
+            value = row.get(name)
+            if is_missing(value):
+                problems.add(f"{name} is missing", index)
+            elif not isinstance(value, str):
+                problems.add(f"{name} is of the type {type(value).__name__}, not text", index)
+            elif not blank and not value.strip():
+                problems.add(f"{name} is empty", index)
+        cells.append([row.get(name, "") for name in columns])
+    return cells
+
+
+def cut_note(cut: int, total: int, max_length: int, then: str) -> str:
+    """A sentence for the user about ``cut`` of ``total`` rows."""
+    return f"{cut} of {total} rows {'was' if cut == 1 else 'were'} longer than {max_length} tokens {then}."
+
+
+def label_problem(value: Any) -> str | None:
+    """What is wrong with a label cell before its type is looked at; None: nothing."""
+    if is_missing(value):
+        return "the label is missing"
+    return "the label is empty" if isinstance(value, str) and not value.strip() else None
+
+
+def wrong_type(value: Any, wanted: str) -> str:
+    """The message for a label of a type that the task cannot use."""
+    return f"the label {excerpt(value)} is not {wanted}"
+
+
+def _tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
+    """One encoding per row and how many were cut. ``texts``: one or two texts per row."""
+    encodings = _call(tokenizer, texts)
+    over = [index for index, encoding in enumerate(encodings) if len(encoding["input_ids"]) > max_length]
+    if over:
+        cut = _call(tokenizer, [texts[index] for index in over], truncation="longest_first", max_length=max_length)
+        for index, encoding in zip(over, cut, strict=True):
+            encodings[index] = encoding
+    return encodings, len(over)
+
+
+def _call(tokenizer: Any, texts: list[list[str]], **options: Any) -> list[dict[str, list[int]]]:
+    side = tokenizer.truncation_side
+    tokenizer.truncation_side = "right"
+    try:
+        # verbose=False: the warning about the model's maximum is moot, cutting comes after
+        columns = list(zip(*texts, strict=True))
+        out = tokenizer(*map(list, columns), padding=False, verbose=False, return_attention_mask=False, **options)
+    finally:
+        tokenizer.truncation_side = side
+    keys = [key for key in ("input_ids", "token_type_ids") if key in out]
+    return [dict(zip(keys, map(list, cells), strict=True)) for cells in zip(*(out[key] for key in keys), strict=True)]

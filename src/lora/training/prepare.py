@@ -1,0 +1,121 @@
+"""From whatever the caller calls data to token ids: rows, task, tokenizer, held-out split, what happened to them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lora.config import DataConfig
+from lora.data.columns import recognise
+from lora.data.sources import load_rows, load_splits
+from lora.data.splits import hold_out
+from lora.errors import DataError
+from lora.model.base import load_tokenizer, longest_row, pad_token_id
+from lora.tasks import Encoded, Row, Task, task_class
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+Data = str | Path | Iterable[Row]
+
+
+@dataclass
+class Rows:
+    """Rows before tokenisation, and how they were understood."""
+
+    train: list[Row]
+    held: list[Row] | None
+    task: Task
+    notes: list[str] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Prepared:
+    """Everything the loop needs to know of the data."""
+
+    task: Task
+    tokenizer: Any
+    train: Encoded
+    held: Encoded | None
+    max_length: int
+    pad_token_id: int
+    padding_side: str
+    notes: list[str]
+    digest: str  # of the training token ids: a resumed run must see the same data
+
+
+def read_rows(train: Data, held: Data | None | bool, settings: DataConfig, seed: int, task: Task | None = None) -> Rows:
+    """Read and understand the data; a held-out part is split off where none is given (``held=False``: none at all).
+
+    Raises:
+        DataError: files or rows that cannot be used, with file, line or row numbers.
+    """
+    notes: list[str] = []
+    sources: list[dict[str, Any]] = []
+    if isinstance(train, (str, Path)):
+        given = {} if held is None or isinstance(held, bool) else {"validation": str(held)} if isinstance(held, (str, Path)) else {}
+        splits = load_splits(settings.model_copy(update={"train": str(train), **given}))
+        rows, notes, sources = splits.train, list(splits.notes), [asdict(source) for source in splits.sources]
+        held_rows = splits.validation
+    else:
+        rows, held_rows = as_rows(train, "training data"), None
+    if held is not None and not isinstance(held, (bool, str, Path)):
+        held_rows = as_rows(held, "validation data")
+    elif isinstance(held, (str, Path)) and held_rows is None:
+        held_rows = load_rows(str(held))
+    columns = recognise(rows, settings)
+    notes.append(columns.how)
+    if held is False:
+        held_rows = None
+    elif held_rows is None:
+        kept, out, note = hold_out(rows, columns, settings.held_out, seed)
+        rows, held_rows = [rows[i] for i in kept], [rows[i] for i in out]
+        notes.append(note)
+    task = task or task_class(columns.task).from_rows(rows, columns)
+    return Rows(rows, held_rows, task, notes, sources)
+
+
+def as_rows(data: Iterable[Row], what: str) -> list[Row]:
+    """A list of dicts from a list, a ``datasets.Dataset`` or any iterable of dicts."""
+    if isinstance(data, dict):
+        raise DataError(
+            f"{what}: a dict of several data sets trains several adapters at once, which this version does not do yet; call fit "
+            "once per adapter"
+        )
+    rows = list(data)
+    wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise DataError(f"{what}: row {wrong} is a {type(rows[wrong]).__name__}; each row must be a dict such as {{'text': ..., 'label': ...}}")
+    if not rows:
+        raise DataError(f"{what}: there are no rows")
+    return rows
+
+
+def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | None = None) -> Prepared:
+    """Tokenise ``rows`` for ``model``."""
+    if tokenizer is None:
+        tokenizer = load_tokenizer(getattr(model.base.config, "_name_or_path", ""))
+    pad = pad_token_id(tokenizer, model.base)
+    length = longest_row(tokenizer, model.base, max_length)
+    train = rows.task.encode(rows.train, tokenizer, length)
+    held = rows.task.encode(rows.held, tokenizer, length) if rows.held else None
+    notes = [*rows.notes, *train.notes, *(f"held-out data: {note}" for note in (held.notes if held else []))]
+    return Prepared(rows.task, tokenizer, train, held, length, pad, "right", notes, digest(train))
+
+
+def digest(encoded: Encoded) -> str:
+    """A short hash over the token ids and labels of all rows in order."""
+    out = hashlib.sha256()
+    for example in encoded.examples:
+        for key in sorted(example):
+            out.update(key.encode())
+            out.update(np.asarray(example[key]).tobytes())
+    return out.hexdigest()[:16]
+
+

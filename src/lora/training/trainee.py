@@ -1,0 +1,226 @@
+"""One adapter in training: its parameters, optimiser, schedule, batches, counters and best result.
+
+Everything that belongs to one adapter alone is here, so that several can train side by side without sharing any of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lora.config import TrainingConfig
+from lora.data.batches import BatchPlan
+from lora.errors import ConfigError, TrainingError
+from lora.tasks import Encoded, Task
+from lora.training.schedule import rate_at, warmup_steps
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+# Settings that may change between a run and its continuation: they do not touch the mathematics.
+FREE_ON_RESUME = {"log_every", "save_every", "keep_checkpoints", "tensorboard", "eval_batch_size", "patience"}
+
+
+class Trainee:
+    """State of one adapter's training.
+
+    Args:
+        model: carries the adapter.
+        name: the adapter.
+        task: gives losses and metrics.
+        data: training rows.
+        settings: how to train; ``learning_rate`` resolved.
+        processes: number of processes that share each step.
+    """
+
+    def __init__(
+        self, model: LoRA, name: str, task: Task, data: Encoded, settings: TrainingConfig, processes: int = 1
+    ) -> None:
+        self.name, self.task, self.data, self.settings = name, task, data, settings
+        self.parameters = {key: p for key, p in model.adapter_parameters(name).items() if p.requires_grad}
+        if not self.parameters:
+            raise TrainingError(f"adapter {name!r} has no trainable parameter (was it loaded with trainable=False?)")
+        self.buffers = {
+            f"{path}.{key}": buffer for path, module in model.owned(name).items() for key, buffer in module.named_buffers()
+        }
+        assert settings.learning_rate is not None, "resolved before"
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon
+        )
+        self.plan = BatchPlan(data.lengths, settings.batch_size, settings.seed, settings.length_grouped)
+        self.batches_per_step = settings.accumulation * processes
+        self.steps_per_epoch = -(-len(self.plan) // self.batches_per_step)
+        self.total_steps = max(1, round(settings.epochs * self.steps_per_epoch))
+        if settings.max_steps is not None:
+            self.total_steps = min(self.total_steps, settings.max_steps)
+        self.warmup = warmup_steps(self.total_steps, settings.warmup_ratio, settings.warmup_steps)
+        self.step = 0
+        self.best_value: float | None = None
+        self.best_step = 0
+        self.best_tensors: dict[str, Tensor] | None = None
+        self.evaluations_without_gain = 0
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Decay for matrices alone: pulling biases, norms and magnitudes to zero changes what the model computes."""
+        decayed = [p for p in self.parameters.values() if p.dim() > 1]
+        others = [p for p in self.parameters.values() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": self.settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def batches(self, step: int) -> list[list[int]]:
+        """Row indices of each forward pass of ``step`` (from 0), all processes together; a function of ``step`` alone."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.plan.epoch(epoch))
+        start = position * self.batches_per_step
+        return self._epoch[1][start : start + self.batches_per_step]
+
+    def supervised(self, batches: list[list[int]]) -> int:
+        """Supervised positions of ``batches``: what the step's loss sum is divided by."""
+        return sum(self.data.supervised[i] for batch in batches for i in batch)
+
+    # -- stepping -----------------------------------------------------------------------------------------------
+
+    def update(self) -> float:
+        """Clip, set the rate of this step, step the optimiser, clear gradients. Returns the gradient's norm."""
+        parameters = list(self.parameters.values())
+        clip = self.settings.clip if self.settings.clip is not None else float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+        if norm != norm or norm == float("inf"):
+            return norm  # the caller stops; parameters and moments stay as they were
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return norm
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the step to come."""
+        s = self.settings
+        assert s.learning_rate is not None
+        return rate_at(self.step, self.total_steps, s.learning_rate, s.schedule, self.warmup)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+        return self.step / self.steps_per_epoch
+
+    def due(self, every: int | str | None) -> bool:
+        """Whether something done ``every`` steps, or every ``"epoch"``, is due now; always after the last step."""
+        if every is None:
+            return False
+        period = self.steps_per_epoch if every == "epoch" else int(every)
+        return self.step % period == 0 or self.step == self.total_steps
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    def record(self, metrics: dict[str, Any]) -> bool:
+        """Take note of an evaluation; True where it is the best so far.
+
+        Raises:
+            ConfigError: ``best_metric`` is none of the metrics.
+        """
+        key = self.settings.best_metric or self.task.best_metric
+        value = metrics.get(key)
+        if not isinstance(value, (int, float)):
+            known = ", ".join(sorted(k for k, v in metrics.items() if isinstance(v, (int, float))))
+            raise ConfigError(f"training.best_metric: {key!r} is not measured for this task; known: {known}")
+        greater = self.greater_is_better(key)
+        if self.best_value is None:
+            better = value == value
+        else:
+            gain = value - self.best_value if greater else self.best_value - value
+            better = gain > self.settings.min_improvement
+        if better:
+            self.best_value, self.best_step, self.evaluations_without_gain = float(value), self.step, 0
+            self.best_tensors = {key: tensor.detach().clone() for key, tensor in self._own().items()}
+        else:
+            self.evaluations_without_gain += 1
+        return better
+
+    def greater_is_better(self, key: str) -> bool:
+        """Whether more of metric ``key`` is good: errors and losses are not."""
+        if key == self.task.best_metric:
+            return self.task.greater_is_better
+        return not any(part in key for part in ("loss", "perplexity", "mse", "rmse", "mae", "error", "hamming"))
+
+    @property
+    def out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and self.evaluations_without_gain >= patience
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _own(self) -> dict[str, Tensor]:
+        return {**self.parameters, **self.buffers}
+
+    def state(self) -> dict[str, Any]:
+        """Counters and settings, for `load`."""
+        return {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "evaluations_without_gain": self.evaluations_without_gain,
+            "settings": self.settings.model_dump(mode="json"),
+            "batches_per_step": self.batches_per_step,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters, moments and step counters, and the best parameters so far."""
+        out = {f"now.{key}": tensor for key, tensor in self._own().items()}
+        out |= {f"best.{key}": tensor for key, tensor in (self.best_tensors or {}).items()}
+        for key, parameter in self.parameters.items():
+            for moment, tensor in self.optimizer.state.get(parameter, {}).items():
+                out[f"{moment}.{key}"] = tensor
+        return out
+
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go back to a checkpoint.
+
+        Raises:
+            ConfigError: it was made under settings that give other results.
+        """
+        now = self.settings.model_dump(mode="json")
+        changed = [
+            f"training.{key}: {state['settings'].get(key)!r} then, {now[key]!r} now"
+            for key in now
+            if key not in FREE_ON_RESUME and state["settings"].get(key) != now[key]
+        ]
+        if state["batches_per_step"] != self.batches_per_step and not changed:
+            changed.append(f"processes × accumulation: {state['batches_per_step']} then, {self.batches_per_step} now")
+        if changed:
+            raise ConfigError("cannot go on with other settings than the run began with:\n  " + "\n  ".join(changed))
+        own = self._own()
+        missing = [key for key in own if f"now.{key}" not in tensors]
+        if missing:
+            raise ConfigError(f"the checkpoint has no {missing[0]} ({len(missing)} such): the adapter's settings have changed")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(tensors[f"now.{key}"])
+        for key, parameter in self.parameters.items():
+            if f"exp_avg.{key}" in tensors:
+                self.optimizer.state[parameter] = {
+                    "step": tensors[f"step.{key}"],
+                    "exp_avg": tensors[f"exp_avg.{key}"].to(parameter.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].to(parameter.device),
+                }
+        best = {key: tensors[f"best.{key}"].to(own[key].device) for key in own if f"best.{key}" in tensors}
+        self.best_tensors = best or None
+        self.step = state["step"]
+        self.best_value, self.best_step = state["best_value"], state["best_step"]
+        self.evaluations_without_gain = state["evaluations_without_gain"]
+
+    def restore_best(self) -> None:
+        """Put the best parameters back in place, where an evaluation has picked some."""
+        if self.best_tensors is not None:
+            with torch.no_grad():
+                for key, tensor in self._own().items():
+                    tensor.copy_(self.best_tensors[key])

@@ -1,0 +1,177 @@
+"""Whole jobs, as the command line runs them and as Python may: load, train, evaluate, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora.config import RunConfig, load_config, save_config
+from lora.errors import AdapterFileError, ConfigError
+from lora.io.atomic import write_text
+from lora.io.peft import CONFIG, read_sidecar, resolve_folder
+from lora.model.base import load_base, load_tokenizer
+from lora.model.lora import LoRA
+from lora.tasks import Task, from_state
+from lora.training.device import choose_dtype
+
+if TYPE_CHECKING:
+    from lora.evaluation.evaluate import Evaluation
+    from lora.training.loop import FitResult
+
+
+@dataclass
+class TrainResult:
+    """A finished run: the model with the trained adapter, what training came to, base beside tuned."""
+
+    model: LoRA
+    fit: FitResult
+    evaluation: Evaluation | None
+    report: Path
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Any = None,
+    latency: bool = True,
+) -> TrainResult:
+    """Everything from a configuration to a run folder with adapter, metrics and report.
+
+    Args:
+        config: ``model``, ``data.train`` and ``output`` must be set.
+        resume: go on with the run in ``config.output``.
+        overwrite: replace it.
+        say: called with each thing a user should know, a line at a time.
+        latency: whether the final evaluation times single rows.
+
+    Raises:
+        ConfigError, DataError, ModelError: before anything is trained.
+        TrainingError, Interrupted, SaveError: as `lora.fit`.
+    """
+    from lora.evaluation.evaluate import evaluate
+    from lora.evaluation.report import write_report
+    from lora.io.run import RunFolder
+    from lora.training.loop import fit
+    from lora.training.prepare import prepare, read_rows
+
+    say = say or (lambda line: None)
+    missing = [name for name, value in (("model", config.model), ("data.train", config.data.train), ("output", config.output)) if not value]
+    if missing:
+        raise ConfigError("\n".join(f"{name}: is needed" for name in missing))
+    assert config.model and config.data.train and config.output
+    RunFolder(config.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
+    started = time.perf_counter()
+    rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed)
+    # Seeds before anything random is made: the head that from_pretrained makes up, and the adapter's A.
+    torch.manual_seed(config.training.seed)
+    dtype = choose_dtype(config.training.dtype)
+    base = load_base(config.model, rows.task.auto_class, dtype, rows.task.model_options(), config.trust_remote_code)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    model = LoRA(base, name=None)
+    model.add_adapter("default", config.adapter, seed=config.training.seed)
+    for line in model.summary().splitlines():
+        say(line)
+    prepared = prepare(model, rows, tokenizer, config.data.max_length)
+    for line in prepared.notes:
+        say(line)
+    write_text(Path(config.output) / "config.yaml", save_config(config))
+    result = fit(
+        model, [], prepared=prepared, output_dir=config.output, resume=resume, config=config.training, data=config.data,
+    )  # fmt: skip
+    evaluation = None
+    if prepared.held is not None:
+        evaluation = evaluate(
+            model, prepared.held, tokenizer=tokenizer, task=prepared.task, adapters=["default"], latency=latency,
+            batch_size=config.training.eval_batch_size or 2 * config.training.batch_size, max_length=prepared.max_length,
+        )  # fmt: skip
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "adapter": model.summary("default"),
+        "data": {"sources": rows.sources, "train_rows": len(prepared.train), "held_out_rows": len(prepared.held or [])},
+        "notes": result.notes,
+        "training": {
+            "steps": result.steps, "epochs": round(result.epochs, 3), "seconds": round(result.seconds, 1),
+            "tokens": result.tokens, "tokens_per_second": round(result.tokens / max(result.seconds, 1e-9), 1),
+            "learning_rate": result.learning_rate, "best_step": result.best_step, "best_metric": result.best_metric,
+            "best_value": result.best_value, "stopped_early": result.stopped_early, "dtype": str(dtype).removeprefix("torch."),
+            "total_seconds": round(time.perf_counter() - started, 1),
+        },
+        "base": read_sidecar(Path(config.output) / "adapter").get("base", {}),
+    }  # fmt: skip
+    report = write_report(config.output, facts, result.history, evaluation)
+    return TrainResult(model, result, evaluation, report)
+
+
+def resume(folder: str | Path, say: Any = None) -> TrainResult:
+    """Go on with the run in ``folder`` under its own configuration."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
+    config = load_config(path)
+    config.output = str(folder)
+    return train(config, resume=True, say=say)
+
+
+def load_tuned(
+    adapter: str | Path, model: str | None = None, *, dtype: str = "auto", trust_remote_code: bool = False, allow_other_base: bool = False
+) -> tuple[LoRA, str, Any, Task]:
+    """Base model, adapter, tokenizer and task of an adapter folder (or of a run's folder, whose result it takes).
+
+    Args:
+        model: the base; default: the one that the adapter names.
+
+    Returns:
+        the model, the adapter's name in it, the tokenizer, the task.
+    """
+    import json
+
+    folder = Path(adapter).expanduser()
+    if not (folder / CONFIG).is_file() and (folder / "adapter" / CONFIG).is_file():
+        folder = folder / "adapter"
+    folder = resolve_folder(folder if folder.exists() else str(adapter))
+    sidecar = read_sidecar(folder)
+    if "task" not in sidecar:
+        raise AdapterFileError(f"{folder}: it was not made by lora and does not say its task and labels; use LoRA(...).load_adapter from Python")
+    try:
+        named = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise AdapterFileError(f"{folder / CONFIG}: cannot be read ({error})") from None
+    name = model or (sidecar.get("base") or {}).get("name") or named
+    if not name:
+        raise AdapterFileError(f"{folder}: does not say its base model; name it with --model")
+    task = from_state(sidecar["task"])
+    base = load_base(name, task.auto_class, choose_dtype(dtype), task.model_options(), trust_remote_code)
+    tuned = LoRA(base, name=None)
+    loaded = tuned.load_adapter(folder, "tuned", allow_other_base=allow_other_base)
+    tuned.eval()
+    return tuned, loaded, load_tokenizer(name, trust_remote_code), task
+
+
+def merge_folder(
+    adapter: str | Path, output: Path, model: str | None = None, *, dtype: str = "float32", allow_other_base: bool = False
+) -> float:
+    """Merge an adapter folder into its base and write a plain model folder, tokenizer included, atomically.
+
+    Returns:
+        the largest absolute difference between merged and unmerged outputs on a probe, relative to the largest output.
+    """
+    from lora.io.atomic import atomic_folder
+
+    tuned, name, tokenizer, task = load_tuned(adapter, model, dtype=dtype, allow_other_base=allow_other_base)
+    merged = tuned.merge(name).eval()
+    ids = torch.arange(16).unsqueeze(0) % tuned.base.config.vocab_size
+    with torch.no_grad(), tuned.using(name):
+        expected, found = tuned(input_ids=ids).logits.float(), merged(input_ids=ids).logits.float()
+    difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-9))
+    if difference > (1e-4 if dtype == "float32" else 0.1):
+        raise AdapterFileError(f"merged and unmerged outputs differ by {difference:.1e} of the largest; nothing was written")
+    with atomic_folder(output) as stage:
+        merged.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
+    return difference

@@ -1,0 +1,8 @@
+"""What all tests share: no network, few threads, and `tiny_models` importable from every folder."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
