@@ -1,8 +1,9 @@
-"""What all tests share: no network, few threads, and `tiny_models` importable from every folder."""
+"""What all tests share: no network, one thread (tiny tensors only wait for a second one), and `tiny_models` importable from every folder."""
 
 import os
 import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -75,12 +76,14 @@ CLASSIFIERS = ("bert", "roberta", "distilbert", "modernbert", "gpt2-cls", "llama
 def tiny(arch: str, seed: int = 0, **overrides: Any) -> Any:
     """A model of ``arch`` in eval mode; the same seed gives the same weights to the bit."""
     model_class, config_class, arguments = MODELS[arch]
-    torch.manual_seed(seed)
     model = model_class(config_class(**{**arguments, **overrides}))
-    # Heads and norms that start at exact zeros or ones would hide a missing term.
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
+        for name, parameter in model.named_parameters():
+            # By name: a head of another width leaves the body's weights alone. Biases and norms too get noise, since
+            # exact zeros and ones would hide a missing term.
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.1 * noise if parameter.dim() > 1 else parameter + 0.02 * noise)
     return model.eval()
 
 

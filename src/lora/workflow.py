@@ -61,7 +61,11 @@ def train(
     from lora.training.prepare import prepare, read_rows
 
     say = say or (lambda line: None)
-    missing = [name for name, value in (("model", config.model), ("data.train", config.data.train), ("output", config.output)) if not value]
+    missing = [
+        name
+        for name, value in (("model", config.model), ("data.train", config.data.train), ("output", config.output))
+        if not value
+    ]
     if missing:
         raise ConfigError("\n".join(f"{name}: is needed" for name in missing))
     assert config.model and config.data.train and config.output
@@ -119,7 +123,12 @@ def resume(folder: str | Path, say: Any = None) -> TrainResult:
 
 
 def load_tuned(
-    adapter: str | Path, model: str | None = None, *, dtype: str = "auto", trust_remote_code: bool = False, allow_other_base: bool = False
+    adapter: str | Path,
+    model: str | None = None,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_other_base: bool = False,
 ) -> tuple[LoRA, str, Any, Task]:
     """Base model, adapter, tokenizer and task of an adapter folder (or of a run's folder, whose result it takes).
 
@@ -137,7 +146,9 @@ def load_tuned(
     folder = resolve_folder(folder if folder.exists() else str(adapter))
     sidecar = read_sidecar(folder)
     if "task" not in sidecar:
-        raise AdapterFileError(f"{folder}: it was not made by lora and does not say its task and labels; use LoRA(...).load_adapter from Python")
+        raise AdapterFileError(
+            f"{folder}: it was not made by lora and does not say its task and labels; use LoRA(...).load_adapter from Python"
+        )
     try:
         named = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError) as error:
@@ -154,7 +165,12 @@ def load_tuned(
 
 
 def merge_folder(
-    adapter: str | Path, output: Path, model: str | None = None, *, dtype: str = "float32", allow_other_base: bool = False
+    adapter: str | Path,
+    output: Path,
+    model: str | None = None,
+    *,
+    dtype: str = "float32",
+    allow_other_base: bool = False,
 ) -> float:
     """Merge an adapter folder into its base and write a plain model folder, tokenizer included, atomically.
 
@@ -170,7 +186,9 @@ def merge_folder(
         expected, found = tuned(input_ids=ids).logits.float(), merged(input_ids=ids).logits.float()
     difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-9))
     if difference > (1e-4 if dtype == "float32" else 0.1):
-        raise AdapterFileError(f"merged and unmerged outputs differ by {difference:.1e} of the largest; nothing was written")
+        raise AdapterFileError(
+            f"merged and unmerged outputs differ by {difference:.1e} of the largest; nothing was written"
+        )
     with atomic_folder(output) as stage:
         merged.save_pretrained(stage)
         tokenizer.save_pretrained(stage)

@@ -31,6 +31,7 @@ def through_peft(arch: str, folder: Path, **overrides: Any) -> nn.Module:
     """Real PEFT's model for ``folder`` on an identical base; fails where a key finds no place or a place no key."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")  # GPT-2's head is no Conv1D
         warnings.filterwarnings("ignore", category=FutureWarning)
         # Says only that the embedding and the head go their own ways from here.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
@@ -64,23 +65,26 @@ def check_ours_to_peft(arch: str, folder: Path, base: dict[str, Any] | None = No
     model.save_adapter("default", folder)
     theirs = logits(through_peft(arch, folder, **(base or {})), inputs)
     with model.using("base"):
-        assert (ours - logits(model, inputs)).abs().max() > 1e-2, "the adapter has no effect: nothing was compared"
+        assert (ours - logits(model, inputs)).abs().max() > 100 * TOLERANCE, "the adapter has no effect: nothing was compared"
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
     return model
 
 
-def check_peft_to_ours(arch: str, folder: Path, base: dict[str, Any] | None = None, **settings: Any) -> LoRA:
+def check_peft_to_ours(
+    arch: str, folder: Path, base: dict[str, Any] | None = None, compare_files: bool = True, **settings: Any
+) -> LoRA:
     """Made and saved by PEFT, read here: the same logits, and not the base's; saved again: the same file."""
     theirs, plain = peft_made(arch, folder, base, **settings)
     model = LoRA(tiny(arch, **(base or {})), name=None).eval()
     before = bits(model.base)
     name = model.load_adapter(folder)
     ours = logits(model, batch(arch))
-    assert (theirs - plain).abs().max() > 1e-2, "the adapter has no effect: nothing was compared"
+    assert (theirs - plain).abs().max() > 100 * TOLERANCE, "the adapter has no effect: nothing was compared"
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
     again = folder.parent / "again"
     model.save_adapter(name, again)
-    same_file(folder, again)
+    if compare_files:
+        same_file(folder, again)
     torch.testing.assert_close(logits(through_peft(arch, again, **(base or {})), batch(arch)), theirs, atol=TOLERANCE, rtol=0)
     model.unload()
     assert bits(model.base) == before
@@ -145,6 +149,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled embedding, shared": ("gemma3", {"targets": ["embed_tokens", "q_proj"]}),
     "gemma 2 embedding, shared": ("gemma2", {"targets": "embedding"}),
     "dora on an embedding": ("llama", {"targets": ["embed_tokens", "q_proj"], "variant": "dora"}),
+    "embeddings of t5, shared": ("t5", {"targets": "embedding"}),
     "encoder embedding": ("bert", {"targets": ["embedding", "query"]}),
     "shared embeddings of t5": ("t5", {"targets": ["shared", "q"], "tie_embeddings": False}),
     "convolution": ("vit", {"targets": ["projection", "q_proj"]}),
@@ -153,6 +158,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "more modules in full": ("bert", {"modules_to_save": ["classifier", "pooler"]}),
     "norm layers in full": ("llama", {"modules_to_save": ["input_layernorm"]}),
     "head only in part": ("roberta", {"modules_to_save": ["out_proj"]}),
+    "one head of two": ("distilbert", {"modules_to_save": ["classifier"]}),
+    "embedding of a tied pair in full": ("llama-tied", {"modules_to_save": ["embed_tokens"], "tie_embeddings": False}),
     "embedding in full": ("llama", {"modules_to_save": ["embed_tokens"]}),
 }  # fmt: skip
 
@@ -194,7 +201,10 @@ PEFT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "convolution": ("vit", {"target_modules": ["projection"], "modules_to_save": ["classifier"]}),
     "convolution and dora": ("vit", {"target_modules": ["projection"], "use_dora": True}),
     "embedding in full": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
-    "eva needs nothing": ("llama", {"init_lora_weights": "gaussian", "target_modules": ["q_proj"]}),
+    "two heads for one name": ("distilbert", {"task_type": "SEQ_CLS", "target_modules": ["q_lin"]}),
+    "tied, embedding in full": ("llama-tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "tied embeddings of t5": ("t5", {"target_modules": ["q", "embed_tokens"], "ensure_weight_tying": True}),
+    "gaussian start": ("llama", {"init_lora_weights": "gaussian", "target_modules": ["q_proj"]}),
     "linear, dora, patterns": ("gpt2-cls", {"use_dora": True, "rank_pattern": {"c_attn": 2}, "modules_to_save": ["score"]}),
 }  # fmt: skip
 
@@ -202,7 +212,8 @@ PEFT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", PEFT_CASES)
 def test_settings_of_peft_are_read_here(case: str, tmp_path: Path) -> None:
     arch, settings = PEFT_CASES[case]
-    check_peft_to_ours(arch, tmp_path / "a", **settings)
+    # There PEFT forgets the base weights that it stores for every other targeted embedding.
+    check_peft_to_ours(arch, tmp_path / "a", compare_files=case != "tied embeddings of t5", **settings)
 
 
 def test_cases_reach_what_they_name() -> None:

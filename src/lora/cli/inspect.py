@@ -12,7 +12,9 @@ import click
 @click.command()
 @click.argument("path", metavar="ADAPTER|BASE")
 @click.option("--json", "as_json", is_flag=True, help="print as JSON")
-@click.option("--rank", type=click.IntRange(min=1), default=None, help="rank for the presets' parameter counts (a base model)")
+@click.option(
+    "--rank", type=click.IntRange(min=1), default=None, help="rank for the presets' parameter counts (a base model)"
+)
 @click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 def command(path: str, as_json: bool, rank: int | None, trust_remote_code: bool) -> None:
     """Show an adapter folder (settings, modules, parameters, lineage), or a base model and what each preset would adapt."""

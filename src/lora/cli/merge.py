@@ -13,7 +13,13 @@ from lora.errors import ConfigError
 @click.argument("adapter", metavar="ADAPTER")
 @click.option("--output", "-o", required=True, metavar="FOLDER", help="where the merged model goes")
 @click.option("--model", "-m", metavar="BASE", help="the base model (default: the one the adapter names)")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="float32", show_default=True, help="type of the merged weights")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="type of the merged weights",
+)
 @click.option("--overwrite", is_flag=True, help="replace what the output folder holds")
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
 def command(adapter: str, output: str, model: str | None, dtype: str, overwrite: bool, allow_other_base: bool) -> None:

@@ -16,11 +16,23 @@ from lora.errors import ConfigError, DataError
 @click.command()
 @click.argument("adapter", metavar="ADAPTER")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
-@click.option("--data", "-d", "data", metavar="FILE", help="rows to predict, in any format that training takes; '-': lines of standard input")
+@click.option(
+    "--data",
+    "-d",
+    "data",
+    metavar="FILE",
+    help="rows to predict, in any format that training takes; '-': lines of standard input",
+)
 @click.option("--output", "-o", metavar="FILE", help="write JSON lines here instead of printing them")
 @click.option("--model", "-m", metavar="BASE", help="the base model (default: the one the adapter names)")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="longest completion of a generating model")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="longest completion of a generating model",
+)
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
 def command(
     adapter: str, texts: tuple[str, ...], data: str | None, output: str | None, model: str | None, batch_size: int,
@@ -46,7 +58,9 @@ def command(
     rows = _rows(texts, data)
     tuned, name, tokenizer, task = load_tuned(adapter, model, allow_other_base=allow_other_base)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if task.name == "causal" else {}
-    predictions = predict_iter(tuned, rows, adapter=name, tokenizer=tokenizer, task=task, batch_size=batch_size, **options)
+    predictions = predict_iter(
+        tuned, rows, adapter=name, tokenizer=tokenizer, task=task, batch_size=batch_size, **options
+    )
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
     if output:
         # Whole or not at all: a file cut short would look like a result.

@@ -32,7 +32,9 @@ def show_result(result: TrainResult) -> None:
     fit = result.fit
     if result.evaluation is not None:
         show_evaluation(result.evaluation)
-    best = f"; best {fit.best_metric} {fit.best_value:.4f} at step {fit.best_step}" if fit.best_value is not None else ""
+    best = (
+        f"; best {fit.best_metric} {fit.best_value:.4f} at step {fit.best_step}" if fit.best_value is not None else ""
+    )
     early = " (stopped early)" if fit.stopped_early else ""
     print(f"{fit.steps} steps{early}, {fit.epochs:.1f} epochs in {fit.seconds:.0f} s{best}")
     print(f"adapter: {fit.output}/adapter")

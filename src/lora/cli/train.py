@@ -12,11 +12,15 @@ from lora.errors import ConfigError
 
 @click.command(cls=ConfigCommand)
 @click.argument("config_file", required=False, metavar="[CONFIG.yaml]")
-@click.option("--resume", "resume_folder", metavar="RUN", help="go on with the run in this folder, exactly where it stopped")
+@click.option(
+    "--resume", "resume_folder", metavar="RUN", help="go on with the run in this folder, exactly where it stopped"
+)
 @click.option("--overwrite", is_flag=True, help="replace the run that the output folder holds")
 @click.option("--quiet", "-q", is_flag=True, help="print the result alone")
 @config_options()
-def command(config_file: str | None, resume_folder: str | None, overwrite: bool, quiet: bool, overrides: dict[str, Any]) -> None:
+def command(
+    config_file: str | None, resume_folder: str | None, overwrite: bool, quiet: bool, overrides: dict[str, Any]
+) -> None:
     """Fine-tune an adapter. --model, --data and --output are enough; a YAML file may hold everything, and options win over it.
 
     \b
@@ -36,5 +40,7 @@ def command(config_file: str | None, resume_folder: str | None, overwrite: bool,
     from lora.cli.show import say, show_result
 
     talk = None if quiet else say
-    result = workflow.resume(resume_folder, talk) if resume_folder else workflow.train(config, overwrite=overwrite, say=talk)
+    result = (
+        workflow.resume(resume_folder, talk) if resume_folder else workflow.train(config, overwrite=overwrite, say=talk)
+    )
     show_result(result)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from typing import Any
 
 import torch
@@ -9,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora.core.geometry import Geometry, geometry_of
-from lora.core.routing import BASE, Router
+from lora.core.routing import BASE, Router, Routing
 from lora.core.variant import Parameters, Variant, get_variant
+from lora.errors import RoutingError
 
 
 class Slot(nn.Module):
@@ -69,11 +72,28 @@ class TiedSlot(Slot):
         return {"A": tensors["B"].T, "B": tensors["A"].T}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TiedSlot:
-        import copy
-
         clone = TiedSlot(copy.deepcopy(self.source, memo))
         memo[id(self)] = clone
         return clone.train(self.training)
+
+
+# Layers whose first axis is no batch although its length may happen to fit: tables over pairs of positions (T5), and
+# experts, which see whatever tokens were sent to them.
+_NO_ROWS = re.compile(r"relative|(^|\.)experts?\.\d", re.IGNORECASE)
+
+
+def _check_rows(path: str, layer: nn.Module) -> None:
+    if _NO_ROWS.search(path):
+        raise RoutingError(
+            f"{path}: a {type(layer).__name__} that does not see the batch row by row; run this model with one adapter per "
+            "batch (`with model.using(name): ...`), or leave that module out"
+        )
+
+
+def _one_for_all(routing: Routing, value: Tensor) -> Tensor:
+    """One row that serves the whole batch (position ids) as a row of each: every adapter makes its own of it."""
+    assert routing.size is not None, "a uniform routing is never split"
+    return value.expand(routing.size, *value.shape[1:]) if value.shape[0] == 1 else value
 
 
 class ByAdapter(nn.ModuleDict):
@@ -81,7 +101,7 @@ class ByAdapter(nn.ModuleDict):
 
     @staticmethod
     def _key(name: str) -> str:
-        return "@" + name.replace(".", "·")
+        return "@" + name.replace("%", "%25").replace(".", "%2E")
 
     def __getitem__(self, name: str) -> nn.Module:
         return super().__getitem__(self._key(name))
@@ -128,20 +148,18 @@ class AdaptedLayer(nn.Module):
             return base_out if slot is None else slot.apply_to(self.geometry, x, base_out)
         if not any(group.name in self.slots for group in routing.groups):
             return base_out
-        if x.shape[0] == 1 and routing.size != 1:
-            # One row for the whole batch (position ids): each adapter makes its own of it.
-            assert routing.size is not None
-            x = x.expand(routing.size, *x.shape[1:])
-            base_out = base_out.expand(routing.size, *base_out.shape[1:])
+        routing = routing.fitting(x.shape[0])
+        _check_rows(self.path, self.base_layer)
+        x, base_out = _one_for_all(routing, x), _one_for_all(routing, base_out)
         geometry = self.geometry
         parts = []
-        # (b, ...) token ids have no feature axis: two axes are rows and tokens, never a flattened batch of features.
-        rows = x if x.is_floating_point() or x.dim() != 2 else x.unsqueeze(-1)
         for group, x_rows, out_rows in zip(
-            routing.groups, routing.split(rows, self.path), routing.split(base_out, self.path), strict=True
+            routing.groups,
+            routing.split(x, self.path, ids=geometry.kind == "embedding"),
+            routing.split(base_out, self.path),
+            strict=True,
         ):
             slot = self.slot(group.name)
-            x_rows = x_rows if rows is x else x_rows.squeeze(-1)
             parts.append(out_rows if slot is None else slot.apply_to(geometry, x_rows, out_rows))
         return routing.join(parts)
 
@@ -159,8 +177,6 @@ class AdaptedLayer(nn.Module):
             return getattr(super().__getattr__("base_layer"), name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedLayer:
-        import copy
-
         clone = type(self)(copy.deepcopy(self.base_layer, memo), copy.deepcopy(self.router, memo), self.path)
         memo[id(self)] = clone
         clone.slots = copy.deepcopy(self.slots, memo)
@@ -203,18 +219,31 @@ class OwnedModule(nn.Module):
         routing = self.router.resolve()
         if routing.single is not None:
             return self.module(routing.single)(*args, **kwargs)
-        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 0]
+        if not any(group.name in self.copies for group in routing.groups):
+            return self.original(*args, **kwargs)
+        _check_rows(self.path, self.original)
         parts = []
+        pieces = {key: self._pieces(routing, value) for key, value in (*enumerate(args), *kwargs.items())}
         for index, group in enumerate(routing.groups):
-            pieces = iter([routing.split(value, self.path)[index] for value in inputs])
-
-            def own(value: Any, pieces: Any = pieces) -> Any:
-                return next(pieces) if isinstance(value, Tensor) and value.dim() > 0 else value
-
-            out = self.module(group.name)(*[own(v) for v in args], **{k: own(v) for k, v in kwargs.items()})
-            parts.append(out)
+            own = {key: values[index] for key, values in pieces.items()}
+            positional = [own.pop(key) for key in range(len(args))]
+            with self.router.activate(Routing.uniform(group.name)):  # adapted layers inside see these rows alone
+                parts.append(self.module(group.name)(*positional, **own))
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise RoutingError(
+                f"{self.path}: a {type(self.original).__name__} that gives more than one tensor, which are not put together "
+                "again by row; run this model with one adapter per batch (`with model.using(name): ...`)"
+            )
         width = max(part.shape[-1] for part in parts)
-        return routing.join([F.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for part in parts])
+        padded = [F.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for part in parts]
+        return routing.fitting(sum(part.shape[0] for part in parts)).join(padded)
+
+    def _pieces(self, routing: Routing, value: Any) -> list[Any]:
+        """``value`` for each group: its rows of a tensor, anything else as it is."""
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return [value] * len(routing.groups)
+        routing = routing.fitting(value.shape[0])
+        return routing.split(_one_for_all(routing, value), self.path, ids=not value.is_floating_point())
 
     def module(self, name: str) -> nn.Module:
         """The copy that belongs to adapter ``name``; the original for ``base`` and adapters without one."""
@@ -227,8 +256,6 @@ class OwnedModule(nn.Module):
             return getattr(super().__getattr__("original"), name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OwnedModule:
-        import copy
-
         clone = type(self)(copy.deepcopy(self.original, memo), copy.deepcopy(self.router, memo), self.path)
         memo[id(self)] = clone
         clone.copies = copy.deepcopy(self.copies, memo)

@@ -39,7 +39,7 @@ class Routing:
         tokens: tokens per row, where known: layers that see rows and tokens flattened into one axis need it.
     """
 
-    __slots__ = ("_order", "_orders", "groups", "names", "size", "tokens")
+    __slots__ = ("_order", "_orders", "_single_rows", "groups", "names", "size", "tokens")
 
     def __init__(self, names: Sequence[str], tokens: int | None = None) -> None:
         if not names:
@@ -47,6 +47,7 @@ class Routing:
         self.names = tuple(names)
         self.size: int | None = len(self.names)
         self.tokens = tokens
+        self._single_rows: Routing | None = None
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):
             rows.setdefault(name, []).append(row)
@@ -103,9 +104,12 @@ class Routing:
             self._orders[key] = (order, inverse)
         return self._orders[key]
 
-    def split(self, x: Tensor, where: str) -> list[Tensor]:
-        """The rows of ``x`` (b[·t], ...) of each group, in the order of ``groups``. Views where rows lie together."""
-        fan_out = self.fan_out(x.shape[0], x.dim(), where)
+    def split(self, x: Tensor, where: str, ids: bool = False) -> list[Tensor]:
+        """The rows of ``x`` (b[·t], ...) of each group, in the order of ``groups``. Views where rows lie together.
+
+        ``ids`` says that ``x`` holds token ids, which have no feature axis: (b, t) is rows and tokens.
+        """
+        fan_out = self.fan_out(x.shape[0], x.dim() + ids, where)
         order = self.order(fan_out, x.device)
         if order is not None:
             x = x.index_select(0, order[0])
@@ -119,8 +123,20 @@ class Routing:
         return joined if order is None else joined.index_select(0, order[1])
 
     def repeated(self, times: int) -> Routing:
-        """The routing of a batch in which each row stands ``times`` times in succession (beam search)."""
-        return self if times == 1 else Routing([name for name in self.names for _ in range(times)], self.tokens)
+        """The routing of a batch in which each row stands ``times`` times in succession (beam search).
+
+        A tensor with as many rows as before is taken to be from before: encoders run before beams are made.
+        """
+        if times == 1 or self.size is None:
+            return self
+        routing = Routing([name for name in self.names for _ in range(times)], self.tokens)
+        routing._single_rows = self
+        return routing
+
+    def fitting(self, rows: int) -> Routing:
+        """This routing, or the one before `repeated` where ``rows`` is that one's size."""
+        before = self._single_rows
+        return before if before is not None and rows == before.size else self
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{group.name}×{group.stop - group.start}" for group in self.groups)

@@ -249,7 +249,7 @@ def read_txt(path: Path, limit: int | None = None) -> list[Row]:
     """Plain text: documents are separated by blank lines, or by lines ``<|endoftext|>`` where there are any."""
     text = read_text(path).replace("\r\n", "\n")
     marked = re.search(r"^<\|endoftext\|>[ \t]*$", text, re.MULTILINE)
-    parts = re.split(r"^<\|endoftext\|>[ \t]*$" if marked else r"\n[ \t]*\n", text, flags=re.MULTILINE)
+    parts = re.split(r"^<\|endoftext\|>[ \t]*$" if marked else r"\n(?:[ \t]*\n)+", text, flags=re.MULTILINE)
     documents = [part.strip("\n") for part in parts if part.strip()]
     return _not_empty(path, [{"text": document} for document in documents[:limit]])
 
@@ -275,7 +275,10 @@ def _raise_broken(path: Path, broken: list[str], remedy: str) -> None:
     if broken:
         more = [f"… and {len(broken) - SHOWN} more"] if len(broken) > SHOWN else []
         raise DataError(
-            "\n  ".join([f"{path}: {len(broken)} rows cannot be read:", *broken[:SHOWN], *more]) + f"\n{remedy}"
+            "\n  ".join(
+                [f"{path}: {len(broken)} row{'s' if len(broken) > 1 else ''} cannot be read:", *broken[:SHOWN], *more]
+            )
+            + f"\n{remedy}"
         )
 
 

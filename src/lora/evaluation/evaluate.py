@@ -47,7 +47,8 @@ def evaluate(
     >>> evaluation["default"]["accuracy"], evaluation["base"]["accuracy"]
 
     Args:
-        data: a file, folder (its test split, else validation) or hub id; rows as dicts (a list, a ``datasets.Dataset``); or tokenised rows.
+        data: a file, folder (its test split, else validation) or hub id; rows as dicts (a list, a
+            ``datasets.Dataset``); or tokenised rows.
         tokenizer: default: that of the base model's folder.
         task: default: the one stored with the adapter, else read from the rows.
         adapters: default: all of the model's.
@@ -107,9 +108,9 @@ def has_untrained_head(model: LoRA) -> bool:
 
 @torch.no_grad()
 def _fitting(model: LoRA, inputs: Inputs, names: list[str]) -> list[str]:
-    """Those of ``names`` whose outputs fit the task, found with one row; a base whose head does not fit is left out with a note.
+    """Those of ``names`` whose outputs fit the task, found with one row. A base that does not is left out and noted.
 
-    Raises ModelError where an adapter does not fit, or nothing is left: an index error deep inside a loss tells no one why.
+    Raises ModelError where an adapter does not fit, or nothing is left: an index error inside a loss tells no one why.
     """
     shortest = min(range(len(inputs.encoded)), key=inputs.encoded.lengths.__getitem__)
     batch = to_device(inputs.task.collate([inputs.encoded.examples[shortest]], inputs.pad_token_id), model)
@@ -131,8 +132,11 @@ def _misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
     logits = getattr(outputs, "logits", None)
     per_token = task.auto_class.endswith("CausalLM")
     if logits is None or logits.dim() != (3 if per_token else 2):
-        return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {type(model.base).__name__}"
-    labels = len(getattr(task, "labels", ()))
-    if not per_token and logits.shape[-1] < labels:
-        return f"its head has {logits.shape[-1]} outputs and the task {labels} labels; load the base with num_labels={labels}"
+        found = type(model.base).__name__
+        return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
+    outputs_there, labels = logits.shape[-1], len(getattr(task, "labels", ()))
+    if not per_token and outputs_there < labels:
+        return (
+            f"its head has {outputs_there} outputs and the task {labels} labels; load the base with num_labels={labels}"
+        )
     return None

@@ -16,6 +16,8 @@ from lora.tasks.inference import evaluating, to_device
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
+MAX_NEW_TOKENS = 128  # a paragraph; more costs time with models that have not learned to stop
+
 
 @torch.no_grad()
 def complete(
@@ -26,7 +28,7 @@ def complete(
     tokenizer: Any,
     *,
     batch_size: int = 32,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     **options: Any,
 ) -> list[str]:
     """What the model writes after each prompt, in the order of ``encoded``; the prompt and special tokens left out.
@@ -38,7 +40,7 @@ def complete(
     pad = pad_token_id(tokenizer, model.base)
     ends = end_tokens(model, tokenizer)
     if not options.get("do_sample"):
-        # A checkpoint's own generation settings may carry these; they mean nothing in greedy search, and transformers warns.
+        # A checkpoint's own generation settings may carry these; in greedy search they mean nothing but a warning.
         options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **options}
     completions = [""] * len(encoded)
     with evaluating(model):
@@ -81,7 +83,7 @@ def prompt_length(model: LoRA, tokenizer: Any, max_length: int | None, max_new_t
         room = longest_row(tokenizer, model.base) - max_new_tokens
     if max_length is not None or room < 2:
         raise ConfigError(
-            f"a prompt of {max_length or 2} tokens and {max_new_tokens} new ones are more than the model has positions for; lower "
-            "max_new_tokens" + ("" if max_length is None else " or max_length")
+            f"a prompt of {max_length or 2} tokens and {max_new_tokens} new ones are more than the model has "
+            "positions for; lower max_new_tokens" + ("" if max_length is None else " or max_length")
         )
     return room

@@ -40,7 +40,9 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        out = Table(title=self.title, caption=Text("\n".join(self.below)) if self.below else None, caption_justify="left")
+        out = Table(
+            title=self.title, caption=Text("\n".join(self.below)) if self.below else None, caption_justify="left"
+        )
         for place, header in enumerate(self.headers):
             out.add_column(Text(header), justify="right" if place else "left", overflow="fold")
         for row in self.rows:

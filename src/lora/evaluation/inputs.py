@@ -73,7 +73,9 @@ def prepare(
     if not len(inputs.encoded):
         raise DataError("there are no rows to evaluate on")
     if not sum(inputs.encoded.supervised):
-        raise DataError("the tokenised rows carry no labels, so there is nothing to compare with; encode them with supervised=True")
+        raise DataError(
+            "the tokenised rows carry no labels, so there is nothing to compare with; encode them with supervised=True"
+        )
     inputs.notes += inputs.encoded.notes
     return inputs
 
@@ -81,7 +83,9 @@ def prepare(
 def chosen_adapters(model: Any, adapters: Sequence[str] | str | None, baseline: bool = False) -> list[str]:
     """Names to run, each once: those given, else all of the model's; with ``baseline`` the base comes first."""
     if not isinstance(model, LoRA):
-        raise ConfigError(f"a LoRA model is needed, not {type(model).__name__}; for one without adapters: LoRA(model, name=None)")
+        raise ConfigError(
+            f"a LoRA model is needed, not {type(model).__name__}; for one without adapters: LoRA(model, name=None)"
+        )
     given = [adapters] if isinstance(adapters, str) else list(model.adapters if adapters is None else adapters)
     model.router.check(given)
     return list(dict.fromkeys([BASE, *given] if baseline or not given else given))
@@ -100,17 +104,19 @@ def stored_task(model: LoRA, names: Sequence[str]) -> Task | None:
     other = next((name for name, its in others if its != state), None)
     if other is not None:
         raise ConfigError(
-            f"adapters {first!r} and {other!r} were trained for different tasks (or labels, or columns); evaluate them one at a "
-            f"time (adapters={first!r}), or pass the task= to measure both by"
+            f"adapters {first!r} and {other!r} were trained for different tasks (or labels, or columns); evaluate them "
+            f"one at a time (adapters={first!r}), or pass the task= to measure both by"
         )
     try:
         return from_state(state)
     except (KeyError, TypeError) as error:
-        raise AdapterFileError(f"adapter {first!r}: the task stored with it cannot be read here ({error}); pass task=") from None
+        raise AdapterFileError(
+            f"adapter {first!r}: the task stored with it cannot be read here ({error}); pass task="
+        ) from None
 
 
 def task_from_rows(model: LoRA, rows: list[Row], config: DataConfig) -> tuple[Task, str]:
-    """Task and labels read from the rows, and a sentence about it; the order of the labels is the model's, where it says one."""
+    """Task and labels read from the rows, and a sentence about it. Labels are in the model's order, if it says one."""
     columns = recognise(rows, config)
     task = task_class(columns.task).from_rows(rows, columns)
     order = _labels_of(model, getattr(task, "labels", []))
@@ -120,7 +126,7 @@ def task_from_rows(model: LoRA, rows: list[Row], config: DataConfig) -> tuple[Ta
 
 
 def _labels_of(model: LoRA, found: list[str]) -> list[str]:
-    """The model's own label names if they cover ``found``; class numbers where it has only LABEL_0, LABEL_1, …; else none."""
+    """The model's own label names if they cover ``found``; class numbers where it has only LABEL_0, …; else none."""
     names = getattr(getattr(model, "config", None), "id2label", None) or {}
     ordered = [str(names[place]) for place in sorted(names)]
     if not found:
@@ -146,13 +152,18 @@ def rows_of(data: Any) -> tuple[list[Row], str | None, list[str]]:
         return rows, str(data), notes
     if isinstance(data, Mapping):
         splits = ", ".join(map(str, data))
-        raise DataError(f"one data set is needed, and this is a {type(data).__name__} of several ({splits}); pass one of them")
+        raise DataError(
+            f"one data set is needed, and this is a {type(data).__name__} of several ({splits}); pass one of them"
+        )
     if not isinstance(data, Iterable):
         raise DataError(f"data must be a path, rows as dicts or a datasets.Dataset, not {type(data).__name__}")
     rows = [dict(row) if isinstance(row, Mapping) else row for row in data]
     wrong = next((index for index, row in enumerate(rows) if not isinstance(row, dict)), None)
     if wrong is not None:
-        raise DataError(f"row {wrong + 1} is a {type(rows[wrong]).__name__}; each row must be a dict such as {{'text': ..., 'label': ...}}")
+        raise DataError(
+            f"row {wrong + 1} is a {type(rows[wrong]).__name__}; "
+            "each row must be a dict such as {'text': ..., 'label': ...}"
+        )
     if not rows:
         raise DataError("there are no rows to evaluate on")
     return rows, None, []
@@ -172,7 +183,7 @@ def load_evaluation_rows(source: str) -> tuple[list[Row], list[str]]:
 
 
 def length_for(model: LoRA, names: Sequence[str], tokenizer: Any, wanted: int | None) -> int:
-    """Tokens kept of a row: ``wanted``, else the shortest that the adapters were trained with, else what the model takes."""
+    """Tokens kept of a row: ``wanted``, else the least that the adapters were trained with, else the model's."""
     trained = [length for name in names if (length := model.notes.get(name, {}).get("max_length"))]
     return longest_row(tokenizer, model.base, wanted or min(trained, default=None))
 

@@ -12,7 +12,7 @@ from lora.core.routing import BASE
 from lora.data.problems import Problems, is_missing
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError, RoutingError
-from lora.evaluation.generation import complete, prompt_length
+from lora.evaluation.generation import MAX_NEW_TOKENS, complete, prompt_length
 from lora.evaluation.inputs import chosen_adapters, length_for, stored_task, tokenizer_of
 from lora.model.base import pad_token_id
 from lora.tasks import Row, Task
@@ -28,17 +28,39 @@ CHUNK = 1024  # rows tokenised and answered at a time: memory stays bounded, bat
 REMEDY = "correct or remove these rows"
 
 
-def predict(model: LoRA, rows: Rows, **options: Any) -> list[dict[str, Any]]:
-    """One answer per row, in the order of the rows. Options as of `predict_iter`; all rows are checked before the first is answered.
+def predict(
+    model: LoRA,
+    rows: Rows,
+    *,
+    adapter: str | None = None,
+    tokenizer: Any = None,
+    task: Task | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """One answer per row, in the order of the rows: `predict_iter` as a list.
+
+    All rows are checked before the first is answered.
 
     >>> predict(model, ["where is my parcel?"])
     [{"label": "delivery", "score": 0.93, "probabilities": {"delivery": 0.93, ...}}]
     """
     given = _given(rows)
     listed = given if isinstance(given, list) else list(given)
-    name, task = _task(model, options.get("adapter"), options.get("task"))
+    name, task = _task(model, adapter, task)
     _checked(task, listed, 0)
-    return list(predict_iter(model, listed, **{**options, "adapter": name, "task": task}))
+    answers = predict_iter(
+        model,
+        listed,
+        adapter=name,
+        tokenizer=tokenizer,
+        task=task,
+        batch_size=batch_size,
+        max_length=max_length,
+        **options,
+    )
+    return list(answers)
 
 
 def predict_iter(
@@ -57,19 +79,22 @@ def predict_iter(
     """Answers one by one, in the order of the rows, which are read as they are needed.
 
     Args:
-        rows: dicts with the columns the adapter was trained on (labels may be absent and are not looked at), plain strings,
-            or a ``Path`` to a data file.
+        rows: dicts with the columns the adapter was trained on (labels may be absent and are not looked at), plain
+            strings, or a ``Path`` to a data file.
         adapter: default: the only one; ``"base"`` is the base model.
         tokenizer: default: that of the base model's folder.
         task: default: the one stored with the adapter.
         batch_size: rows of one forward pass.
-        max_length: tokens kept of a row (of a prompt); default: as in training, else what the model takes.
-        max_new_tokens: length of a completion (default 256); causal tasks only, as all further options, which go to ``generate``.
+        max_length: tokens kept of a row; default: as in training, else what the model takes. Of a prompt: its last
+            ones; default: as many as leave room for the completion.
+        max_new_tokens: length of a completion (default 128); causal tasks only, as are all further options, which go to
+            ``generate``.
         on_note: called with what a user should know (rows that were cut); default: a warning in the log.
 
     Yields:
-        classification ``{"label", "score", "probabilities": {class: p}}``; several labels ``{"labels", "probabilities"}``;
-        regression ``{"value"}``; causal ``{"prompt", "completion"}``, the completion without the prompt.
+        classification: ``{"label", "score", "probabilities": {class: p}}``; multi-label:
+        ``{"labels", "probabilities"}``; regression: ``{"value"}``; causal: ``{"prompt", "completion"}``, the
+        completion without the prompt.
 
     Raises:
         ConfigError, RoutingError: no task stored, which adapter is open, options that the task does not have.
@@ -84,7 +109,7 @@ def predict_iter(
     if options and not generates:
         raise ConfigError(f"{', '.join(options)}: the task {task.name} gives a label or a number and generates nothing")
     if generates:
-        options.setdefault("max_new_tokens", 256)
+        options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
         length = prompt_length(model, tokenizer, max_length, options["max_new_tokens"])
     else:
         length = length_for(model, [name], tokenizer, max_length)
@@ -97,7 +122,9 @@ def predict_iter(
         if generates:
             column = _columns(task)[0]
             completions = complete(model, task, encoded, name, tokenizer, batch_size=batch_size, **options)
-            yield from ({"prompt": row[column], "completion": text} for row, text in zip(ready, completions, strict=True))
+            yield from (
+                {"prompt": row[column], "completion": text} for row, text in zip(ready, completions, strict=True)
+            )
         else:
             pad = pad_token_id(tokenizer, model.base)
             found = infer(model, task, encoded, [name], pad_token_id=pad, batch_size=batch_size, supervised=False)
@@ -142,13 +169,15 @@ def _columns(task: Task) -> list[str]:
 
 
 def _checked(task: Task, rows: list[Any], before: int) -> list[Row]:
-    """``rows`` as dicts. Raises DataError naming all rows at fault, counted from the first row of all, ``before`` this chunk."""
+    """``rows`` as dicts. Raises DataError naming all rows at fault; ``before``: number of rows before these."""
     columns = _columns(task)
     problems = Problems()
     out: list[Row] = []
     for index, given in enumerate(rows, start=before):
         if isinstance(given, str) and len(columns) > 1:
-            problems.add(f"a string, but the adapter reads {len(columns)} texts ({', '.join(columns)}): pass dicts", index)
+            problems.add(
+                f"a string, but the adapter reads {len(columns)} texts ({', '.join(columns)}): pass dicts", index
+            )
             continue
         row = {columns[0]: given} if isinstance(given, str) else given
         if not isinstance(row, Mapping):
@@ -156,7 +185,8 @@ def _checked(task: Task, rows: list[Any], before: int) -> list[Row]:
             continue
         out.append(dict(row))
         for name in columns:
-            problem = _cell_problem(row, name)
+            # A blank prompt is a wish like any other; a blank text to classify is a row that was not filled in.
+            problem = _cell_problem(row, name, blank=name == getattr(task, "prompt", None))
             if problem:
                 problems.add(problem, index)
     if not rows:
@@ -165,7 +195,7 @@ def _checked(task: Task, rows: list[Any], before: int) -> list[Row]:
     return out
 
 
-def _cell_problem(row: Mapping[str, Any], name: str) -> str | None:
+def _cell_problem(row: Mapping[str, Any], name: str, blank: bool) -> str | None:
     if name not in row:
         return f"no column {name!r} (there are: {', '.join(map(str, row)) or 'none'})"
     value = row[name]
@@ -173,7 +203,7 @@ def _cell_problem(row: Mapping[str, Any], name: str) -> str | None:
         return f"{name} is missing"
     if not isinstance(value, str):
         return f"{name} is of the type {type(value).__name__}, not text"
-    return None if value.strip() else f"{name} is empty"
+    return None if blank or value.strip() else f"{name} is empty"
 
 
 def _answer(task: Task, prediction: Any) -> dict[str, Any]:

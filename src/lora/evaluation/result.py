@@ -20,13 +20,14 @@ class Evaluation:
     """Metrics of every adapter on one data set, the base beside them.
 
     Attributes:
-        metrics: adapter name -> what `Task.metrics` gave; ``"base"`` first where it ran. ``evaluation[name]`` for short.
+        metrics: adapter name -> what `Task.metrics` gave, ``"base"`` first if it ran; ``evaluation[name]`` for short.
         rows: examples measured on.
         truncated: rows that were longer than the model takes.
         task: name of the task; ``best_metric`` is the key of ``metrics`` that it is judged by.
-        untrained_head: the base's task head was made up at random when it was loaded, so its numbers are those of guessing.
-        reference: a constant answer, ``{"name": in words, "metrics": ...}``: what is reached without looking at the text.
-        speed: adapter name -> ``latency_p50_ms``, ``latency_p95_ms``, ``rows_per_second``, ``tokens_per_second``; see `lora.evaluation.speed`.
+        untrained_head: the base's task head was made up at random when it was loaded, so its answers are guesses.
+        reference: a constant answer, ``{"name": in words, "metrics": ...}``: what is reached without reading the text.
+        speed: adapter name -> ``latency_p50_ms``, ``latency_p95_ms``, ``rows_per_second``, ``tokens_per_second``; see
+            `lora.evaluation.speed`.
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
@@ -83,7 +84,7 @@ class Evaluation:
 
 
 def plain(value: Any) -> Any:
-    """``value`` for strict JSON: dicts with string keys, lists, numbers; NaN and infinities become None, anything else its text."""
+    """``value`` for strict JSON: string keys, lists, numbers; NaN and infinities become None, other things text."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

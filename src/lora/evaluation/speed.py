@@ -1,7 +1,7 @@
 """How fast adapters answer, and how much memory that takes.
 
-Each adapter is timed on its own: the pass that compares adapters mixes them in a batch and says nothing about one alone. Adapters
-take turns row by row, so that whatever else the machine does meanwhile falls on all of them alike.
+Each adapter is timed on its own: the pass that compares adapters mixes them in a batch and tells nothing of one alone.
+They take turns row by row, so that whatever else the machine does meanwhile falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -29,13 +29,20 @@ SAMPLING = 0.02  # seconds between two looks at the process's memory
 
 @torch.no_grad()
 def measure_speed(
-    model: LoRA, task: Task, encoded: Encoded, adapters: Sequence[str], *, pad_token_id: int, batch_size: int = 32, rows: int = 64
+    model: LoRA,
+    task: Task,
+    encoded: Encoded,
+    adapters: Sequence[str],
+    *,
+    pad_token_id: int,
+    batch_size: int = 32,
+    rows: int = 64,
 ) -> dict[str, dict[str, float]]:
     """Times of the forward pass over tokenised rows, per adapter.
 
     Returns, for each adapter:
         ``latency_p50_ms``, ``latency_p95_ms``: batches of one; ``latency_rows`` of them, spread evenly over the data.
-        ``rows_per_second``, ``tokens_per_second``: batches of ``batch_size``, some from each length; padding counts as no token.
+        ``rows_per_second``, ``tokens_per_second``: batches of ``batch_size``, some of each length; padding is no token.
     """
 
     def collate(indices: Sequence[int]) -> dict[str, Tensor]:
@@ -88,7 +95,7 @@ def _timed(model: LoRA, name: str, batch: dict[str, Tensor], device: torch.devic
 
 
 class PeakMemory:
-    """Largest use of memory within the block: on CUDA what torch allocated there, elsewhere the whole process in main memory.
+    """Largest use of memory within the block: on CUDA what torch allocated there, elsewhere the process's main memory.
 
     >>> with PeakMemory(model) as peak: ...
     >>> peak.bytes, peak.kind
@@ -99,7 +106,9 @@ class PeakMemory:
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
         self.bytes = 0
-        self.kind = "GPU memory allocated by torch" if self._device.type == "cuda" else "main memory of the whole process (RSS)"
+        self.kind = (
+            "GPU memory allocated by torch" if self._device.type == "cuda" else "main memory of the whole process (RSS)"
+        )
 
     def __enter__(self) -> Self:
         if self._device.type == "cuda":

@@ -50,7 +50,7 @@ SPEED = {
 
 
 def comparison(evaluation: Evaluation) -> Grid:
-    """Metrics and speed, the base's column first; a column of differences for one adapter, differences in brackets for several."""
+    """Metrics and speed, the base's column first. Differences: a column beside one adapter, brackets with several."""
     names = ([evaluation.base] if evaluation.base else []) + evaluation.tuned
     single = len(evaluation.tuned) == 1 and evaluation.base is not None
     headers = ["", *[evaluation.label(name) for name in names], *(["difference"] if single else [])]
@@ -102,7 +102,7 @@ def difference(value: Any, base: Any, metric: Metric) -> tuple[str, str]:
 
 
 def remarks(evaluation: Evaluation) -> list[str]:
-    """What stands under the comparison: the answer that needs no model, the untrained head, memory, notes."""
+    """What stands under the comparison: the answer that needs no model, the untrained head, memory."""
     out = []
     if evaluation.reference:
         values = evaluation.reference["metrics"]
@@ -110,10 +110,12 @@ def remarks(evaluation: Evaluation) -> list[str]:
         numbers = ", ".join(f"{METRICS[key].title} {shown(values[key], METRICS[key])}" for key in names)
         out.append(f"For reference: {evaluation.reference['name']}: {numbers}.")
     if evaluation.untrained_head:
-        out.append("The base's head is untrained (made up at random), so its column shows guessing; compare with the reference.")
+        out.append(
+            "The base's head is untrained (made up at random): its column shows guessing; compare with the reference."
+        )
     if evaluation.peak_memory_bytes:
         out.append(f"Peak memory: {evaluation.peak_memory_bytes / 2**20:,.0f} MiB, {evaluation.peak_memory_kind}.")
-    return [*out, *evaluation.notes]
+    return out
 
 
 def per_class(evaluation: Evaluation, name: str) -> Grid | None:
@@ -122,7 +124,9 @@ def per_class(evaluation: Evaluation, name: str) -> Grid | None:
     if not classes:
         return None
     base = evaluation[evaluation.base]["per_class"] if evaluation.base else None
-    headers = ["class", "rows", "precision", "recall", "F1"] + ([f"F1 {evaluation.label(BASE)}", "difference"] if base else [])
+    headers = ["class", "rows", "precision", "recall", "F1"] + (
+        [f"F1 {evaluation.label(BASE)}", "difference"] if base else []
+    )
     grid = Grid(f"Per class: {name}", headers, [])
     order = list(classes)
     if len(order) > MATRIX:
@@ -131,7 +135,11 @@ def per_class(evaluation: Evaluation, name: str) -> Grid | None:
     form = Metric("")
     for each in order:
         row = classes[each]
-        cells: list[Cell] = [each, str(row["support"]), *[shown(row[key], form) for key in ("precision", "recall", "f1")]]
+        cells: list[Cell] = [
+            each,
+            str(row["support"]),
+            *[shown(row[key], form) for key in ("precision", "recall", "f1")],
+        ]
         if base:
             cells += [shown(base[each]["f1"], form), difference(row["f1"], base[each]["f1"], form)]
         grid.rows.append(cells)
@@ -152,13 +160,18 @@ def confusion(evaluation: Evaluation, name: str) -> Grid | None:
 
 def _pairs(labels: list[str], matrix: list[list[int]], name: str) -> Grid:
     size = range(len(labels))
-    pairs = sorted(((matrix[i][j], i, j) for i in size for j in size if i != j and matrix[i][j]), key=lambda pair: (-pair[0], *pair[1:]))
+    pairs = sorted(
+        ((matrix[i][j], i, j) for i in size for j in size if i != j and matrix[i][j]),
+        key=lambda pair: (-pair[0], *pair[1:]),
+    )
     rows: list[list[Cell]] = [
         [labels[i], labels[j], str(count), f"{count / sum(matrix[i]):.0%}"] for count, i, j in pairs[:PAIRS]
     ]
     hidden = len(pairs) - len(rows)
     below = [f"{hidden} more pairs, each with {pairs[len(rows)][0]} rows or fewer."] if hidden else []
-    return Grid(f"Most confused: {name}", ["true", "predicted", "rows", "of the true class"], rows, below if pairs else ["No row was taken for another class."])  # fmt: skip
+    if not pairs:
+        below = ["No row was taken for another class."]
+    return Grid(f"Most confused: {name}", ["true", "predicted", "rows", "of the true class"], rows, below)
 
 
 def headline(evaluation: Evaluation) -> str:
@@ -171,13 +184,16 @@ def headline(evaluation: Evaluation) -> str:
         before = evaluation[evaluation.base].get(key) if evaluation.base else None
         gain = f" ({difference(value, before, metric)[0]})" if before is not None else ""
         parts.append(f"{metric.title} {shown(value, metric)} with {name}{gain}")
-    base = f", {shown(evaluation[evaluation.base].get(key), metric)} with {evaluation.label(BASE)}" if evaluation.base else ""
+    base = ""
+    if evaluation.base:
+        base = f", {shown(evaluation[evaluation.base].get(key), metric)} with {evaluation.label(BASE)}"
     return f"{'; '.join(parts)}{base}, on {evaluation.rows:,} rows"
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """All tables in Markdown."""
+    """All tables in Markdown, and the notes."""
     grids = [comparison(evaluation)]
+    grids[0].below += evaluation.notes
     for name in evaluation.tuned:
         grids += [grid for grid in (per_class(evaluation, name), confusion(evaluation, name)) if grid]
     return "\n".join(grid.markdown() for grid in grids)

@@ -67,7 +67,9 @@ def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = 
             presets[preset] = str(error).split(". ")[0]
             continue
         count = sum(sum(_numel(shape) for shape in t.geometry.shapes(t.rank)) for t in report.adapted)
-        presets[preset] = f"{len(report.adapted)} modules, {count:,} parameters at rank {rank} ({100 * count / total:.2f} %): {summary(t.path for t in report.adapted)}"
+        presets[preset] = (
+            f"{len(report.adapted)} modules, {count:,} parameters at rank {rank} ({100 * count / total:.2f} %): {summary(t.path for t in report.adapted)}"
+        )
     return {
         "base": name,
         "class": type(model).__name__,
@@ -76,7 +78,9 @@ def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = 
         "hidden size": getattr(config.get_text_config(), "hidden_size", "unknown"),
         "positions": getattr(config.get_text_config(), "max_position_embeddings", "unknown"),
         "vocabulary": getattr(config.get_text_config(), "vocab_size", "unknown"),
-        "modules that can be adapted": summary(find_targets(model, AdapterConfig(rank=1)).available, most=40).split(", "),
+        "modules that can be adapted": summary(find_targets(model, AdapterConfig(rank=1)).available, most=40).split(
+            ", "
+        ),
         "presets": presets,
     }
 

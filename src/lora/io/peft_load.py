@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora.config import AdapterConfig
-from lora.core.geometry import Geometry, geometry_of
 from lora.core.layer import TiedSlot
 from lora.core.variant import Variant, variants
 from lora.errors import AdapterFileError, ConfigError
+from lora.io import peft_tensors as tensors_of
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import CONFIG, PREFIX, WEIGHTS, read_sidecar
-from lora.model.heads import outermost
-from lora.model.targets import layer_index, match_pattern, matches, parse_layers, unwrapped_modules
+from lora.model.heads import output_heads
+from lora.model.tree import match_pattern, unwrapped_modules
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -33,7 +33,7 @@ UNDERSTOOD = {
     "modules_to_tie", "target_modules_to_tie", "qalora_group_size", "lora_ga_config",
 }  # fmt: skip
 # Starts that change the base weights: the adapter means nothing on the original base.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass
@@ -90,19 +90,22 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     variant = _variant(stored)
     left = {_local(key, stored): tensor for key, tensor in stored.tensors.items()}
     problems: list[str] = []
-    owned = _take_owned(left, stored, modules, problems)
-    layers = _take_layers(left, modules, variant, problems)
-    owned |= _take_embeddings(left, modules, layers, problems)
+    owned = tensors_of.modules_in_full(left, stored.config, modules, problems)
+    layers = tensors_of.layers(left, tuple(owned), modules, variant, problems)
+    owned |= tensors_of.embeddings(left, modules, output_heads(model.base), allow_other_base, problems)
     problems += [f"no place for tensor {key} {tuple(tensor.shape)}" for key, tensor in left.items()]
-    problems += _absent(stored, modules, layers, owned)
-    if not layers and not owned and not problems:
-        problems.append("it holds no tensors at all")
+    problems += tensors_of.absent(stored.config, modules, layers, owned)
+    if stored.config.get("ensure_weight_tying"):
+        problems += tensors_of.half_of_a_tie(model.base, owned)
+    if not layers and not problems:
+        problems.append("it holds no low-rank tensors at all")
     if problems:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AdapterFileError(
             f"{stored.folder}: does not fit the base {_name(model)}:\n  " + "\n  ".join(problems[:5]) + more
         )
-    return Planned(_config(stored, variant, layers, owned, modules), layers, owned, _notes(stored))
+    tied = tensors_of.shared_update(model.base, stored.config, layers, variant)
+    return Planned(_config(stored, variant, layers, owned, tied), layers, owned, _notes(stored))
 
 
 def place(model: LoRA, name: str, planned: Planned, trainable: bool) -> None:
@@ -116,7 +119,7 @@ def place(model: LoRA, name: str, planned: Planned, trainable: bool) -> None:
                 parameter = getattr(slot, key)
                 parameter.copy_(tensor.view(parameter.shape))
         for path, module in model.owned(name).items():
-            _fit_width(module, planned.owned[path])
+            tensors_of.fit_width(module, planned.owned[path])
             module.load_state_dict(planned.owned[path])
     model.notes[name] = planned.notes
     for parameter in model.adapter_parameters(name).values():
@@ -148,12 +151,13 @@ def _check_kind(stored: Stored) -> None:
         shown = ", ".join(f"{key}={config[key]!r}" for key in unknown[:3])
         raise AdapterFileError(f"{where}: {shown} is not known here, and leaving it out would change the results")
     for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), (int, float)) or config[key] <= 0:
+        if isinstance(config.get(key), bool) or not isinstance(config.get(key), (int, float)) or config[key] <= 0:
             raise AdapterFileError(f"{where}: {key} must be a positive number, found {config.get(key)!r}")
 
 
 def _check_base(model: LoRA, stored: Stored, allow_other_base: bool) -> None:
-    base = stored.sidecar.get("base") or {}
+    base = stored.sidecar.get("base")
+    base = base if isinstance(base, dict) else {}
     expected = base.get("fingerprint")
     if expected and not allow_other_base:
         found = fingerprint(model.base)
@@ -181,155 +185,8 @@ def _local(key: str, stored: Stored) -> str:
     return key.removeprefix(PREFIX)
 
 
-# -- attributing tensors; each takes its own out of `left` ------------------------------------------------------------
-
-
-def _take_owned(
-    left: dict[str, Tensor], stored: Stored, modules: dict[str, nn.Module], problems: list[str]
-) -> dict[str, dict[str, Tensor]]:
-    names = stored.config.get("modules_to_save") or []
-    paths = outermost([path for path in modules if matches(path, names)])
-    out = {}
-    for path in paths:
-        mine = {key.removeprefix(path + "."): left.pop(key) for key in list(left) if key.startswith(path + ".")}
-        if not mine:
-            continue  # PEFT lists "classifier" and "score" for every classification model
-        expected = modules[path].state_dict()
-        problems += [f"tensor {path}.{key} is missing" for key in expected if key not in mine]
-        problems += [f"no place for tensor {path}.{key} {tuple(mine[key].shape)}" for key in mine if key not in expected]
-        for key in expected.keys() & mine.keys():
-            if not _fits_but_for_width(modules[path], key, expected[key], mine[key]):
-                problems.append(f"{path}.{key}: shape {tuple(mine[key].shape)}, the base has {tuple(expected[key].shape)}")
-        out[path] = mine
-    return out
-
-
-def _fits_but_for_width(module: nn.Module, key: str, expected: Tensor, found: Tensor) -> bool:
-    """A head may have another number of labels than the base's: it is the adapter's own."""
-    if expected.shape == found.shape:
-        return True
-    owner = module.get_submodule(key.rpartition(".")[0])
-    return isinstance(owner, nn.Linear) and expected.shape[1:] == found.shape[1:]
-
-
-def _fit_width(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give linear layers of a head the number of outputs that ``tensors`` have."""
-    for key, tensor in tensors.items():
-        path, _, name = key.rpartition(".")
-        owner = module.get_submodule(path)
-        if isinstance(owner, nn.Linear) and name in ("weight", "bias") and getattr(owner, name).shape != tensor.shape:
-            like = getattr(owner, name)
-            setattr(owner, name, nn.Parameter(torch.empty(tensor.shape, dtype=like.dtype, device=like.device)))
-            owner.out_features = tensor.shape[0]
-
-
-def _take_layers(
-    left: dict[str, Tensor], modules: dict[str, nn.Module], variant: Variant, problems: list[str]
-) -> dict[str, dict[str, Tensor]]:
-    suffixes = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
-    for key, suffix in variant.peft_suffixes.items():
-        suffixes |= {suffix: key, f"{suffix}.weight": key}
-    found: dict[str, dict[str, Tensor]] = {}
-    for key in list(left):
-        for suffix, parameter in suffixes.items():
-            if key.endswith("." + suffix):
-                path = key.removesuffix("." + suffix)
-                geometry = geometry_of(modules[path]) if path in modules else None
-                if geometry is None:
-                    continue
-                if suffix in ("lora_A.weight", "lora_B.weight", *geometry.peft_names) and suffix not in geometry.peft_names:
-                    continue
-                found.setdefault(path, {})[parameter] = left.pop(key)
-                break
-    for path, tensors in found.items():
-        problems += _shape_problems(path, tensors, modules[path], variant)
-    return found
-
-
-def _shape_problems(path: str, tensors: dict[str, Tensor], module: nn.Module, variant: Variant) -> list[str]:
-    geometry = geometry_of(module)
-    assert geometry is not None
-    needed = ["A", "B", *variant.peft_suffixes]
-    problems = [f"{path}: tensor {key} is missing" for key in needed if key not in tensors]
-    if geometry.kind not in variant.kinds:
-        problems.append(f"{path}: variant {variant.name!r} cannot sit on a {geometry.kind} layer")
-    if problems:
-        return problems
-    expected = _expected_shapes(geometry, tensors["A"].shape[0], variant)
-    for key, shape in expected.items():
-        numel = int(torch.tensor(shape).prod())
-        if tensors[key].numel() != numel or (key in "AB" and tuple(tensors[key].shape) != shape):
-            problems.append(f"{path}.{key}: shape {tuple(tensors[key].shape)}, the base needs {shape}")
-    return problems
-
-
-def _expected_shapes(geometry: Geometry, rank: int, variant: Variant) -> dict[str, tuple[int, ...]]:
-    shape_a, shape_b = geometry.shapes(rank)
-    out: dict[str, tuple[int, ...]] = {"A": shape_a, "B": shape_b}
-    if variant.peft_suffixes:
-        made = variant.create(geometry, 1, 1.0, torch.Generator())
-        out |= {key: tuple(made[key].shape) for key in variant.peft_suffixes}
-    return out
-
-
-def _take_embeddings(
-    left: dict[str, Tensor], modules: dict[str, nn.Module], layers: dict[str, dict[str, Tensor]], problems: list[str]
-) -> dict[str, dict[str, Tensor]]:
-    """Base weights of embeddings stored along: equal ones need nothing, others become the adapter's own copy."""
-    owned = {}
-    for key in list(left):
-        targeted = key.endswith(".base_layer.weight")
-        path = key.removesuffix(".base_layer.weight") if targeted else key.removesuffix(".weight")
-        module = modules.get(path)
-        if path == key or module is None or not (isinstance(module, nn.Embedding) or path.endswith("lm_head")):
-            continue
-        stored, weight = left.pop(key), module.weight.detach()
-        if stored.shape != weight.shape:
-            problems.append(
-                f"{path}: the adapter was trained with a vocabulary of {stored.shape[0]}, this base has {weight.shape[0]}; "
-                f"call resize_token_embeddings({stored.shape[0]}) on the base first"
-            )
-        elif not torch.equal(stored.to(weight.dtype), weight.cpu()):
-            if targeted:
-                problems.append(f"{path}: the adapter was trained on other embedding weights than this base's")
-            else:
-                owned[path] = {"weight": stored}
-    return owned
-
-
-def _absent(
-    stored: Stored, modules: dict[str, nn.Module], layers: dict[str, dict[str, Tensor]], owned: dict[str, Any]
-) -> list[str]:
-    """Modules that the configuration targets and the file has nothing for."""
-    config = stored.config
-    names = config.get("target_modules") or []
-    if names == "all-linear":
-        heads = output_heads_of(modules, stored)
-        named = [p for p, m in modules.items() if isinstance(m, nn.Linear) and p not in heads]
-    else:
-        named = [path for path in modules if matches(path, names)]
-    inside = tuple(owned) + tuple(p for p in modules if matches(p, config.get("modules_to_save") or []))
-    layer_numbers = config.get("layers_to_transform")
-    out = []
-    for path in named:
-        if geometry_of(modules[path]) is None or path in layers:
-            continue
-        if any(path == part or path.startswith(part + ".") for part in inside):
-            continue
-        if matches(path, config.get("exclude_modules") or []):
-            continue
-        if layer_numbers is not None and layer_index(path) not in (parse_layers(layer_numbers, 10**6) or ()):
-            continue
-        out.append(f"{path}: targeted by {CONFIG}, but {WEIGHTS} has no tensor for it")
-    return out
-
-
-def output_heads_of(modules: dict[str, nn.Module], stored: Stored) -> set[str]:
-    return {path for path in modules if path.rsplit(".", 1)[-1] in ("lm_head", "embed_out", "classifier", "score")}
-
-
 def _config(
-    stored: Stored, variant: Variant, layers: dict[str, dict[str, Tensor]], owned: dict[str, Any], modules: dict[str, nn.Module]
+    stored: Stored, variant: Variant, layers: dict[str, dict[str, Tensor]], owned: dict[str, Any], tied: bool
 ) -> AdapterConfig:
     config = stored.config
     ranks = {path: tensors["A"].shape[0] for path, tensors in layers.items()}
@@ -339,12 +196,11 @@ def _config(
         pattern = {path: rank for path, rank in ranks.items() if rank != config["r"]}
     alphas = {k: v for k, v in (config.get("alpha_pattern") or {}).items() if any(match_pattern(p, {k: 1.0}) for p in layers)}
     pattern = {k: v for k, v in pattern.items() if any(match_pattern(p, {k: 1.0}) for p in layers)}
-    tied = bool(config.get("ensure_weight_tying"))
     try:
         return AdapterConfig(
             rank=int(config["r"]), alpha=float(config["lora_alpha"]), rslora=bool(config.get("use_rslora")),
             variant=variant.name, targets=list(layers), dropout=float(config.get("lora_dropout") or 0.0),
-            rank_pattern=pattern, alpha_pattern=alphas, modules_to_save=list(owned), tie_embeddings=True if tied else False,
+            rank_pattern=pattern, alpha_pattern=alphas, modules_to_save=list(owned), tie_embeddings=tied,
         )  # fmt: skip
     except (ConfigError, ValueError) as error:
         raise AdapterFileError(f"{stored.folder / CONFIG}: {error}") from None

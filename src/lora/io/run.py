@@ -1,13 +1,13 @@
 """A run's folder, and checkpoints from which it goes on exactly.
 
-    config.yaml          the resolved configuration
-    metrics.jsonl        one line per step and evaluation
-    checkpoints/
-      step-00000120/     an adapter folder, and beside it training.safetensors and state.json
-      best/              the adapter with the best validation metric so far
-    adapter/             the result
-    tensorboard/         events
-    report.md, report.json
+config.yaml          the resolved configuration
+metrics.jsonl        one line per step and evaluation
+checkpoints/
+  step-00000120/     an adapter folder, and beside it training.safetensors and state.json
+  best/              the adapter with the best validation metric so far
+adapter/             the result
+tensorboard/         events
+report.md, report.json
 """
 
 from __future__ import annotations
@@ -121,5 +121,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return state, load_file(folder / TRAINING)
     except (OSError, ValueError, SafetensorError) as error:
-        raise TrainingError(f"{folder}: this checkpoint is broken ({error}); delete it to go on from the one before") from None
-
+        raise TrainingError(
+            f"{folder}: this checkpoint is broken ({error}); delete it to go on from the one before"
+        ) from None

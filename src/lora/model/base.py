@@ -26,7 +26,11 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def load_base(
-    name: str, auto_class: str, dtype: torch.dtype, options: dict[str, Any] | None = None, trust_remote_code: bool = False
+    name: str,
+    auto_class: str,
+    dtype: torch.dtype,
+    options: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """Base model ``name`` through transformers' ``auto_class``.
 
@@ -81,7 +85,11 @@ def check_folder(name: str) -> None:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            adapter = " (it is an adapter folder: name its base model here)" if (path / "adapter_config.json").is_file() else ""
+            adapter = (
+                " (it is an adapter folder: name its base model here)"
+                if (path / "adapter_config.json").is_file()
+                else ""
+            )
             raise ModelError(f"{name}: no config.json in this folder, so it holds no base model{adapter}")
     elif path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub id")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,17 @@ from lora.core.layer import AdaptedLayer, CastAround, OwnedModule, Slot, TiedSlo
 from lora.core.routing import BASE, Router, Routing
 from lora.core.variant import get_variant
 from lora.errors import ConfigError, RoutingError, TargetError
-from lora.model.heads import modules_to_own
+from lora.model.facade import class_for
+from lora.model.heads import input_embedding, modules_to_own, output_heads
 from lora.model.inject import unwrap, wrap_layer, wrap_owned
 from lora.model.merge import merge, plain_copy
 from lora.model.targets import Target, TargetReport, find_targets
 from lora.model.ties import refuse_half_of_a_tie, share_tied
 from lora.model.tree import inner, summary
+
+
+# Models that turn (b, t) around inside: where b equals t no shape tells the two apart.
+TIME_MAJOR = ("xlnet", "transfo-xl", "fsmt")
 
 
 class LoRA(nn.Module):
@@ -51,7 +54,7 @@ class LoRA(nn.Module):
 
     def __new__(cls, base_model: nn.Module | None = None, *args: Any, **kwargs: Any) -> LoRA:
         # transformers' Trainer and pipelines read the class name and forward's signature to learn what a model takes.
-        return super().__new__(cls if base_model is None else _class_for(cls, type(base_model)))
+        return super().__new__(cls if base_model is None else class_for(cls, type(base_model)))
 
     def __init__(self, base_model: nn.Module, name: str | None = "default", **settings: Any) -> None:
         super().__init__()
@@ -66,6 +69,7 @@ class LoRA(nn.Module):
         self.reports: dict[str, TargetReport] = {}
         self.notes: dict[str, dict[str, Any]] = {}  # per adapter: what is stored beside it (task, labels, lineage)
         self.__dict__["router"] = Router(self.adapters)
+        _keep_state_to_adapters(self)
         self._frozen = {path for path, parameter in base_model.named_parameters() if parameter.requires_grad}
         base_model.requires_grad_(False)
         self.train(base_model.training)
@@ -216,6 +220,8 @@ class LoRA(nn.Module):
         if isinstance(adapters, str):
             raise RoutingError(f"adapters: one name per row is needed; for all rows: with model.using({adapters!r})")
         self.router.check(adapters)
+        if getattr(getattr(self.base, "config", None), "model_type", "") in TIME_MAJOR and len(set(adapters)) > 1:
+            raise RoutingError(f"{type(self.base).__name__} works on tokens first and rows second: one adapter per batch only")
         values = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args, *kwargs.values()]
         first = next((value for value in values if isinstance(value, Tensor) and value.dim() > 0), None)
         if first is not None and first.shape[0] != len(adapters):
@@ -277,6 +283,14 @@ class LoRA(nn.Module):
         for name in self.adapters:
             self.save_adapter(name, folder if len(self.adapters) == 1 else Path(folder) / name)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The base model's; refused where an adapter sits on an embedding, which would be thrown away with it."""
+        places = {input_embedding(self.base), *output_heads(self.base)}
+        for name in self.adapters:
+            if hit := places & {*self.slots(name, tied=True), *self.owned(name)}:
+                raise ConfigError(f"adapter {name!r} sits on {hit.pop()}: resize the vocabulary before adding it")
+        return self.base.resize_token_embeddings(*args, **kwargs)  # type: ignore[operator,no-any-return]
+
     def merge(self, name: str | None = None) -> nn.Module:
         """A plain model of the base's own class with adapter ``name`` worked in; this one is unchanged."""
         if name is None:
@@ -333,6 +347,7 @@ class LoRA(nn.Module):
         for key in ("reports", "notes", "_frozen"):
             setattr(clone, key, copy.deepcopy(self.__dict__[key], memo))
         clone.base = copy.deepcopy(self.base, memo)
+        _keep_state_to_adapters(clone)
         return clone.train(self.training)
 
     def _get_name(self) -> str:
@@ -343,27 +358,22 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
-@functools.cache
-def _class_for(cls: type[LoRA], base_class: type[nn.Module]) -> type[LoRA]:
-    """A subclass of LoRA with the base model's class name and a forward of its signature plus ``adapters``."""
-    if cls.__dict__.get("_made_for"):
-        return cls
+def _keep_state_to_adapters(model: LoRA) -> None:
+    """Make ``state_dict`` hold the adapters alone, and ``load_state_dict`` ask for no more.
 
-    def forward(self: LoRA, *args: Any, **kwargs: Any) -> Any:
-        return self._forward(*args, **kwargs)
+    The base is frozen and never written to. ``transformers.Trainer``, accelerate and Lightning save what
+    ``state_dict`` gives: so checkpoints are small and hold no tensor twice.
+    """
 
-    forward.__doc__ = LoRA._forward.__doc__
-    forward.__signature__ = _signature(base_class.forward)  # type: ignore[attr-defined]
-    return type(base_class.__name__, (cls,), {"forward": forward, "__module__": __name__, "_made_for": base_class})
+    def frozen(key: str) -> bool:
+        return ".slots.@" not in key and ".copies.@" not in key
 
+    def saved(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for key in [key for key in state if key.startswith(prefix) and frozen(key)]:
+            del state[key]
 
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    try:
-        parameters = list(inspect.signature(forward).parameters.values())
-    except (TypeError, ValueError):
-        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    extra = inspect.Parameter("adapters", inspect.Parameter.KEYWORD_ONLY, default=None)
-    at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    if not any(p.name == "adapters" for p in parameters):
-        parameters.insert(at, extra)
-    return inspect.Signature(parameters)
+    def loaded(module: nn.Module, keys: Any) -> None:
+        keys.missing_keys[:] = [key for key in keys.missing_keys if not frozen(key)]
+
+    model._register_state_dict_hook(saved)
+    model.register_load_state_dict_post_hook(loaded)

@@ -98,7 +98,7 @@ def find_targets(
     for key, table in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for pattern in table:
             _check_expression(key, pattern)
-    chosen = list(exact) if exact is not None else _choose(model, config.targets, modules, available)
+    chosen = _choose(model, config.targets, modules, available) if exact is None else list(exact)
     adapted = []
     for path in chosen:
         if path in skipped:

@@ -21,7 +21,7 @@ def share_tied(model: nn.Module, config: AdapterConfig, report: TargetReport) ->
     Raises:
         TargetError: the variant has no update that both places can share, or ``tie_embeddings`` asks for what is not.
     """
-    pairs = _pairs(model, report)
+    pairs = tied_places(model, [target.path for target in report.adapted])
     if config.tie_embeddings and not pairs:
         raise TargetError("tie_embeddings: no adapted embedding shares its tensor with another place in this model")
     if config.tie_embeddings is False or not pairs:
@@ -38,19 +38,20 @@ def share_tied(model: nn.Module, config: AdapterConfig, report: TargetReport) ->
     return pairs
 
 
-def _pairs(model: nn.Module, report: TargetReport) -> list[tuple[str, str]]:
+def tied_places(model: nn.Module, adapted: list[str]) -> list[tuple[str, str]]:
+    """(source, place) for each embedding of ``adapted`` and each other place of its tensor; the first of several leads."""
     modules = unwrapped_modules(model)
     sources: dict[int, str] = {}
-    for target in report.adapted:
-        if target.geometry.kind == "embedding":
-            sources.setdefault(id(target.geometry.weight()), target.path)
+    for path in adapted:
+        if isinstance(modules[path], nn.Embedding):
+            sources.setdefault(id(modules[path].weight), path)
     heads = output_heads(model)
     pairs = []
     for path, module in modules.items():
         source = sources.get(id(module._parameters.get("weight")))
-        # Embeddings beside the source share it whether they were named or not: half of a tied pair adapted is drift.
-        if source not in (None, path) and (isinstance(module, nn.Embedding) or path in heads):
-            pairs.append((str(source), path))
+        # Places beside the source share it whether they were named or not: half of a tied pair adapted is drift.
+        if source is not None and source != path and (isinstance(module, nn.Embedding) or path in heads):
+            pairs.append((source, path))
     return pairs
 
 

@@ -245,7 +245,10 @@ class _Made:
         if self.dropped:
             notes.append(
                 cut_note(
-                    self.dropped, total, max_length, "with the completion alone and left out: an answer is never cut"
+                    self.dropped,
+                    total,
+                    max_length,
+                    "with the completion alone and {was} left out: an answer is never cut",
                 )
             )
         if not self.examples:

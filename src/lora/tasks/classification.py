@@ -200,13 +200,15 @@ def refuse_unseen(unseen: Counter[str], known: list[str]) -> None:
     lines = []
     for name, count in unseen.most_common(8):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        lines.append(f"  {name!r}: {count} rows" + (f" (did you mean {near[0]!r}?)" if near else ""))
+        lines.append(
+            f"  {name!r}: {count} row{'s' if count > 1 else ''}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        )
     more = [f"  … and {len(unseen) - 8} more labels"] if len(unseen) > 8 else []
     listed = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
     raise DataError(
         "\n".join(
             [
-                f"{len(unseen)} labels are not in the training data:",
+                f"not in the training data, but here as labels ({len(unseen)}):",
                 *lines,
                 *more,
                 f"known: {listed}; correct the labels, remove these rows, or add rows of these classes to training",

@@ -66,7 +66,7 @@ class SequenceTask(Task):
                 problems.add("the text gives no token", index)
             examples.append({**encoding, "row": index} | ({"label": labels[index]} if supervised else {}))
         problems.raise_if_any(len(rows), REMEDY)
-        notes = [cut_note(truncated, len(rows), max_length, "and were cut")] if truncated else []
+        notes = [cut_note(truncated, len(rows), max_length, "and {was} cut")] if truncated else []
         lengths = [len(example["input_ids"]) for example in examples]
         return Encoded(examples, lengths, [int(supervised)] * len(examples), truncated, notes)
 
@@ -141,8 +141,9 @@ def check_texts(rows: list[Row], columns: list[str], problems: Problems, blank: 
 
 
 def cut_note(cut: int, total: int, max_length: int, then: str) -> str:
-    """A sentence for the user about ``cut`` of ``total`` rows."""
-    return f"{cut} of {total} rows {'was' if cut == 1 else 'were'} longer than {max_length} tokens {then}."
+    """A sentence about ``cut`` of ``total`` rows. ``then``: what became of them, ``{was}`` for was or were."""
+    was = "was" if cut == 1 else "were"
+    return f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was)}."
 
 
 def label_problem(value: Any) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lora.core.layer import AdaptedLayer
 from lora.errors import TrainingError
 from lora.tasks.inference import forward, to_device
 
@@ -30,7 +31,10 @@ def untouched_modules(trainee: Trainee) -> list[str]:
     modules = sorted({key.rpartition(".")[0] for key in without})
     if not modules:
         return []
-    return [f"{len(modules)} adapted modules take no part in this task and stay as they began: {', '.join(modules[:3])}" + (", ..." if len(modules) > 3 else "")]
+    return [
+        f"{len(modules)} adapted modules take no part in this task and stay as they began: {', '.join(modules[:3])}"
+        + (", ..." if len(modules) > 3 else "")
+    ]
 
 
 @torch.no_grad()
@@ -46,8 +50,12 @@ def locate_non_finite(model: LoRA, trainee: Trainee, prepared: Prepared) -> str:
 
         return hook
 
-    # Additive masks and padded heads hold -inf on purpose; only modules with weights of their own are watched.
-    leaves = [(path, m) for path, m in model.base.named_modules() if path and any(True for _ in m.parameters(recurse=False))]
+    # Additive masks hold -inf on purpose; only adapted modules and those with weights of their own are watched.
+    leaves = [
+        (getattr(module, "path", path), module)
+        for path, module in model.base.named_modules()
+        if isinstance(module, AdaptedLayer) or any(True for _ in module.parameters(recurse=False))
+    ]
     handles = [module.register_forward_hook(watch(path)) for path, module in leaves]
     try:
         for number, indices in enumerate(trainee.batches(trainee.step)):

@@ -120,7 +120,9 @@ def fit(
     run = RunFolder(output_dir, resume=resume, overwrite=overwrite) if output_dir is not None else None
     data = data or DataConfig()
     if prepared is None:
-        prepared = prepare(model, read_rows(train_data, eval_data, data, settings_.seed, task), tokenizer, data.max_length)
+        prepared = prepare(
+            model, read_rows(train_data, eval_data, data, settings_.seed, task), tokenizer, data.max_length
+        )
     model.to(processes.device)
     if settings_.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -173,7 +175,9 @@ def fit(
                 )
                 bar.step(trainee.step, loss, rate, speed)
                 if trainee.step % settings_.log_every == 0:
-                    events.write(trainee.step, {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm})
+                    events.write(
+                        trainee.step, {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm}
+                    )
                 if evaluate is not None and trainee.due(settings_.eval_every):
                     metrics = processes.agree(evaluate(model, name))
                     better = trainee.record(metrics)
@@ -227,7 +231,9 @@ def _step(model: LoRA, trainee: Trainee, prepared: Prepared, processes: Processe
     count = trainee.supervised(batches)
     total = torch.zeros((), dtype=torch.float64)
     for indices in processes.mine(batches):
-        batch = trainee.task.collate([trainee.data.examples[i] for i in indices], prepared.pad_token_id, prepared.padding_side)
+        batch = trainee.task.collate(
+            [trainee.data.examples[i] for i in indices], prepared.pad_token_id, prepared.padding_side
+        )
         batch = to_device(batch, model)
         outputs = forward(model, batch, [trainee.name] * len(indices))
         sums, _ = trainee.task.row_losses(outputs, batch, trainee.settings.label_smoothing)
@@ -290,7 +296,9 @@ def _evaluation_line(trainee: Trainee, metrics: dict[str, Any], better: bool) ->
     return f"step {trainee.step}: {key} {metrics[key]:.4f}{loss}{' (best so far)' if better else ''}"
 
 
-def _diverged(model: LoRA, trainee: Trainee, prepared: Prepared, loss: float, norm: float, run: RunFolder | None) -> str:
+def _diverged(
+    model: LoRA, trainee: Trainee, prepared: Prepared, loss: float, norm: float, run: RunFolder | None
+) -> str:
     what = f"the loss is {loss}" if loss != loss or abs(loss) == float("inf") else f"the gradient's norm is {norm}"
     where = locate_non_finite(model, trainee, prepared)
     kept = f" Checkpoints up to here are in {run.path / 'checkpoints'}." if run else ""

@@ -59,7 +59,13 @@ def read_rows(train: Data, held: Data | None | bool, settings: DataConfig, seed:
     notes: list[str] = []
     sources: list[dict[str, Any]] = []
     if isinstance(train, (str, Path)):
-        given = {} if held is None or isinstance(held, bool) else {"validation": str(held)} if isinstance(held, (str, Path)) else {}
+        given = (
+            {}
+            if held is None or isinstance(held, bool)
+            else {"validation": str(held)}
+            if isinstance(held, (str, Path))
+            else {}
+        )
         splits = load_splits(settings.model_copy(update={"train": str(train), **given}))
         rows, notes, sources = splits.train, list(splits.notes), [asdict(source) for source in splits.sources]
         held_rows = splits.validation
@@ -91,7 +97,9 @@ def as_rows(data: Iterable[Row], what: str) -> list[Row]:
     rows = list(data)
     wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
     if wrong is not None:
-        raise DataError(f"{what}: row {wrong} is a {type(rows[wrong]).__name__}; each row must be a dict such as {{'text': ..., 'label': ...}}")
+        raise DataError(
+            f"{what}: row {wrong} is a {type(rows[wrong]).__name__}; each row must be a dict such as {{'text': ..., 'label': ...}}"
+        )
     if not rows:
         raise DataError(f"{what}: there are no rows")
     return rows
@@ -117,5 +125,3 @@ def digest(encoded: Encoded) -> str:
             out.update(key.encode())
             out.update(np.asarray(example[key]).tobytes())
     return out.hexdigest()[:16]
-
-

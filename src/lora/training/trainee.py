@@ -43,7 +43,9 @@ class Trainee:
         if not self.parameters:
             raise TrainingError(f"adapter {name!r} has no trainable parameter (was it loaded with trainable=False?)")
         self.buffers = {
-            f"{path}.{key}": buffer for path, module in model.owned(name).items() for key, buffer in module.named_buffers()
+            f"{path}.{key}": buffer
+            for path, module in model.owned(name).items()
+            for key, buffer in module.named_buffers()
         }
         assert settings.learning_rate is not None, "resolved before"
         self.optimizer = torch.optim.AdamW(
@@ -67,7 +69,10 @@ class Trainee:
         """Decay for matrices alone: pulling biases, norms and magnitudes to zero changes what the model computes."""
         decayed = [p for p in self.parameters.values() if p.dim() > 1]
         others = [p for p in self.parameters.values() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": self.settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         return [group for group in groups if group["params"]]
 
     # -- data ---------------------------------------------------------------------------------------------------
@@ -201,7 +206,9 @@ class Trainee:
         own = self._own()
         missing = [key for key in own if f"now.{key}" not in tensors]
         if missing:
-            raise ConfigError(f"the checkpoint has no {missing[0]} ({len(missing)} such): the adapter's settings have changed")
+            raise ConfigError(
+                f"the checkpoint has no {missing[0]} ({len(missing)} such): the adapter's settings have changed"
+            )
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(tensors[f"now.{key}"])

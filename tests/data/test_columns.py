@@ -1,0 +1,187 @@
+"""Columns and task by name and value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora.config import DataConfig
+from lora.data.columns import Columns, recognise
+from lora.errors import DataError
+
+
+def rows(*names: str, label: Any = None, count: int = 60) -> list[dict[str, Any]]:
+    made = [{name: f"{name} {number}" for name in names} for number in range(count)]
+    if label is not None:
+        key, values = label
+        for number, row in enumerate(made):
+            row[key] = values[number % len(values)]
+    return made
+
+
+def roles(columns: Columns) -> dict[str, str]:
+    return {key: value for key, value in columns.__dict__.items() if value is not None and key != "how"}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (rows("text", label=("label", ["a", "b"])), {"task": "classification", "text": "text", "label": "label"}),
+        (
+            rows("Sentence", label=("Intent", ["a", "b"])),
+            {"task": "classification", "text": "Sentence", "label": "Intent"},
+        ),
+        (
+            rows("review", label=("sentiment", [True, False])),
+            {"task": "classification", "text": "review", "label": "sentiment"},
+        ),
+        (
+            rows("premise", "hypothesis", label=("label", [0, 1, 2])),
+            {"task": "classification", "text": "premise", "text_pair": "hypothesis", "label": "label"},
+        ),
+        (
+            rows("sentence1", "sentence2", label=("score", [0.5, 4.2])),
+            {"task": "regression", "text": "sentence1", "text_pair": "sentence2", "label": "score"},
+        ),
+        (
+            rows("text", label=("labels", [["a"], [], ["a", "b"]])),
+            {"task": "multi-label", "text": "text", "label": "labels"},
+        ),
+        (rows("text", label=("target", ["1", "2.5"])), {"task": "regression", "text": "text", "label": "target"}),
+        (rows("prompt", "completion"), {"task": "causal", "prompt": "prompt", "completion": "completion"}),
+        (rows("prompt", "response"), {"task": "causal", "prompt": "prompt", "completion": "response"}),
+        (
+            rows("instruction", "input", "output"),
+            {"task": "causal", "prompt": "instruction", "context": "input", "completion": "output"},
+        ),
+        (
+            rows("instruction", "context", "response", label=("category", ["x", "y"])),
+            {"task": "causal", "prompt": "instruction", "context": "context", "completion": "response"},
+        ),
+        (rows("question", "answer"), {"task": "causal", "prompt": "question", "completion": "answer"}),
+        (rows("source", "target"), {"task": "causal", "prompt": "source", "completion": "target"}),
+        (rows("input", "output"), {"task": "causal", "prompt": "input", "completion": "output"}),
+        (
+            rows("question", "answer", label=("label", [0, 1])),
+            {"task": "classification", "text": "question", "label": "label"},
+        ),
+        (rows("text"), {"task": "causal", "text": "text"}),
+        (rows("text", "url"), {"task": "causal", "text": "text"}),
+        (rows("review"), {"task": "causal", "text": "review"}),
+    ],
+)
+def test_usual_names(data: list[dict], expected: dict[str, str]) -> None:
+    assert roles(recognise(data, DataConfig())) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [
+        (["x", "y", "z"], "classification"),
+        ([1, 2, 3, 4, 5], "classification"),
+        (["1", "0"], "classification"),
+        ([1.0, 2.0, None], "classification"),
+        ([1.0, 2.5], "regression"),
+        (["1.5", "", "2"], "regression"),
+        ([float("nan"), "a", "b"], "classification"),
+        (list(range(100)), "classification"),  # 0…99, two rows each: numbered classes
+        ([n * 7 for n in range(100)], "regression"),
+        (list(range(200)), "regression"),  # each number once: a quantity
+        ([f"class {n}" for n in range(60)], "classification"),
+    ],
+)
+def test_the_labels_values_decide_the_task(values: list[Any], task: str) -> None:
+    assert recognise(rows("text", label=("label", values), count=200), DataConfig()).task == task
+
+
+def test_labels_that_never_repeat_are_answers() -> None:
+    data = rows("text", "target", count=200)
+    with pytest.raises(DataError, match="is it an answer to be written"):
+        recognise(data, DataConfig())
+    assert recognise(data, DataConfig(task="classification")).task == "classification"
+    named = recognise(data, DataConfig(prompt_column="text"))
+    assert (named.prompt, named.completion) == ("text", "target")
+
+
+def test_the_log_says_what_was_preferred_and_what_is_unused() -> None:
+    data = [row | {"category": "x", "date": 1} for row in rows("text", label=("label", ["a", "b"]))]
+    how = recognise(data, DataConfig()).how
+    assert "Preferred over 'category'" in how and "Not used: category, date" in how and "2 different labels" in how
+
+
+def test_named_columns_win() -> None:
+    data = [
+        row | {"category": ["x", "y"][n % 2], "mr": "m", "ref": "r"}
+        for n, row in enumerate(rows("text", label=("label", ["a"])))
+    ]
+    assert recognise(data, DataConfig(label_column="category")).label == "category"
+    assert roles(recognise(data, DataConfig(prompt_column="mr", completion_column="ref"))) == {
+        "task": "causal",
+        "prompt": "mr",
+        "completion": "ref",
+    }
+    assert roles(recognise(data, DataConfig(text_column="REF", text_pair_column="mr"))) == {
+        "task": "classification",
+        "text": "ref",
+        "text_pair": "mr",
+        "label": "label",
+    }
+    assert roles(recognise(data, DataConfig(task="causal", text_column="mr"))) == {"task": "causal", "text": "mr"}
+    assert recognise(data, DataConfig(task="multi-label")).task == "multi-label"
+
+
+def test_a_text_named_alone_finds_its_label_or_is_plain_text() -> None:
+    data = rows("body", "note", label=("label", ["a", "b"]))
+    assert roles(recognise(data, DataConfig(text_column="note"))) == {
+        "task": "classification",
+        "text": "note",
+        "label": "label",
+    }
+    assert roles(recognise(rows("a", "b"), DataConfig(text_column="b"))) == {"task": "causal", "text": "b"}
+
+
+def test_a_column_only_some_rows_have_is_seen() -> None:
+    assert recognise([{"text": "x"}, {"text": "y", "label": "a"}], DataConfig()).label == "label"
+
+
+@pytest.mark.parametrize(
+    ("data", "config", "parts"),
+    [
+        ([], {}, ["there are no rows"]),
+        (
+            rows("alpha", "beta"),
+            {},
+            ["no column is recognised", "columns there are: alpha, beta", "--data.text-column"],
+        ),
+        (rows("review", "grade"), {}, ["none of the others is recognised as its label", "--data.label-column"]),
+        (rows("text"), {"task": "classification"}, ["no label column is recognised", "columns there are: text"]),
+        (rows("a", label=("label", ["x"])), {}, ["no column is recognised"]),
+        (rows("a"), {"task": "regression"}, ["no text and no label column"]),
+        (
+            rows("alpha", "beta"),
+            {"prompt_column": "alpha"},
+            ["no completion column is recognised", "--data.completion-column"],
+        ),
+        (
+            rows("alpha", "text"),
+            {"text_column": "alhpa", "label_column": "zzz"},
+            [
+                "there is no column 'alhpa'; did you mean 'alpha'?",
+                "data.label_column: there is no column 'zzz'",
+                "columns there are",
+            ],
+        ),
+        (rows("a", "b"), {"label_column": "a", "prompt_column": "b"}, ["remove one kind or set data.task"]),
+        ([{"messages": [{"role": "user"}]}], {}, ["chat data", "not supported yet", "prompt and completion"]),
+        ([{"conversations": [{"from": "human"}], "id": 1}], {}, ["chat data"]),
+        ([{"messages": [], "chosen": "a", "rejected": "b"}], {}, ["chat data"]),
+        (rows("prompt", "chosen", "rejected"), {}, ["preference data"]),
+        ([{"tokens": ["a"], "tags": ["O"]}], {}, ["labels for single tokens"]),
+    ],
+)
+def test_refusals(data: list[dict], config: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        recognise(data, DataConfig(**config))
+    for part in parts:
+        assert part in str(caught.value)

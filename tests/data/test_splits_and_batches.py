@@ -1,0 +1,141 @@
+"""Held-out rows and the order of batches."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from lora.data.batches import BatchPlan, in_order
+from lora.data.columns import Columns
+from lora.data.splits import hold_out
+from lora.errors import DataError
+
+CLASSES = Columns("classification", text="text", label="label")
+QUICK = settings(max_examples=60, deadline=None)
+
+
+def labelled(labels: list[str]) -> list[dict]:
+    return [{"text": f"text {number}", "label": label} for number, label in enumerate(labels)]
+
+
+@QUICK
+@given(
+    texts=st.lists(st.integers(0, 30), min_size=2, max_size=120),
+    labels=st.integers(1, 6),
+    task=st.sampled_from(["classification", "multi-label", "causal"]),
+    share=st.one_of(st.none(), st.floats(0.01, 0.9)),
+    seed=st.integers(0, 5),
+)
+def test_every_row_once_and_no_input_on_both_sides(
+    texts: list[int], labels: int, task: str, share: float | None, seed: int
+) -> None:
+    rows = [
+        {"text": f"Text  {text}" if n % 2 else f"text {text}", "label": str(n % labels)} for n, text in enumerate(texts)
+    ]
+    columns = Columns(task, text="text", label="label")
+    if len(set(texts)) < 2:
+        with pytest.raises(DataError, match="nothing can be held out"):
+            hold_out(rows, columns, share, seed)
+        return
+    train, held, note = hold_out(rows, columns, share, seed)
+    assert sorted(train + held) == list(range(len(rows))) and train and held
+    assert not {texts[i] for i in train} & {texts[i] for i in held}
+    assert f"Held out {len(held)} of {len(rows)}" in note
+    assert hold_out(rows, columns, share, seed) == (train, held, note)
+
+
+@QUICK
+@given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=8), seed=st.integers(0, 5))
+def test_stratified(sizes: list[int], seed: int) -> None:
+    rows = labelled([str(label) for label, size in enumerate(sizes) for _ in range(size)])
+    train, held, note = hold_out(rows, CLASSES, 0.25, seed)
+    for label, size in enumerate(sizes):
+        inside = sum(rows[index]["label"] == str(label) for index in held)
+        assert abs(inside - size * len(held) / len(rows)) <= 1.5
+        assert any(rows[index]["label"] == str(label) for index in train)
+    assert "stratified by label" in note
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, 1), (9, 3), (30, 10), (60, 20), (150, 20), (1000, 100), (50_000, 2000)]
+)
+def test_default_size(count: int, expected: int) -> None:
+    rows = [{"text": str(number)} for number in range(count)]
+    assert len(hold_out(rows, Columns("causal", text="text"), None, 0)[1]) == expected
+
+
+def test_classes_of_a_single_row_are_trained_on() -> None:
+    rows = labelled(["a"] * 20 + ["b"] * 20 + ["lonely", "alone"])
+    train, _, note = hold_out(rows, CLASSES, 0.2, 0)
+    assert {40, 41} <= set(train) and "2 classes of a single row went to training" in note
+
+
+def test_too_few_rows_for_every_class_is_said() -> None:
+    note = hold_out(labelled([str(n // 2) for n in range(40)]), CLASSES, 0.1, 0)[2]
+    assert "one of each class at least (asked: 4)" in note
+    note = hold_out(labelled([str(n) for n in range(10)]), CLASSES, 0.1, 0)[2]
+    assert "no class has two rows" in note
+
+
+def test_an_input_that_fills_the_data_is_training_data() -> None:
+    rows = [{"prompt": "", "completion": str(n)} for n in range(90)] + [
+        {"prompt": str(n), "completion": ""} for n in range(10)
+    ]
+    train, held, _ = hold_out(rows, Columns("causal", prompt="prompt", completion="completion"), 0.1, 0)
+    assert set(range(90)) <= set(train) and 1 <= len(held) <= 10
+
+
+def test_references_of_one_prompt_stay_together() -> None:
+    rows = [{"prompt": str(n // 4), "context": "", "completion": str(n)} for n in range(100)]
+    train, held, note = hold_out(
+        rows, Columns("causal", prompt="prompt", completion="completion", context="context"), 0.2, 1
+    )
+    assert not {n // 4 for n in train} & {n // 4 for n in held} and len(held) == 20 and "(75 repeated)" in note
+
+
+LENGTHS = st.lists(st.integers(1, 100), max_size=300)
+
+
+@QUICK
+@given(lengths=LENGTHS, size=st.integers(1, 9), seed=st.integers(0, 3), k=st.integers(0, 4), grouped=st.booleans())
+def test_batches_are_a_permutation_and_stateless(
+    lengths: list[int], size: int, seed: int, k: int, grouped: bool
+) -> None:
+    plan = BatchPlan(lengths, size, seed, grouped)
+    plan.epoch(k + 1)
+    batches = plan.epoch(k)
+    assert batches == BatchPlan(lengths, size, seed, grouped).epoch(k), "what was asked before has no effect"
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert len(batches) == len(plan) and sum(len(batch) < size for batch in batches) <= 1
+    if k == 0 and batches:
+        volume = [len(batch) * max(lengths[index] for index in batch) for batch in batches]
+        assert volume[0] == max(volume)
+
+
+@QUICK
+@given(lengths=LENGTHS, size=st.integers(1, 9))
+def test_in_order_is_longest_first(lengths: list[int], size: int) -> None:
+    order = [index for batch in in_order(lengths, size) for index in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[index] for index in order] == sorted(lengths, reverse=True)
+
+
+def test_grouping_saves_padding_and_epochs_differ() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 2000).tolist()
+
+    def padded(grouped: bool) -> int:
+        plan = BatchPlan(lengths, 8, 0, grouped)
+        return sum(len(batch) * max(lengths[index] for index in batch) for batch in plan.epoch(1))
+
+    assert padded(True) < 1.1 * sum(lengths) < padded(False)
+    plan = BatchPlan(lengths, 8, 0)
+    assert plan.epoch(0) != plan.epoch(1) != BatchPlan(lengths, 8, 1).epoch(1)
+
+
+def test_batch_size_is_checked() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        BatchPlan([1], 0, 0)
+    with pytest.raises(ValueError, match="at least 1"):
+        in_order([1], 0)

@@ -1,0 +1,68 @@
+"""A small base model on disk with its tokenizer, and small data: what the training tests run on."""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = "red green blue sun moon star cat dog bird runs sleeps sings here there now then big small old new".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]"]
+
+
+def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if kind == "bert":
+        core.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    ends = {"eos_token": "[EOS]"} if kind == "llama" else {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64, **ends
+    )
+
+
+def save_base(folder: Path, kind: str = "bert") -> Path:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    size = len(WORDS) + len(SPECIAL)
+    if kind == "bert":
+        model = BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, pad_token_id=0, **shape))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=size, max_position_embeddings=64, num_key_value_heads=2, pad_token_id=0,
+                        eos_token_id=4, bos_token_id=None, **shape)  # fmt: skip
+        )
+    model.save_pretrained(folder)
+    tokenizer(kind).save_pretrained(folder)
+    return folder
+
+
+def labelled(count: int = 48, seed: int = 0, longest: int = 14) -> list[dict]:
+    """Rows whose label is told by one word among others of varying number."""
+    random_ = random.Random(seed)
+    others = [word for word in WORDS if word not in ("cat", "dog", "bird")]
+    rows = []
+    for i in range(count):
+        label = ("cat", "dog", "bird")[i % 3]
+        words = [label, *random_.choices(others, k=random_.randint(2, longest))]
+        random_.shuffle(words)
+        rows.append({"text": " ".join(words), "label": label})
+    return rows
+
+
+def stories(count: int = 24, seed: int = 0) -> list[dict]:
+    random_ = random.Random(seed)
+    return [
+        {"prompt": " ".join(random_.choices(WORDS, k=random_.randint(2, 6))), "completion": " ".join(random_.choices(WORDS, k=random_.randint(1, 9)))}
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,228 @@
+"""fit(): it learns, leaves the base alone, and each setting has its effect."""
+
+import json
+import math
+
+import pytest
+import torch
+from small import labelled, stories
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lora import LoRA, fit
+from lora.errors import ConfigError, DataError, TrainingError
+from lora.training.prepare import prepare, read_rows
+
+
+def classifier(folder, seed=0, **adapter):
+    torch.manual_seed(seed)
+    base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    return LoRA(base, rank=4, **adapter)
+
+
+def parameters(model, name="default"):
+    return {key: p.detach().clone() for key, p in model.adapter_parameters(name).items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_learns_and_writes_the_run(bert, tmp_path):
+    model = classifier(bert)
+    frozen = {name: p.clone() for name, p in model.base.named_parameters() if not p.requires_grad}
+    result = fit(model, labelled(240, longest=4), output_dir=tmp_path / "run", epochs=10, learning_rate=3e-3)
+    assert result.best_value > 0.9
+    losses = [entry["loss"] for entry in result.history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(torch.equal(p, frozen[name]) for name, p in model.base.named_parameters() if name in frozen)
+    assert any("held" in note.lower() for note in result.notes), "the split must be said"
+    for name in ("adapter/adapter_model.safetensors", "adapter/lora.json", "metrics.jsonl", "checkpoints/best"):
+        assert (tmp_path / "run" / name).exists(), name
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    sidecar = json.loads((tmp_path / "run/adapter/lora.json").read_text())
+    assert sidecar["task"]["task"] == "classification"
+
+
+def test_saved_adapter_is_the_best_checkpoint(bert, tmp_path):
+    model = classifier(bert)
+    result = fit(model, labelled(60), labelled(30, seed=1), output_dir=tmp_path / "run", epochs=6, learning_rate=2e-2, batch_size=8)
+    fresh = LoRA(AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3), name=None)
+    fresh.load_adapter(tmp_path / "run" / "adapter", "default")
+    assert same(parameters(model), parameters(fresh))
+    best = max(entry["eval"]["f1_macro"] for entry in result.history if "eval" in entry)
+    assert result.best_value == best
+
+
+def test_same_seed_same_bits_and_other_seed_not(bert):
+    runs = []
+    for seed in (0, 0, 1):
+        model = classifier(bert)
+        fit(model, labelled(), False, epochs=1, learning_rate=1e-2, batch_size=8, seed=seed)
+        runs.append(parameters(model))
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_accumulation_equals_a_large_batch_whatever_the_lengths(llama):
+    """Completions of unequal length: a mean of means would weigh them wrongly."""
+    runs = []
+    for batch_size, accumulation in ((12, 1), (3, 4)):
+        torch.manual_seed(0)
+        model = LoRA(AutoModelForCausalLM.from_pretrained(llama), rank=4)
+        options = {"batch_size": batch_size, "accumulation": accumulation, "max_steps": 1, "length_grouped": False}
+        fit(model, stories(12), False, learning_rate=1e-2, clip=None, **options)
+        runs.append(parameters(model))
+    # Adam's first step is a sign: compare what differs by more than the rate's rounding.
+    for key in runs[0]:
+        torch.testing.assert_close(runs[0][key], runs[1][key], rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_normalised_by_supervised_tokens(llama):
+    torch.manual_seed(0)
+    model = LoRA(AutoModelForCausalLM.from_pretrained(llama), rank=4)
+    rows = read_rows(stories(8), False, __import__("lora").DataConfig(), 0)
+    prepared = prepare(model, rows)
+    result = fit(model, [], prepared=prepared, batch_size=4, accumulation=2, max_steps=1, learning_rate=1e-3)
+    total = count = 0.0
+    with torch.no_grad(), model.using("base"):
+        for example in prepared.train.examples:
+            batch = prepared.task.collate([example], 0)
+            sums, counts = prepared.task.row_losses(model(input_ids=batch["input_ids"]), batch)
+            total, count = total + float(sums.sum()), count + float(counts.sum())
+    assert result.history[0]["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weight_decay": 0.5}, {"label_smoothing": 0.3}, {"clip": 1e-3}, {"schedule": "cosine"}, {"schedule": "constant"},
+        {"warmup_steps": 4}, {"beta1": 0.5}, {"beta2": 0.5}, {"epsilon": 1e-2}, {"length_grouped": False}, {"learning_rate": 5e-3},
+    ],
+    ids=lambda s: "-".join(s),
+)  # fmt: skip
+def test_each_setting_changes_the_result(bert, settings):
+    runs = []
+    for given in ({}, settings):
+        model = classifier(bert)
+        fit(model, labelled(), False, **{"epochs": 1, "learning_rate": 1e-2, "batch_size": 8, "warmup_ratio": 0.0, **given})
+        runs.append(parameters(model))
+    assert not same(*runs)
+
+
+def test_dropout_acts_in_training_alone(bert):
+    runs = []
+    for dropout in (0.0, 0.5):
+        model = classifier(bert, dropout=dropout)
+        fit(model, labelled(), False, max_steps=3, learning_rate=1e-2, batch_size=8)
+        runs.append(parameters(model))
+        model.eval()
+        ids = torch.arange(5, 15).unsqueeze(0)
+        assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert not same(*runs)
+
+
+def test_gradient_checkpointing_gives_the_same_bits(bert):
+    runs = []
+    for checkpointing in (False, True):
+        model = classifier(bert)
+        fit(model, labelled(), False, max_steps=3, learning_rate=1e-2, gradient_checkpointing=checkpointing)
+        runs.append(parameters(model))
+    assert same(*runs)
+
+
+def test_early_stopping_keeps_the_best(bert):
+    model = classifier(bert)
+    values = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
+    kept = []
+
+    def evaluate(model, name):
+        kept.append(parameters(model))
+        return {"mine": next(values)}
+
+    result = fit(
+        model, labelled(), epochs=6, batch_size=8, learning_rate=1e-2, patience=2, best_metric="mine", evaluate=evaluate
+    )
+    assert result.stopped_early and result.best_value == 0.5 and len(kept) == 4
+    assert same(parameters(model), kept[1])
+
+
+def test_early_stopping_on_a_loss_takes_the_lowest(bert):
+    values = iter([0.9, 0.3, 0.4, 0.5])
+    result = fit(
+        classifier(bert), labelled(), epochs=4, batch_size=16, best_metric="my_loss", learning_rate=1e-3,
+        evaluate=lambda model, name: {"my_loss": next(values)},
+    )  # fmt: skip
+    assert result.best_value == 0.3
+
+
+def test_unknown_best_metric_lists_the_known(bert):
+    with pytest.raises(ConfigError, match="accuracy"):
+        fit(classifier(bert), labelled(), epochs=1, best_metric="acuracy")
+
+
+def test_divergence_is_named_and_checkpoints_kept(bert, tmp_path):
+    model = classifier(bert)
+    with torch.no_grad():
+        model.adapter_parameters("default")["bert.encoder.layer.1.output.dense.B"].fill_(float("nan"))
+    before = parameters(model)
+    with pytest.raises(TrainingError, match=r"step 1.*layer\.1\.output\.dense.*learning_rate"):
+        fit(model, labelled(), False, output_dir=tmp_path / "run", learning_rate=1e-3)
+    assert (tmp_path / "run/checkpoints/step-00000000/state.json").is_file()
+    for key, value in parameters(model).items():
+        assert torch.equal(value.nan_to_num(7), before[key].nan_to_num(7)), "a step with NaN must not be taken"
+
+
+def test_nothing_to_train_is_an_error(bert, tmp_path):
+    model = classifier(bert)
+    model.save_adapter("default", tmp_path / "a")
+    other = LoRA(AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3), name=None)
+    other.load_adapter(tmp_path / "a", "a", trainable=False)
+    with pytest.raises(TrainingError, match="no trainable"):
+        fit(other, labelled(), False)
+
+
+def test_other_adapters_are_not_touched(bert):
+    model = classifier(bert)
+    model.add_adapter("other", rank=2)
+    before = parameters(model, "other")
+    fit(model, labelled(), False, adapter="default", max_steps=2, learning_rate=1e-2)
+    assert same(parameters(model, "other"), before)
+    with pytest.raises(Exception, match="default, other"):
+        fit(model, labelled())
+
+
+def test_used_output_folder_is_not_overwritten(bert, tmp_path):
+    fit(classifier(bert), labelled(), False, output_dir=tmp_path / "run", max_steps=1)
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        fit(classifier(bert), labelled(), False, output_dir=tmp_path / "run", max_steps=1)
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    fit(classifier(bert), labelled(), False, output_dir=tmp_path / "run", max_steps=2, overwrite=True)
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_rows_of_the_wrong_kind(bert):
+    with pytest.raises(DataError, match="row 1"):
+        fit(classifier(bert), [{"text": "a", "label": "b"}, "text"])
+    with pytest.raises(DataError, match="no rows"):
+        fit(classifier(bert), [])
+
+
+def test_learning_rate_default_follows_the_model():
+    from types import SimpleNamespace
+
+    from lora.training.schedule import default_learning_rate, rate_at
+
+    llama = SimpleNamespace(model_type="llama", hidden_size=2000)
+    assert default_learning_rate(llama) == pytest.approx(5e-4)
+    assert default_learning_rate(SimpleNamespace(model_type="llama", hidden_size=4096)) == pytest.approx(
+        5e-4 * (2000 / 4096) ** 0.781
+    )
+    assert default_learning_rate(SimpleNamespace(model_type="qwen3", hidden_size=4096)) == pytest.approx(
+        5e-4 * (2000 / 4096) ** 0.0775
+    )
+    assert default_learning_rate(SimpleNamespace(model_type="bert", hidden_size=384)) == 3e-4
+    rates = [rate_at(step, 10, 1.0, "linear", 2) for step in range(10)]
+    assert rates[:2] == [0.5, 1.0] and rates[2] == 1.0 and rates[9] == pytest.approx(1 / 8)
+    assert [rate_at(s, 10, 1.0, "constant", 0) for s in range(3)] == [1.0] * 3
+    assert rate_at(5, 10, 1.0, "cosine", 0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))

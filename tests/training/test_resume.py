@@ -1,0 +1,181 @@
+"""A run that is killed goes on with the same losses to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small import labelled, write_jsonl
+from transformers import AutoModelForSequenceClassification
+
+from lora import LoRA, fit
+from lora.errors import ConfigError, Interrupted, SaveError
+
+SRC = str(Path(__file__).parents[2] / "src")
+SETTINGS = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "save_every": 4, "eval_every": 5}
+
+
+def model(folder):
+    torch.manual_seed(0)
+    return LoRA(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3), rank=4, dropout=0.1)
+
+
+def losses(run):
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(e["step"], e["loss"], e["grad_norm"]) for e in entries if "loss" in e], [e for e in entries if "eval" in e]
+
+
+def weights(run):
+    from safetensors.torch import load_file
+
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(bert, tmp_path_factory):
+    """An uninterrupted run to compare with."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    fit(model(bert), labelled(), labelled(24, seed=1), output_dir=folder, **SETTINGS)
+    return folder
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [2, 4, 9, 17])
+def test_resume_gives_the_same_bits(bert, whole, tmp_path, monkeypatch, after):
+    """Stopped without warning after any step: between checkpoints, right after one, after evaluations."""
+    from lora.io.run import RunFolder
+
+    log = RunFolder.log
+
+    def failing(self, entry):
+        log(self, entry)
+        if entry["step"] == after and "loss" in entry:
+            raise Stop
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(RunFolder, "log", failing)
+        fit(model(bert), labelled(), labelled(24, seed=1), output_dir=run, **SETTINGS)
+    torch.manual_seed(999)  # nothing of the process's own state may matter
+    fit(model(bert), labelled(), labelled(24, seed=1), output_dir=run, resume=True, **SETTINGS)
+    assert losses(run)[0] == losses(whole)[0]
+    expected, found = weights(whole), weights(run)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_kill_9_of_the_real_command(bert, tmp_path):
+    """`lora train` killed without warning at several moments, then `lora train --resume`."""
+    data = write_jsonl(tmp_path / "train.jsonl", labelled(60))
+    settings = ["--epochs", "30", "--batch-size", "4", "--learning-rate", "1e-3", "--save-every", "7", "--rank", "4"]
+    base = ["train", "--model", str(bert), "--data", str(data), *settings]
+    run = tmp_path / "run"
+    process = start([*base, "--output", str(run)])
+    for lines in (12, 60):
+        wait_for(run / "metrics.jsonl", lines, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = start(["train", "--resume", str(run)])
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    other = tmp_path / "whole"
+    done = start([*base, "--output", str(other)])
+    assert done.wait(timeout=300) == 0
+    assert losses(run)[0] == losses(other)[0]
+    expected, found = weights(other), weights(run)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_says_how_to_go_on(bert, tmp_path, number):
+    data = write_jsonl(tmp_path / "train.jsonl", labelled(60))
+    run = tmp_path / "run"
+    arguments = ["train", "--model", str(bert), "--data", str(data), "--output", str(run), "--epochs", "200", "--rank", "4"]
+    process = start([*arguments, "--save-every", "null"])
+    wait_for(run / "metrics.jsonl", 10, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "lora train --resume" in err and "Traceback" not in err
+    last = losses(run)[0][-1][0]
+    assert (run / "checkpoints" / f"step-{last:08d}" / "state.json").is_file()
+
+
+def start(arguments):
+    code = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for(path, lines, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.is_file() and len(path.read_text().splitlines()) >= lines:
+            return
+        if process.poll() is not None:
+            raise AssertionError(f"ended early: {process.communicate()}")
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError("no progress")
+
+
+def test_resume_refuses_other_settings_and_other_data(bert, tmp_path):
+    run = tmp_path / "run"
+    fit(model(bert), labelled(), False, output_dir=run, max_steps=2, learning_rate=1e-2)
+    with pytest.raises(ConfigError, match="learning_rate: 0.01 then, 0.02 now"):
+        fit(model(bert), labelled(), False, output_dir=run, resume=True, max_steps=2, learning_rate=2e-2)
+    with pytest.raises(ConfigError, match="training data"):
+        fit(model(bert), labelled(seed=5), False, output_dir=run, resume=True, max_steps=2, learning_rate=1e-2)
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        fit(model(bert), labelled(), False, output_dir=tmp_path / "none", resume=True)
+
+
+def test_a_full_disk_leaves_earlier_checkpoints(bert, tmp_path, monkeypatch):
+    import errno
+
+    import lora.io.run as run_module
+
+    save, calls = run_module.save_file, []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*args, **kwargs)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(SaveError, match="no space left"):
+        patched.setattr(run_module, "save_file", failing)
+        fit(model(bert), labelled(), False, output_dir=run, **SETTINGS)
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["step-00000000", "step-00000004"], "no half-written folder may remain"
+    fit(model(bert), labelled(), False, output_dir=run, resume=True, **SETTINGS)
+    assert losses(run)[0][-1][0] == 18
+
+
+def test_a_broken_checkpoint_is_named(bert, tmp_path):
+    run = tmp_path / "run"
+    fit(model(bert), labelled(), False, output_dir=run, **SETTINGS)
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    (newest / "training.safetensors").write_bytes(b"broken")
+    with pytest.raises(Exception, match=newest.name):
+        fit(model(bert), labelled(), False, output_dir=run, resume=True, **SETTINGS)
+
+
+def test_interrupt_from_python(bert, tmp_path):
+    def evaluate(model, name):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"f1_macro": 0.5}
+
+    with pytest.raises(Interrupted, match="--resume"):
+        fit(model(bert), labelled(), output_dir=tmp_path / "run", evaluate=evaluate, **SETTINGS)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
