@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread (tiny tensors only wait for a second one), and `tiny_models` importable from every folder."""
+"""What all tests share: no network, one thread (tiny tensors only wait for a second one), `tiny_models` importable."""
 
 import os
 import sys

@@ -19,6 +19,7 @@ _ENCODER: dict[str, Any] = {
 _DECODER: dict[str, Any] = {
     **_ENCODER, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+_GEMMA: dict[str, Any] = {**_DECODER, "sliding_window": 16, "query_pre_attn_scalar": 8}
 _GPT2: dict[str, Any] = {
     "vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": 40, "num_labels": LABELS,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -46,7 +47,8 @@ MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "gpt2-cls": (hf.GPT2ForSequenceClassification, hf.GPT2Config, _GPT2),
     "opt": (
         hf.OPTForCausalLM, hf.OPTConfig,
-        {**_ENCODER, "ffn_dim": 48, "word_embed_proj_dim": HIDDEN, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        {**_ENCODER, "ffn_dim": 48, "word_embed_proj_dim": HIDDEN, "pad_token_id": 0, "bos_token_id": 1,
+         "eos_token_id": 2},
     ),
     "bloom": (
         hf.BloomForCausalLM, hf.BloomConfig,
@@ -59,8 +61,8 @@ MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, _DECODER),
     "qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, _DECODER),
     "mistral": (hf.MistralForCausalLM, hf.MistralConfig, {**_DECODER, "sliding_window": 16}),
-    "gemma2": (hf.Gemma2ForCausalLM, hf.Gemma2Config, {**_DECODER, "sliding_window": 16, "query_pre_attn_scalar": 8}),
-    "gemma3": (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, {**_DECODER, "sliding_window": 16, "query_pre_attn_scalar": 8}),
+    "gemma2": (hf.Gemma2ForCausalLM, hf.Gemma2Config, _GEMMA),
+    "gemma3": (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, _GEMMA),
     "phi3": (hf.Phi3ForCausalLM, hf.Phi3Config, _DECODER),
     "t5": (hf.T5ForConditionalGeneration, hf.T5Config, _T5),
     "t5-cls": (hf.T5ForSequenceClassification, hf.T5Config, _T5),

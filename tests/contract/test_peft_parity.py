@@ -13,10 +13,10 @@ import pytest
 import torch
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
-from tiny_models import CLASSIFIERS, MODELS, batch, bits, logits, randomise, tiny
 from torch import Tensor, nn
 
 from lora import LoRA
+from tiny_models import CLASSIFIERS, MODELS, batch, bits, logits, randomise, tiny
 
 TOLERANCE = 1e-5
 WEIGHTS = "adapter_model.safetensors"
@@ -65,7 +65,9 @@ def check_ours_to_peft(arch: str, folder: Path, base: dict[str, Any] | None = No
     model.save_adapter("default", folder)
     theirs = logits(through_peft(arch, folder, **(base or {})), inputs)
     with model.using("base"):
-        assert (ours - logits(model, inputs)).abs().max() > 100 * TOLERANCE, "the adapter has no effect: nothing was compared"
+        assert (ours - logits(model, inputs)).abs().max() > 100 * TOLERANCE, (
+            "the adapter has no effect: nothing was compared"
+        )
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
     return model
 
@@ -85,7 +87,9 @@ def check_peft_to_ours(
     model.save_adapter(name, again)
     if compare_files:
         same_file(folder, again)
-    torch.testing.assert_close(logits(through_peft(arch, again, **(base or {})), batch(arch)), theirs, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        logits(through_peft(arch, again, **(base or {})), batch(arch)), theirs, atol=TOLERANCE, rtol=0
+    )
     model.unload()
     assert bits(model.base) == before
     return model
@@ -129,7 +133,9 @@ def test_the_same_settings_give_the_same_keys(arch: str, tmp_path: Path) -> None
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rslora": ("llama", {"rslora": True}),
-    "rank and alpha patterns": ("llama", {"rank_pattern": {r"layers\.0\..*_proj": 2, "o_proj": 6}, "alpha_pattern": {"mlp.down_proj": 3.5}}),
+    "rank and alpha patterns": (
+        "llama", {"rank_pattern": {r"layers\.0\..*_proj": 2, "o_proj": 6}, "alpha_pattern": {"mlp.down_proj": 3.5}},
+    ),
     "pattern for a whole path": ("bert", {"rank_pattern": {"bert.encoder.layer.1.output.dense": 7}}),
     "one layer": ("qwen2", {"layers": 1}),
     "layers of an encoder": ("bert", {"layers": "1-", "targets": ["query", "dense"]}),
@@ -178,10 +184,14 @@ def test_settings_are_read_by_peft(case: str, tmp_path: Path) -> None:
 
 PEFT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rslora": ("qwen3", {"use_rslora": True}),
-    "patterns": ("llama", {"rank_pattern": {r"layers\.0\..*_proj": 2, "o_proj": 6}, "alpha_pattern": {"down_proj": 3.5}}),
+    "patterns": (
+        "llama", {"rank_pattern": {r"layers\.0\..*_proj": 2, "o_proj": 6}, "alpha_pattern": {"down_proj": 3.5}},
+    ),
     "anchored pattern": ("llama", {"rank_pattern": {"^model.layers.0.self_attn.q_proj": 9}}),
     "layers": ("bert", {"target_modules": ["query", "value"], "layers_to_transform": [1]}),
-    "layers with a pattern": ("llama", {"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"}),
+    "layers with a pattern": (
+        "llama", {"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"},
+    ),
     "exclude": ("mistral", {"exclude_modules": ["k_proj"]}),
     "exclude by expression": ("mistral", {"exclude_modules": r".*layers\.0\..*"}),
     "expression": ("opt", {"target_modules": r".*layers\.[01]\.(self_attn\.q_proj|fc1)"}),
@@ -195,7 +205,9 @@ PEFT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied, alone": ("llama-tied", {"target_modules": ["embed_tokens"]}),
     "tied, both alone": ("llama-tied", {"target_modules": ["embed_tokens", "lm_head"]}),
     "tied, shared": ("llama-tied", {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
-    "tied, shared, named twice": ("llama-tied", {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}),
+    "tied, shared, named twice": (
+        "llama-tied", {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    ),
     "scaled embedding": ("gemma3", {"target_modules": ["embed_tokens", "q_proj"]}),
     "scaled, shared": ("gemma3", {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
     "convolution": ("vit", {"target_modules": ["projection"], "modules_to_save": ["classifier"]}),
@@ -205,7 +217,9 @@ PEFT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied, embedding in full": ("llama-tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     "tied embeddings of t5": ("t5", {"target_modules": ["q", "embed_tokens"], "ensure_weight_tying": True}),
     "gaussian start": ("llama", {"init_lora_weights": "gaussian", "target_modules": ["q_proj"]}),
-    "linear, dora, patterns": ("gpt2-cls", {"use_dora": True, "rank_pattern": {"c_attn": 2}, "modules_to_save": ["score"]}),
+    "linear, dora, patterns": (
+        "gpt2-cls", {"use_dora": True, "rank_pattern": {"c_attn": 2}, "modules_to_save": ["score"]},
+    ),
 }  # fmt: skip
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import CLASSIFIERS, MODELS, batch, logits, randomise, tiny
 from torch import Tensor, nn
 
 from lora import LoRA
 from lora.core.variant import variants
 from lora.errors import RoutingError
+from tiny_models import CLASSIFIERS, MODELS, batch, logits, randomise, tiny
 
 VARIANTS = sorted(variants())
 NAMES = ("a", "b", "c", "base")
@@ -140,8 +140,12 @@ def test_gradients_are_those_of_each_adapter_alone(arch: str, variant: str) -> N
         assert separate[name] and all(not separate[other] for other in separate if other != name)
         assert set(separate[name]) == set(together[name])
         for key, gradient in separate[name].items():
-            torch.testing.assert_close(together[name][key], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
-        if arch != "t5":  # whose first layer alone reads the relative positions; not all of them are reached by a short row
+            torch.testing.assert_close(
+                together[name][key], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
+            )
+        if (
+            arch != "t5"
+        ):  # whose first layer alone reads the relative positions; not all of them are reached by a short row
             assert all(value.abs().max() > 0 for value in separate[name].values())
 
 

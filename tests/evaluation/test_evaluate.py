@@ -181,14 +181,8 @@ def test_sources_give_the_same(classifier: LoRA, tokenizer: Any, tmp_path: Any) 
     encoded = ClassificationTask(LABELS).encode(rows, tokenizer, 40)
     options: dict[str, Any] = {"tokenizer": tokenizer, "latency": False}
     wanted = evaluate(classifier, rows, **options).metrics
-    sources = (
-        tmp_path / "rows.jsonl",
-        str(tmp_path / "rows.jsonl"),
-        tmp_path / "split",
-        Dataset.from_list(rows),
-        encoded,
-    )
-    for source in sources:
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "split"
+    for source in (file, str(file), folder, Dataset.from_list(rows), encoded):
         assert evaluate(classifier, source, **options).metrics == wanted
     with pytest.raises(DataError, match="several"):
         evaluate(classifier, DatasetDict(test=Dataset.from_list(rows)), **options)

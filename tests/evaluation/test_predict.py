@@ -78,14 +78,27 @@ def test_chunks_give_the_same_and_are_read_as_needed(
 
 def test_row_numbers_count_over_all_chunks(classifier: LoRA, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 4)
-    rows = [*texts(6), {"text": 5}, "w1"]
+    rows = [*texts(9), {"text": 5}, "w1"]
     answers = predict_iter(classifier, rows, tokenizer=tokenizer)
-    for _ in range(4):
+    for _ in range(8):
         next(answers)
-    with pytest.raises(DataError, match=r"text is of the type int, not text: row 7"):
+    with pytest.raises(DataError, match=r"text is of the type int, not text: row 10"):
         next(answers)
-    with pytest.raises(DataError, match="row 7"):  # the list form looks first
-        predict(classifier, rows, tokenizer=tokenizer)
+    told: list[str] = []
+    predict(classifier, texts(9), tokenizer=tokenizer, max_length=3, on_note=told.append)
+    assert [note.partition(":")[0] for note in told] == ["Rows 1 to 4", "Rows 5 to 8", "Rows 9 to 9"]
+
+
+def test_a_list_is_checked_before_anything_is_answered(
+    classifier: LoRA, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model ran before the last row was looked at")
+
+    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "infer", answered)
+    with pytest.raises(DataError, match="row 6"):
+        predict(classifier, [*texts(5), ""], tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +191,9 @@ def test_prompts_leave_room_for_the_completion(writer: LoRA) -> None:
 
 def test_sampling_options_reach_generate(writer: LoRA) -> None:
     tokenizer = word_tokenizer("$A")
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": True, "temperature": 5.0}
     draws = set()
     for seed in range(4):
         torch.manual_seed(seed)
-        draws.add(
-            predict(writer, ["w1"], tokenizer=tokenizer, max_new_tokens=6, do_sample=True, temperature=5.0)[0][
-                "completion"
-            ]
-        )
+        draws.add(predict(writer, ["w1"], tokenizer=tokenizer, **options)[0]["completion"])
     assert len(draws) > 1

@@ -24,7 +24,7 @@ class Geometry(ABC):
     peft_names: ClassVar[tuple[str, str]] = ("lora_A.weight", "lora_B.weight")
 
     def __init__(self, layer: nn.Module) -> None:
-        object.__setattr__(self, "layer", layer)
+        self.layer: Any = layer
 
     @abstractmethod
     def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

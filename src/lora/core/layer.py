@@ -59,6 +59,8 @@ class TiedSlot(Slot):
     over it computes x·ΔWᵀ, so its factors are A' = Bᵀ (r, i) and B' = Aᵀ (v, r).
     """
 
+    source: Slot
+
     def __init__(self, source: Slot) -> None:
         super().__init__(source.variant, {}, source.rank, source.scaling, source.dropout)
         # Not a submodule: its parameters belong to the source and must be counted and stepped once.
@@ -85,8 +87,8 @@ _NO_ROWS = re.compile(r"relative|(^|\.)experts?\.\d", re.IGNORECASE)
 def _check_rows(path: str, layer: nn.Module) -> None:
     if _NO_ROWS.search(path):
         raise RoutingError(
-            f"{path}: a {type(layer).__name__} that does not see the batch row by row; run this model with one adapter per "
-            "batch (`with model.using(name): ...`), or leave that module out"
+            f"{path}: a {type(layer).__name__} that does not see the batch row by row; run this model with one adapter "
+            "per batch (`with model.using(name): ...`), or leave that module out"
         )
 
 
@@ -223,16 +225,17 @@ class OwnedModule(nn.Module):
             return self.original(*args, **kwargs)
         _check_rows(self.path, self.original)
         parts = []
-        pieces = {key: self._pieces(routing, value) for key, value in (*enumerate(args), *kwargs.items())}
+        pieces = [self._pieces(routing, value) for value in args]
+        named = {key: self._pieces(routing, value) for key, value in kwargs.items()}
         for index, group in enumerate(routing.groups):
-            own = {key: values[index] for key, values in pieces.items()}
-            positional = [own.pop(key) for key in range(len(args))]
             with self.router.activate(Routing.uniform(group.name)):  # adapted layers inside see these rows alone
-                parts.append(self.module(group.name)(*positional, **own))
+                parts.append(
+                    self.module(group.name)(*[p[index] for p in pieces], **{key: p[index] for key, p in named.items()})
+                )
         if not all(isinstance(part, Tensor) for part in parts):
             raise RoutingError(
-                f"{self.path}: a {type(self.original).__name__} that gives more than one tensor, which are not put together "
-                "again by row; run this model with one adapter per batch (`with model.using(name): ...`)"
+                f"{self.path}: a {type(self.original).__name__} that gives more than one tensor, which are not "
+                "put together again by row; run this model with one adapter per batch (`with model.using(name): ...`)"
             )
         width = max(part.shape[-1] for part in parts)
         padded = [F.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for part in parts]
@@ -247,7 +250,7 @@ class OwnedModule(nn.Module):
 
     def module(self, name: str) -> nn.Module:
         """The copy that belongs to adapter ``name``; the original for ``base`` and adapters without one."""
-        return self.copies[name] if name in self.copies else self.original
+        return self.copies[name] if name in self.copies else self.original  # noqa: SIM401
 
     def __getattr__(self, name: str) -> Any:
         try:

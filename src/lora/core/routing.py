@@ -6,9 +6,10 @@ slice of rows, so that what an adapter gives never depends on its neighbours (a 
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,9 +185,11 @@ class Router(threading.local):
         finally:
             self.current = previous
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Router:
-        import copy
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For torch's ``checkpoint(context_fn=...)``: the recomputation sees the routing of the forward."""
+        return nullcontext(), self.activate(self.resolve())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Router:
         clone = Router(copy.deepcopy(self.known, memo))
         memo[id(self)] = clone
         return clone

@@ -42,10 +42,10 @@ METRICS = {
     "tokens": Metric("supervised tokens", ",.0f", 0),
 }
 SPEED = {
-    "latency_p50_ms": Metric("latency p50, ms (batch of one)", ",.2f", -1),
-    "latency_p95_ms": Metric("latency p95, ms (batch of one)", ",.2f", -1),
-    "rows_per_second": Metric("rows per second (in batches)", ",.1f"),
-    "tokens_per_second": Metric("tokens per second (in batches)", ",.0f"),
+    "latency_p50_ms": Metric("latency p50, ms", ",.2f", -1),
+    "latency_p95_ms": Metric("latency p95, ms", ",.2f", -1),
+    "rows_per_second": Metric("rows per second", ",.1f"),
+    "tokens_per_second": Metric("tokens per second", ",.0f"),
 }
 
 
@@ -95,7 +95,7 @@ def difference(value: Any, base: Any, metric: Metric) -> tuple[str, str]:
     """``value`` - ``base`` with its sign, and a style: green where that is better, red where worse."""
     if value is None or base is None or not math.isfinite(value - base):
         return "–", ""
-    written = format(value - base, "+" + metric.form)
+    written = format(float(value - base), "+z" + metric.form)  # z: never -0.0000
     if not metric.better or not any(digit in written for digit in "123456789"):
         return written, ""
     return written, "green" if (value - base) * metric.better > 0 else "red"
@@ -105,13 +105,19 @@ def remarks(evaluation: Evaluation) -> list[str]:
     """What stands under the comparison: the answer that needs no model, the untrained head, memory."""
     out = []
     if evaluation.reference:
-        values = evaluation.reference["metrics"]
-        names = [key for key in ("accuracy", "f1_macro", "f1_micro", "rmse", "mae") if key in values]
-        numbers = ", ".join(f"{METRICS[key].title} {shown(values[key], METRICS[key])}" for key in names)
+        values, described = evaluation.reference["metrics"], _described(evaluation)
+        # Of one label per row, F1 micro is the accuracy.
+        keys = ("accuracy", "f1_macro", *(["f1_micro"] if "hamming" in values else []), "rmse", "mae")
+        metrics = {key: described.get(key, METRICS[key]) for key in keys if key in values}
+        numbers = ", ".join(f"{metric.title} {shown(values[key], metric)}" for key, metric in metrics.items())
         out.append(f"For reference: {evaluation.reference['name']}: {numbers}.")
     if evaluation.untrained_head:
         out.append(
             "The base's head is untrained (made up at random): its column shows guessing; compare with the reference."
+        )
+    if evaluation.speed:
+        out.append(
+            "Latency: the forward pass of one tokenised row. Rows and tokens per second: in batches, without padding."
         )
     if evaluation.peak_memory_bytes:
         out.append(f"Peak memory: {evaluation.peak_memory_bytes / 2**20:,.0f} MiB, {evaluation.peak_memory_kind}.")

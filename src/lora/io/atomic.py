@@ -109,9 +109,12 @@ def saving(what: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SaveError(
-                f"{what}: no space left on the disk; nothing saved before was touched. Free some space, or name another place"
+                f"{what}: no space left on the disk; nothing saved before was touched. "
+                "Free some space, or name another place"
             ) from error
-        raise SaveError(f"{what}: cannot be written ({error.strerror or error}); nothing saved before was touched") from error
+        raise SaveError(
+            f"{what}: cannot be written ({error.strerror or error}); nothing saved before was touched"
+        ) from error
     except Exception as error:
         # safetensors reports failures of the operating system as an exception of its own.
         if type(error).__name__ != "SafetensorError":

@@ -1,8 +1,8 @@
 """An adapter folder in PEFT's format, both ways.
 
 The folder holds ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them, and beside them
-``lora.json``: what PEFT has no place for (the base's fingerprint, the task with its labels, versions). PEFT ignores it, and a
-folder without it loads as well. safetensors only: no pickle is ever read.
+``lora.json``: what PEFT has no place for (the base's fingerprint, the task with its labels, versions). PEFT ignores it,
+and a folder without it loads as well. safetensors only: no pickle is ever read.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def _embeddings_to_store(model: LoRA, slots: set[str], owned: set[str]) -> list[
 
 
 def _vocabulary_resized(base: nn.Module) -> bool:
-    """Whether the vocabulary differs from the checkpoint's, asked of local files alone: saving makes no network call."""
+    """Whether the vocabulary differs from the checkpoint's, asked of local files: saving makes no network call."""
     config = getattr(base, "config", None)
     source = getattr(config, "_name_or_path", "")
     size = getattr(config, "vocab_size", None)
-    if not source or size is None:
+    if config is None or not source or size is None:
         return False
     try:
         stored = type(config).from_pretrained(source, local_files_only=True)
@@ -210,7 +210,9 @@ def resolve_folder(folder: str | Path) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, SIDECAR]))
     except Exception as error:
-        raise AdapterFileError(f"{folder}: no such folder here, and the hub did not give it ({type(error).__name__})") from None
+        raise AdapterFileError(
+            f"{folder}: no such folder here, and the hub did not give it ({type(error).__name__})"
+        ) from None
 
 
 def read_sidecar(folder: str | Path) -> dict[str, Any]:

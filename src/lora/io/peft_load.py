@@ -18,7 +18,7 @@ from lora.errors import AdapterFileError, ConfigError
 from lora.io import peft_tensors as tensors_of
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import CONFIG, PREFIX, WEIGHTS, read_sidecar
-from lora.model.heads import output_heads
+from lora.model.heads import fit_width, output_heads
 from lora.model.tree import match_pattern, unwrapped_modules
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def read_folder(folder: Path) -> Stored:
             for key in file.keys():  # noqa: SIM118  (not a dict)
                 tensors[key] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterFileError(f"{weights}: not a readable safetensors file ({error}); copy or download it again") from None
+        raise AdapterFileError(
+            f"{weights}: not a readable safetensors file ({error}); copy or download it again"
+        ) from None
     return Stored(folder, config, tensors, read_sidecar(folder))
 
 
@@ -119,7 +121,7 @@ def place(model: LoRA, name: str, planned: Planned, trainable: bool) -> None:
                 parameter = getattr(slot, key)
                 parameter.copy_(tensor.view(parameter.shape))
         for path, module in model.owned(name).items():
-            tensors_of.fit_width(module, planned.owned[path])
+            fit_width(module, planned.owned[path])
             module.load_state_dict(planned.owned[path])
     model.notes[name] = planned.notes
     for parameter in model.adapter_parameters(name).values():
@@ -140,11 +142,13 @@ def _check_kind(stored: Stored) -> None:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         raise AdapterFileError(
-            f"{where}: started with {start!r}, which changes the base weights, so the adapter means nothing on the original "
-            "base. Save it with PEFT's path_initial_model_for_weight_conversion to turn it into plain LoRA"
+            f"{where}: started with {start!r}, which changes the base weights, so the adapter means nothing on the "
+            "original base. Save it with PEFT's path_initial_model_for_weight_conversion to turn it into plain LoRA"
         )
     if config.get("bias", "none") != "none":
-        raise AdapterFileError(f"{where}: bias {config['bias']!r} trains the base's own biases, which cannot be loaded here")
+        raise AdapterFileError(
+            f"{where}: bias {config['bias']!r} trains the base's own biases, which cannot be loaded here"
+        )
     known_variants = {key for variant in variants().values() for key in variant.peft_keys}
     unknown = [key for key, value in config.items() if value and key not in UNDERSTOOD | known_variants]
     if unknown:
@@ -163,8 +167,9 @@ def _check_base(model: LoRA, stored: Stored, allow_other_base: bool) -> None:
         found = fingerprint(model.base)
         if found != expected:
             raise AdapterFileError(
-                f"{stored.folder}: trained on other base weights: {base.get('name') or 'unnamed'} ({base.get('class')}, "
-                f"fingerprint {expected}); this base is {_name(model)} ({type(model.base).__name__}, fingerprint {found}). "
+                f"{stored.folder}: trained on other base weights: {base.get('name') or 'unnamed'} "
+                f"({base.get('class')}, fingerprint {expected}); this base is {_name(model)} "
+                f"({type(model.base).__name__}, fingerprint {found}). "
                 "Load the base it was trained on, or pass allow_other_base=True (--allow-other-base) if you know better"
             )
 
@@ -194,7 +199,9 @@ def _config(
     # The tensors are the truth about ranks; a pattern that they contradict is replaced by what they say.
     if any(int(match_pattern(path, pattern) or config["r"]) != rank for path, rank in ranks.items()):
         pattern = {path: rank for path, rank in ranks.items() if rank != config["r"]}
-    alphas = {k: v for k, v in (config.get("alpha_pattern") or {}).items() if any(match_pattern(p, {k: 1.0}) for p in layers)}
+    alphas = {
+        k: v for k, v in (config.get("alpha_pattern") or {}).items() if any(match_pattern(p, {k: 1.0}) for p in layers)
+    }
     pattern = {k: v for k, v in pattern.items() if any(match_pattern(p, {k: 1.0}) for p in layers)}
     try:
         return AdapterConfig(

@@ -32,10 +32,14 @@ def modules_in_full(
         mine = {key.removeprefix(path + "."): left.pop(key) for key in list(left) if key.startswith(path + ".")}
         expected = modules[path].state_dict()
         problems += [f"tensor {path}.{key} is missing" for key in expected if key not in mine]
-        problems += [f"no place for tensor {path}.{key} {tuple(mine[key].shape)}" for key in mine if key not in expected]
+        problems += [
+            f"no place for tensor {path}.{key} {tuple(mine[key].shape)}" for key in mine if key not in expected
+        ]
         for key in expected.keys() & mine.keys():
             if not _fits_but_for_width(modules[path], key, expected[key], mine[key]):
-                problems.append(f"{path}.{key}: shape {tuple(mine[key].shape)}, the base has {tuple(expected[key].shape)}")
+                problems.append(
+                    f"{path}.{key}: shape {tuple(mine[key].shape)}, the base has {tuple(expected[key].shape)}"
+                )
         if mine:
             out[path] = mine
     return out
@@ -47,17 +51,6 @@ def _fits_but_for_width(module: nn.Module, key: str, expected: Tensor, found: Te
         return True
     owner = module.get_submodule(key.rpartition(".")[0])
     return isinstance(owner, nn.Linear) and expected.shape[1:] == found.shape[1:]
-
-
-def fit_width(module: nn.Module, tensors: Tensors) -> None:
-    """Give linear layers of a head the number of outputs that ``tensors`` have."""
-    for key, tensor in tensors.items():
-        path, _, name = key.rpartition(".")
-        owner = module.get_submodule(path)
-        if isinstance(owner, nn.Linear) and name in ("weight", "bias") and getattr(owner, name).shape != tensor.shape:
-            like = getattr(owner, name)
-            setattr(owner, name, nn.Parameter(torch.empty(tensor.shape, dtype=like.dtype, device=like.device)))
-            owner.out_features = tensor.shape[0]
 
 
 def layers(
@@ -192,7 +185,8 @@ def shared_update(base: nn.Module, config: dict[str, Any], found: dict[str, Tens
         return False
     pairs = tied_places(base, list(found))
     return bool(pairs) and all(
-        place in found and all(torch.equal(found[place][key], tensor) for key, tensor in _tied(found, source, place).items())
+        place in found
+        and all(torch.equal(found[place][key], tensor) for key, tensor in _tied(found, source, place).items())
         for source, place in pairs
     )
 
@@ -205,7 +199,7 @@ def _tied(found: dict[str, Tensors], source: str, place: str) -> Tensors:
 
 
 def half_of_a_tie(base: nn.Module, owned: dict[str, Tensors]) -> list[str]:
-    """Modules in full that PEFT would tie to another place (``modules_to_save`` with ``ensure_weight_tying``), in words."""
+    """Modules in full that PEFT would tie to another place (``ensure_weight_tying``), in words."""
     try:
         refuse_half_of_a_tie(base, list(owned))
     except TargetError as error:

@@ -1,4 +1,4 @@
-"""Looking like the base model: its class name and the signature of its forward."""
+"""What tools around a model look at: its class name, the signature of its forward, what its state dict holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def class_for(cls: type[LoRA], base_class: type[nn.Module]) -> type[LoRA]:
 
     forward.__doc__ = cls._forward.__doc__
     forward.__signature__ = _signature(base_class.forward)  # type: ignore[attr-defined]
-    return type(base_class.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "_made_for": base_class})
+    return type(
+        base_class.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "_made_for": base_class}
+    )
 
 
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
@@ -37,3 +39,24 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     if not any(p.name == "adapters" for p in parameters):
         parameters.insert(at, extra)
     return inspect.Signature(parameters)
+
+
+def keep_state_to_adapters(model: LoRA) -> None:
+    """Make ``state_dict`` hold the adapters alone, and ``load_state_dict`` ask for no more.
+
+    The base is frozen and never written to. ``transformers.Trainer``, accelerate and Lightning save what
+    ``state_dict`` gives: so checkpoints are small and hold no tensor twice.
+    """
+
+    def frozen(key: str) -> bool:
+        return ".slots.@" not in key and ".copies.@" not in key
+
+    def saved(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for key in [key for key in state if key.startswith(prefix) and frozen(key)]:
+            del state[key]
+
+    def loaded(module: nn.Module, keys: Any) -> None:
+        keys.missing_keys[:] = [key for key in keys.missing_keys if not frozen(key)]
+
+    model._register_state_dict_hook(saved)
+    model.register_load_state_dict_post_hook(loaded)

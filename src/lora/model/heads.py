@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lora.errors import TargetError
 from lora.model.tree import inner, inside, outermost, summary, unwrapped_modules
@@ -78,7 +79,9 @@ def modules_to_own(model: nn.Module, requested: list[str] | None) -> list[str]:
         return ending_in(model, [*task_heads(model), *(path for path in new if path)])
     for name in requested:
         if not ending_in(model, [name]):
-            raise TargetError(f"modules_to_save: {name!r} matches no module; there are: {summary(unwrapped_modules(model))}")
+            raise TargetError(
+                f"modules_to_save: {name!r} matches no module; there are: {summary(unwrapped_modules(model))}"
+            )
     return ending_in(model, requested)
 
 
@@ -91,3 +94,14 @@ def ending_in(model: nn.Module, names: list[str]) -> list[str]:
     modules = unwrapped_modules(model)
     hits = [path for path in modules if path.endswith(tuple(names))]
     return outermost(path for path in hits if any(True for _ in modules[path].parameters()))
+
+
+def fit_width(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give linear layers of a head the number of outputs that ``tensors`` have."""
+    for key, tensor in tensors.items():
+        path, _, name = key.rpartition(".")
+        owner = module.get_submodule(path)
+        if isinstance(owner, nn.Linear) and name in ("weight", "bias") and getattr(owner, name).shape != tensor.shape:
+            like = getattr(owner, name)
+            setattr(owner, name, nn.Parameter(torch.empty(tensor.shape, dtype=like.dtype, device=like.device)))
+            owner.out_features = tensor.shape[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import nn
 
 from lora.core.layer import AdaptedLayer, OwnedModule
@@ -52,13 +54,41 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in list(parent._modules.items()):
             if child is old:
                 parent._modules[name] = new
-                _leave_fast_path(parent)
 
 
-def _leave_fast_path(parent: nn.Module) -> None:
-    """torch's TransformerEncoderLayer reads its weights directly in inference and would pass adapters by.
+# Modules of torch that in inference read the weights of those inside them directly and would pass adapters by: the
+# attribute that allows it, and torch's own value for "not here".
+_SHORTCUTS: tuple[tuple[type[nn.Module], str, object], ...] = (
+    (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
+    (nn.TransformerEncoder, "use_nested_tensor", False),
+)
 
-    0 is its own mark for an activation that the fast path does not know.
-    """
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        parent.activation_relu_or_gelu = 0
+
+def leave_shortcuts(model: nn.Module) -> None:
+    """Make torch call the layers inside its transformer modules wherever adapters sit among them."""
+    for module in model.modules():
+        for kind, attribute, off in _SHORTCUTS:
+            if isinstance(module, kind) and any(isinstance(m, (AdaptedLayer, OwnedModule)) for m in module.modules()):
+                module.__dict__.setdefault("_lora_shortcut", getattr(module, attribute))
+                setattr(module, attribute, off)
+
+
+def forget_adapters(model: nn.Module) -> None:
+    """Undo `leave_shortcuts` and `route_checkpoints` on a model without adapters."""
+    for module in model.modules():
+        for kind, attribute, _ in _SHORTCUTS:
+            if isinstance(module, kind) and "_lora_shortcut" in module.__dict__:
+                setattr(module, attribute, module.__dict__.pop("_lora_shortcut"))
+        checkpoint = vars(module).get("_gradient_checkpointing_func")
+        if isinstance(checkpoint, functools.partial) and "context_fn" in checkpoint.keywords:
+            options = {key: value for key, value in checkpoint.keywords.items() if key != "context_fn"}
+            module.__dict__["_gradient_checkpointing_func"] = functools.partial(checkpoint.func, **options)
+
+
+def route_checkpoints(model: nn.Module, router: Router) -> None:
+    """Make transformers' checkpointed blocks recompute under the routing of their forward, whoever enabled them."""
+    for module in model.modules():
+        checkpoint = vars(module).get("_gradient_checkpointing_func")
+        if checkpoint is not None:
+            options = {"use_reentrant": False, "context_fn": router.checkpoint_contexts}
+            module.__dict__["_gradient_checkpointing_func"] = functools.partial(checkpoint, **options)

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora.config import AdapterConfig
 from lora.core.layer import AdaptedLayer, CastAround, OwnedModule, Slot, TiedSlot
 from lora.core.routing import BASE, Router, Routing
 from lora.core.variant import get_variant
 from lora.errors import ConfigError, RoutingError, TargetError
-from lora.model.facade import class_for
+from lora.model.facade import class_for, keep_state_to_adapters
 from lora.model.heads import input_embedding, modules_to_own, output_heads
-from lora.model.inject import unwrap, wrap_layer, wrap_owned
+from lora.model.inject import forget_adapters, leave_shortcuts, route_checkpoints, unwrap, wrap_layer, wrap_owned
 from lora.model.merge import merge, plain_copy
+from lora.model.rows import copies_per_prompt, routing_of
 from lora.model.targets import Target, TargetReport, find_targets
 from lora.model.ties import refuse_half_of_a_tie, share_tied
 from lora.model.tree import inner, summary
-
-
-# Models that turn (b, t) around inside: where b equals t no shape tells the two apart.
-TIME_MAJOR = ("xlnet", "transfo-xl", "fsmt")
 
 
 class LoRA(nn.Module):
@@ -54,7 +51,9 @@ class LoRA(nn.Module):
 
     def __new__(cls, base_model: nn.Module | None = None, *args: Any, **kwargs: Any) -> LoRA:
         # transformers' Trainer and pipelines read the class name and forward's signature to learn what a model takes.
-        return super().__new__(cls if base_model is None else class_for(cls, type(base_model)))
+        if not isinstance(base_model, nn.Module):
+            return super().__new__(cls)
+        return super().__new__(class_for(cls, type(base_model)))  # type: ignore[arg-type]
 
     def __init__(self, base_model: nn.Module, name: str | None = "default", **settings: Any) -> None:
         super().__init__()
@@ -63,13 +62,16 @@ class LoRA(nn.Module):
         if not isinstance(base_model, nn.Module):
             raise ConfigError(f"base_model must be a torch module, not {type(base_model).__name__}")
         if any(isinstance(module, (AdaptedLayer, OwnedModule)) for module in base_model.modules()):
-            raise ConfigError("this base model is in use by another LoRA; add_adapter there, or unload() that one first")
+            raise ConfigError(
+                "this base model is in use by another LoRA; add_adapter there, or unload() that one first"
+            )
         self.base = base_model
         self.adapters = {}
         self.reports: dict[str, TargetReport] = {}
         self.notes: dict[str, dict[str, Any]] = {}  # per adapter: what is stored beside it (task, labels, lineage)
         self.__dict__["router"] = Router(self.adapters)
-        _keep_state_to_adapters(self)
+        keep_state_to_adapters(self)
+        route_checkpoints(base_model, self.router)
         self._frozen = {path for path, parameter in base_model.named_parameters() if parameter.requires_grad}
         base_model.requires_grad_(False)
         self.train(base_model.training)
@@ -84,7 +86,9 @@ class LoRA(nn.Module):
 
     # -- adapters -----------------------------------------------------------------------------------------------
 
-    def add_adapter(self, name: str, config: AdapterConfig | None = None, *, seed: int | None = None, **settings: Any) -> TargetReport:
+    def add_adapter(
+        self, name: str, config: AdapterConfig | None = None, *, seed: int | None = None, **settings: Any
+    ) -> TargetReport:
         """Put a new adapter on the base. It starts without effect (B is zero) and trainable.
 
         Args:
@@ -125,6 +129,7 @@ class LoRA(nn.Module):
             wrap_layer(self.base, path, self.router).slots[name] = TiedSlot(slot)  # type: ignore[arg-type]
         for path in owned:
             self._add_copy(name, path)
+        leave_shortcuts(self.base)
         self.train(self.training)
         return report
 
@@ -134,7 +139,9 @@ class LoRA(nn.Module):
         if not isinstance(name, str) or not name or "/" in name or "\\" in name or name.startswith("."):
             raise ConfigError(f"adapter name {name!r}: a non-empty string without slashes or a leading dot is needed")
         if name in self.adapters:
-            raise ConfigError(f"there is already an adapter {name!r}; remove_adapter({name!r}) first, or take another name")
+            raise ConfigError(
+                f"there is already an adapter {name!r}; remove_adapter({name!r}) first, or take another name"
+            )
 
     def _add_slot(self, name: str, target: Target, config: AdapterConfig, generator: torch.Generator) -> None:
         layer = wrap_layer(self.base, target.path, self.router)
@@ -167,22 +174,26 @@ class LoRA(nn.Module):
         """Take all adapters off and return the base model as it came, trainable parameters included."""
         for module in self._wrapped():
             unwrap(self.base, module)
+        forget_adapters(self.base)
         self.adapters.clear()
         self.reports.clear()
+        self.notes.clear()
         for path, parameter in self.base.named_parameters():
             parameter.requires_grad_(path in self._frozen)
         return self.base
 
     def _known(self, name: str) -> None:
         if name not in self.adapters:
-            raise RoutingError(f"there is no adapter {name!r}; this model carries: {', '.join(self.adapters) or 'none'}")
+            raise RoutingError(
+                f"there is no adapter {name!r}; this model carries: {', '.join(self.adapters) or 'none'}"
+            )
 
     def _wrapped(self) -> list[AdaptedLayer | OwnedModule]:
         """Wrapped modules, innermost first."""
         return [m for m in reversed(list(self.base.modules())) if isinstance(m, (AdaptedLayer, OwnedModule))]
 
     def slots(self, name: str, tied: bool = False) -> dict[str, Slot]:
-        """Adapter ``name``'s parameters by layer path, in the model's order; with ``tied``, shared ones at each place."""
+        """Adapter ``name``'s parameters by layer path, in the model's order; ``tied``: shared ones at each place."""
         self._known(name)
         layers = [m for m in self.base.modules() if isinstance(m, AdaptedLayer) and name in m.slots]
         return {m.path: m.slots[name] for m in layers if tied or not isinstance(m.slots[name], TiedSlot)}  # type: ignore[misc]
@@ -213,36 +224,15 @@ class LoRA(nn.Module):
         """
         if adapters is None:
             return self.base(*args, **kwargs)
-        with self.router.activate(self._routing(adapters, args, kwargs)):
+        with self.router.activate(routing_of(self.base, self.router, adapters, args, kwargs)):
             return self.base(*args, **kwargs)
-
-    def _routing(self, adapters: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> Routing:
-        if isinstance(adapters, str):
-            raise RoutingError(f"adapters: one name per row is needed; for all rows: with model.using({adapters!r})")
-        self.router.check(adapters)
-        if getattr(getattr(self.base, "config", None), "model_type", "") in TIME_MAJOR and len(set(adapters)) > 1:
-            raise RoutingError(f"{type(self.base).__name__} works on tokens first and rows second: one adapter per batch only")
-        values = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args, *kwargs.values()]
-        first = next((value for value in values if isinstance(value, Tensor) and value.dim() > 0), None)
-        if first is not None and first.shape[0] != len(adapters):
-            raise RoutingError(f"adapters: {len(adapters)} names for a batch of {first.shape[0]} rows; one per row is needed")
-        tokens = first.shape[1] if first is not None and first.dim() > 1 else None
-        if len(set(adapters)) == 1:
-            return Routing.uniform(adapters[0])
-        return Routing(adapters, tokens)
 
     def generate(self, *args: Any, adapters: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """The base model's ``generate``; ``adapters`` names one adapter per prompt."""
         if adapters is None:
             return self.base.generate(*args, **kwargs)  # type: ignore[operator]
-        config = kwargs.get("generation_config") or getattr(self.base, "generation_config", None)
-
-        def option(key: str) -> int:
-            value = kwargs.get(key)
-            return int(value if value is not None else getattr(config, key, None) or 1)
-
-        copies = max(option("num_beams"), option("num_return_sequences"))
-        with self.router.activate(self._routing(adapters, args, kwargs).repeated(copies)):
+        routing = routing_of(self.base, self.router, adapters, args, kwargs)
+        with self.router.activate(routing.repeated(copies_per_prompt(self.base, kwargs))):
             return self.base.generate(*args, **kwargs)  # type: ignore[operator]
 
     @contextmanager
@@ -252,17 +242,25 @@ class LoRA(nn.Module):
         with self.router.activate(Routing.uniform(name)):
             yield self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """As the base model's. A block recomputed in the backward sees the routing of its own forward."""
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if options["use_reentrant"]:
             # The reentrant form drops gradients where no input of a block requires one: frozen embeddings never do.
             raise ConfigError("gradient checkpointing of a frozen base needs use_reentrant=False")
-        options["context_fn"] = self._checkpoint_contexts
-        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)  # type: ignore[operator]
+        if hasattr(self.base, "activation_checkpointing_enable"):
+            self.base.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **kwargs)  # type: ignore[operator]
+        else:  # transformers before 5.20
+            self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)  # type: ignore[operator]
+        route_checkpoints(self.base, self.router)
 
-    def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self.router.activate(self.router.resolve())
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The older name of `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     # -- files and merging (io and merge do the work) -------------------------------------------------------------
 
@@ -279,7 +277,7 @@ class LoRA(nn.Module):
         return load_adapter(self, folder, name, **options)
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """What ``transformers.Trainer`` calls: the only adapter into ``folder``, several into folders of their names."""
+        """The only adapter into ``folder``; several into folders of their names inside it."""
         for name in self.adapters:
             self.save_adapter(name, folder if len(self.adapters) == 1 else Path(folder) / name)
 
@@ -347,7 +345,7 @@ class LoRA(nn.Module):
         for key in ("reports", "notes", "_frozen"):
             setattr(clone, key, copy.deepcopy(self.__dict__[key], memo))
         clone.base = copy.deepcopy(self.base, memo)
-        _keep_state_to_adapters(clone)
+        keep_state_to_adapters(clone)
         return clone.train(self.training)
 
     def _get_name(self) -> str:
@@ -356,24 +354,3 @@ class LoRA(nn.Module):
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _keep_state_to_adapters(model: LoRA) -> None:
-    """Make ``state_dict`` hold the adapters alone, and ``load_state_dict`` ask for no more.
-
-    The base is frozen and never written to. ``transformers.Trainer``, accelerate and Lightning save what
-    ``state_dict`` gives: so checkpoints are small and hold no tensor twice.
-    """
-
-    def frozen(key: str) -> bool:
-        return ".slots.@" not in key and ".copies.@" not in key
-
-    def saved(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        for key in [key for key in state if key.startswith(prefix) and frozen(key)]:
-            del state[key]
-
-    def loaded(module: nn.Module, keys: Any) -> None:
-        keys.missing_keys[:] = [key for key in keys.missing_keys if not frozen(key)]
-
-    model._register_state_dict_hook(saved)
-    model.register_load_state_dict_post_hook(loaded)

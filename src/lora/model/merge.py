@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from lora.core.layer import AdaptedLayer, OwnedModule, TiedSlot
+from lora.model.heads import fit_width
+from lora.model.inject import forget_adapters
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -43,7 +45,13 @@ def merge(model: LoRA, name: str) -> nn.Module:
         elif isinstance(wrapper, OwnedModule) and name in wrapper.copies:
             target = memo[id(wrapper.original)]
             _untie(plain, target)
-            target.load_state_dict(wrapper.copies[name].inner.state_dict())
+            state = model.owned(name)[wrapper.path].state_dict()
+            widths = {layer: layer.out_features for layer in target.modules() if isinstance(layer, nn.Linear)}
+            fit_width(target, state)
+            target.load_state_dict(state)
+            for layer, width in widths.items():
+                if layer.out_features != width:
+                    _say_labels(plain, layer.out_features)
     return plain.requires_grad_(True)
 
 
@@ -53,8 +61,11 @@ def plain_copy(base: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     # Innermost first, so that a copied module finds the copies of the wrappers inside it.
     for module in reversed(list(base.modules())):
         if isinstance(module, (AdaptedLayer, OwnedModule)):
-            memo[id(module)] = copy.deepcopy(module.base_layer if isinstance(module, AdaptedLayer) else module.original, memo)
-    return copy.deepcopy(base, memo)
+            core = module.base_layer if isinstance(module, AdaptedLayer) else module.original
+            memo[id(module)] = copy.deepcopy(core, memo)
+    plain = copy.deepcopy(base, memo)
+    forget_adapters(plain)
+    return plain
 
 
 def _untie(model: nn.Module, module: nn.Module) -> None:
@@ -74,3 +85,11 @@ def _say_untied(model: nn.Module) -> None:
     if config is not None:
         for each in (config, config.get_text_config() if hasattr(config, "get_text_config") else config):
             each.tie_word_embeddings = False
+
+
+def _say_labels(model: nn.Module, count: int) -> None:
+    """A head of another width than the base's: ``from_pretrained`` builds what the config says."""
+    if getattr(model, "config", None) is not None:
+        model.config.num_labels = count  # type: ignore[union-attr]
+    if hasattr(model, "num_labels"):
+        model.num_labels = count  # type: ignore[assignment]

@@ -90,8 +90,10 @@ def find_targets(
     """
     modules = unwrapped_modules(model)
     owned = tuple(owned)
-    available = {path: g for path, m in modules.items() if (g := geometry_of(m)) is not None and not inside(path, owned)}
-    skipped = _unreachable(modules)
+    available = {
+        path: g for path, m in modules.items() if (g := geometry_of(m)) is not None and not inside(path, owned)
+    }
+    skipped = _unreachable(model, modules)
     in_layers = {path: found[0] for path in available if (found := split_at_layer(path)) is not None}
     layers = parse_layers(config.layers, max(in_layers.values(), default=-1) + 1)
     _check_exclude(config.exclude, modules, available)
@@ -121,7 +123,9 @@ def find_targets(
     return TargetReport(adapted, relevant, list(available))
 
 
-def _choose(model: nn.Module, targets: str | list[str], modules: dict[str, nn.Module], available: dict[str, Geometry]) -> list[str]:
+def _choose(
+    model: nn.Module, targets: str | list[str], modules: dict[str, nn.Module], available: dict[str, Geometry]
+) -> list[str]:
     """Paths that ``targets`` names, in the model's order."""
     names = [targets] if isinstance(targets, str) else list(targets)
     chosen: set[str] = set()
@@ -135,7 +139,8 @@ def _choose(model: nn.Module, targets: str | list[str], modules: dict[str, nn.Mo
             near = difflib.get_close_matches(name, known - {name}, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise TargetError(
-                f"targets: {name!r} matches no module{hint}. Presets: {', '.join(PRESETS)}. There are: {summary(available)}"
+                f"targets: {name!r} matches no module{hint}. Presets: {', '.join(PRESETS)}. "
+                f"There are: {summary(available)}"
             )
         chosen.update(found)
     return [path for path in available if path in chosen]
@@ -169,8 +174,8 @@ def _token_embeddings(model: nn.Module, modules: dict[str, nn.Module], available
     embeddings = [path for path, geometry in available.items() if geometry.kind == "embedding"]
     entrance = input_embedding(model)
     if entrance is None:
-        most = max((modules[path].num_embeddings for path in embeddings), default=0)
-        return [path for path in embeddings if modules[path].num_embeddings == most]
+        sizes = {path: available[path].weight().shape[0] for path in embeddings}
+        return [path for path in embeddings if sizes[path] == max(sizes.values())]
     tensor = modules[entrance]._parameters.get("weight")
     return [path for path in embeddings if modules[path]._parameters.get("weight") is tensor]
 
@@ -198,15 +203,13 @@ def _check_expression(key: str, pattern: str) -> None:
         raise TargetError(f"{key}: {pattern!r} is neither a module's name nor a regular expression ({error})") from None
 
 
-def _unreachable(modules: dict[str, nn.Module]) -> dict[str, str]:
+def _unreachable(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, str]:
     """Modules whose weights are read directly instead of being called: an adapter there would have no effect."""
-    out = {}
-    for path, module in modules.items():
-        if isinstance(module, nn.MultiheadAttention):
-            for name, _ in module.named_modules():
-                if name:
-                    out[f"{path}.{name}"] = "inside torch's MultiheadAttention, which reads its weight without calling it"
-    return out
+    attention = [path for path, m in {"": model, **modules}.items() if isinstance(m, nn.MultiheadAttention)]
+    why = "inside torch's MultiheadAttention, which reads its weight without calling it"
+    return {
+        path: why for path in modules if path not in attention and any(not a or inside(path, [a]) for a in attention)
+    }
 
 
 def _check_exclude(exclude: str | list[str], modules: dict[str, nn.Module], available: dict[str, Geometry]) -> None:

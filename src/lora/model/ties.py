@@ -28,8 +28,8 @@ def share_tied(model: nn.Module, config: AdapterConfig, report: TargetReport) ->
         return []
     if get_variant(config.variant).peft_suffixes:
         raise TargetError(
-            f"{pairs[0][0]} and {pairs[0][1]} are one tensor, and variant {config.variant!r} has no update that both can "
-            "share: use variant 'plain', leave the embedding out, or set tie_embeddings to false to adapt each by itself"
+            f"{pairs[0][0]} and {pairs[0][1]} are one tensor, and variant {config.variant!r} has no update that "
+            "both can share: use variant 'plain', leave the embedding out, or set tie_embeddings to false"
         )
     places = {place for _, place in pairs}
     report.adapted = [target for target in report.adapted if target.path not in places]
@@ -39,7 +39,7 @@ def share_tied(model: nn.Module, config: AdapterConfig, report: TargetReport) ->
 
 
 def tied_places(model: nn.Module, adapted: list[str]) -> list[tuple[str, str]]:
-    """(source, place) for each embedding of ``adapted`` and each other place of its tensor; the first of several leads."""
+    """(source, place) for each embedding of ``adapted`` and each other place of its tensor; the first leads."""
     modules = unwrapped_modules(model)
     sources: dict[int, str] = {}
     for path in adapted:

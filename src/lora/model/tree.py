@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -64,7 +64,7 @@ def matches(path: str, patterns: str | Iterable[str]) -> bool:
     return any(path == name or path.endswith("." + name) for name in patterns)
 
 
-def match_pattern(path: str, table: dict[str, float]) -> float | None:
+def match_pattern(path: str, table: Mapping[str, float]) -> float | None:
     """The entry of a rank or alpha pattern that fits ``path``: a name or expression for its last parts, as in PEFT."""
     for pattern, value in table.items():
         if re.match(rf"(.*\.)?({pattern})$", path):

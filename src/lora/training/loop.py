@@ -139,8 +139,8 @@ def fit(
         _restore(trainee, prepared, found[-1], processes)
     if run is not None and processes.main:
         run.forget_after(trainee.step)
-        if not found:
-            _checkpoint(run, model, trainee, prepared, processes)
+    if run is not None and not found:
+        _checkpoint(run, model, trainee, prepared, processes)
     processes.wait()
 
     if evaluate is None and prepared.held is not None:

@@ -77,13 +77,14 @@ def read_rows(train: Data, held: Data | None | bool, settings: DataConfig, seed:
         held_rows = load_rows(str(held))
     columns = recognise(rows, settings)
     notes.append(columns.how)
+    # Before the split, so that a complaint about a row gives its number in the file.
+    task = task or task_class(columns.task).from_rows(rows, columns)
     if held is False:
         held_rows = None
     elif held_rows is None:
         kept, out, note = hold_out(rows, columns, settings.held_out, seed)
         rows, held_rows = [rows[i] for i in kept], [rows[i] for i in out]
         notes.append(note)
-    task = task or task_class(columns.task).from_rows(rows, columns)
     return Rows(rows, held_rows, task, notes, sources)
 
 

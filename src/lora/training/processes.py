@@ -19,7 +19,8 @@ class Processes:
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        self._state = PartialState()
+        # Without this accelerate ignores what a launcher says on a machine with no accelerator.
+        self._state = PartialState(cpu=not torch.accelerator.is_available())
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
         self.device: torch.device = self._state.device

@@ -1,0 +1,415 @@
+"""Adapter folders: what is broken is named, nothing is half loaded, nothing saved before is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import lora.io.peft
+from lora import LoRA
+from lora.errors import AdapterFileError, ConfigError, RoutingError, SaveError
+from lora.io.atomic import atomic_folder, recover, write_text
+from lora.io.fingerprint import fingerprint
+from tiny_models import batch, bits, logits, randomise, tiny
+
+CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "lora.json"
+QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A good adapter of the tiny BERT."""
+    model = LoRA(tiny("bert"), rank=2, targets=["query", "value"])
+    randomise(model.adapter_parameters("default").values())
+    return model.save_adapter("default", tmp_path / "good")
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    config.update(changes)
+    (folder / CONFIG).write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+class Boom:
+    """A pickle that tells when it is opened."""
+
+    def __reduce__(self) -> Any:
+        return (os.abort, ())
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Boom()))
+
+
+def cut(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
+
+
+def mlx(folder: Path) -> None:
+    (folder / CONFIG).write_text(
+        json.dumps({"fine_tune_type": "lora", "lora_parameters": {"rank": 8}, "num_layers": 2})
+    )
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no configuration": (lambda f: (f / CONFIG).unlink(), "no adapter_config.json here; an adapter folder holds"),
+    "broken JSON": (lambda f: (f / CONFIG).write_text('{"r": 4,'), "not readable as JSON"),
+    "no object": (lambda f: (f / CONFIG).write_text("[1]"), "expected a JSON object, found list"),
+    "not UTF-8": (lambda f: (f / CONFIG).write_bytes(b'{"r": "\xff"}'), "not readable as JSON"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "no adapter_model.safetensors here$"),
+    "only a pickle": (only_a_pickle, "adapter_model.bin is a pickle, which is never read"),
+    "truncated": (cut, "not a readable safetensors file"),
+    "empty file": (lambda f: (f / WEIGHTS).write_bytes(b""), "not a readable safetensors file"),
+    "broken sidecar": (lambda f: (f / SIDECAR).write_text("{"), "lora.json: cannot be read"),
+    "sidecar of another kind": (lambda f: (f / SIDECAR).write_text("3"), "expected a JSON object, found int"),
+    "missing tensor": (
+        lambda f: edit_tensors(f, lambda t: t.pop(f"{QUERY}.lora_B.weight")),
+        "bert.encoder.layer.0.attention.self.query: tensor B is missing",
+    ),
+    "missing layer": (
+        lambda f: edit_tensors(f, lambda t: [t.pop(f"{QUERY}.lora_{x}.weight") for x in "AB"]),
+        "self.query: targeted by the configuration, but there is no tensor for it",
+    ),
+    "extra tensor": (
+        lambda f: edit_tensors(f, lambda t: t.update({"base_model.model.bert.x.lora_A.weight": torch.ones(2)})),
+        r"no place for tensor bert.x.lora_A.weight \(2,\)",
+    ),
+    "another prefix": (
+        lambda f: edit_tensors(f, lambda t: t.update({"transformer.x.lora_A.weight": torch.ones(2)})),
+        "'transformer.x.lora_A.weight' does not begin with 'base_model.model.'",
+    ),
+    "wrong shape": (
+        lambda f: edit_tensors(f, lambda t: t.update({f"{QUERY}.lora_A.weight": torch.ones(2, 31)})),
+        r"self.query.A: shape \(2, 31\), the base needs \(2, 32\)",
+    ),
+    "ranks disagree": (
+        lambda f: edit_tensors(f, lambda t: t.update({f"{QUERY}.lora_B.weight": torch.ones(32, 3)})),
+        r"self.query.B: shape \(32, 3\), the base needs \(32, 2\)",
+    ),
+    "magnitude without dora": (
+        lambda f: edit_tensors(f, lambda t: t.update({f"{QUERY}.lora_magnitude_vector": torch.ones(32)})),
+        "no place for tensor .*lora_magnitude_vector",
+    ),
+    "dora without magnitude": (lambda f: edit_config(f, use_dora=True), "tensor magnitude is missing"),
+    "head lost": (
+        lambda f: edit_tensors(f, lambda t: t.pop("base_model.model.classifier.weight")),
+        "tensor classifier.weight is missing",
+    ),
+    "head of another size": (
+        lambda f: edit_tensors(f, lambda t: t.update({"base_model.model.classifier.weight": torch.ones(3, 7)})),
+        r"classifier.weight: shape \(3, 7\), the base has \(3, 32\)",
+    ),
+    "no tensors": (
+        lambda f: (edit_tensors(f, lambda t: t.clear()), edit_config(f, target_modules=[], modules_to_save=[])),
+        "no low-rank tensors at all",
+    ),
+    "other base": (
+        lambda f: edit_sidecar(f, fingerprint="0123456789abcdef"),
+        "trained on other base weights: .*fingerprint 0123456789abcdef.*allow_other_base=True",
+    ),
+    "unknown key": (lambda f: edit_config(f, use_frobnication=True), "use_frobnication=True is not known here"),
+    "bias of LoRA": (lambda f: edit_config(f, lora_bias=True), "lora_bias=True is not known here"),
+    "bias": (lambda f: edit_config(f, bias="all"), "bias 'all' trains the base's own biases"),
+    "changed base": (lambda f: edit_config(f, init_lora_weights="pissa_niter_4"), "'pissa_niter_4', which changes"),
+    "another method": (lambda f: edit_config(f, peft_type="IA3"), "peft_type 'IA3'; only LORA"),
+    "mlx": (mlx, "looks like one of mlx-lm"),
+    "no type": (lambda f: edit_config(f, peft_type=...), "no peft_type"),
+    "rank 0": (lambda f: edit_config(f, r=0), "r must be a positive number, found 0"),
+    "no rank": (lambda f: edit_config(f, r=...), "r must be a positive number, found None"),
+    "alpha below 0": (lambda f: edit_config(f, lora_alpha=-1), "lora_alpha must be a positive number"),
+    "dropout of 1": (lambda f: edit_config(f, lora_dropout=1.0), "dropout"),
+}  # fmt: skip
+
+
+def edit_sidecar(folder: Path, **base: Any) -> None:
+    sidecar = json.loads((folder / SIDECAR).read_text())
+    sidecar["base"].update(base)
+    (folder / SIDECAR).write_text(json.dumps(sidecar))
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder_is_named_and_the_model_unchanged(case: str, folder: Path) -> None:
+    breaking, message = BROKEN[case]
+    breaking(folder)
+    model = LoRA(tiny("bert"), name="there", rank=2)
+    before, structure = bits(model.base), repr(model)
+    with pytest.raises(AdapterFileError, match=message) as caught:
+        model.load_adapter(folder)
+    assert str(folder) in str(caught.value)
+    assert bits(model.base) == before and repr(model) == structure and list(model.adapters) == ["there"]
+    assert all(parameter.requires_grad for parameter in model.adapter_parameters("there").values())
+
+
+def test_names_and_places_that_cannot_be(folder: Path, tmp_path: Path) -> None:
+    model = LoRA(tiny("bert"), name="there", rank=2)
+    structure = repr(model)
+    for name, message in {
+        "there": "already an adapter 'there'",
+        "base": "base model's own name",
+        "": "name ''",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            model.load_adapter(folder, name)
+    for path in (tmp_path / "nowhere", "./nowhere", folder / CONFIG):
+        with pytest.raises(AdapterFileError, match="no such adapter folder"):
+            model.load_adapter(path, "x")
+    with pytest.raises(AdapterFileError, match="the hub did not give it"):
+        model.load_adapter("someone/nothing-of-that-name")
+    with pytest.raises(RoutingError, match="no adapter 'x'"):
+        model.save_adapter("x", tmp_path / "x")
+    assert repr(model) == structure and not (tmp_path / "x").exists()
+
+
+def test_another_class_or_other_weights(folder: Path) -> None:
+    for base in (tiny("bert", seed=5), tiny("roberta"), tiny("llama-cls")):
+        model = LoRA(base, name=None)
+        with pytest.raises(AdapterFileError, match="trained on other base weights"):
+            model.load_adapter(folder)
+    other = LoRA(tiny("bert", seed=5), name=None)
+    assert other.load_adapter(folder, allow_other_base=True) == "good"
+    with pytest.raises(AdapterFileError, match=r"does not fit the base RobertaFor.*\n  .*classifier") as caught:
+        LoRA(tiny("roberta"), name=None).load_adapter(folder, allow_other_base=True)
+    assert "more" in str(caught.value)
+    with pytest.raises(AdapterFileError, match="no place for tensor bert.encoder"):
+        LoRA(tiny("bert").bert, name=None).load_adapter(folder, allow_other_base=True)
+
+
+def test_neutral_keys_of_other_versions_are_no_obstacle(folder: Path) -> None:
+    edit_config(folder, use_something_new=False, other=None, more=[], runtime_config={"ephemeral_gpu_offload": False},
+                init_lora_weights=True, peft_version="99.0", loftq_config={}, layer_replication=None)  # fmt: skip
+    assert LoRA(tiny("bert"), name=None).load_adapter(folder, "a") == "a"
+
+
+def test_without_a_sidecar_nothing_is_known_of_the_base(folder: Path) -> None:
+    (folder / SIDECAR).unlink()
+    LoRA(tiny("bert", seed=5), name=None).load_adapter(folder)
+
+
+def test_notes_travel_with_the_adapter(folder: Path, tmp_path: Path) -> None:
+    model = LoRA(tiny("bert"), name=None)
+    model.load_adapter(folder, "a")
+    model.notes["a"]["task"] = {"labels": ["ä", "b"]}
+    model.save_adapter("a", tmp_path / "again")
+    other = LoRA(tiny("bert"), name=None)
+    other.load_adapter(tmp_path / "again", "b")
+    assert other.notes["b"] == {"task": {"labels": ["ä", "b"]}}
+
+
+def test_a_loaded_adapter_trains_unless_told_otherwise(folder: Path) -> None:
+    model = LoRA(tiny("bert"), name=None)
+    model.load_adapter(folder, "a")
+    model.load_adapter(folder, "still", trainable=False)
+    for name in ("a", "still"):
+        with model.using(name):
+            out = model(**batch("bert")).logits
+            assert out.requires_grad == (name == "a")
+    with model.using("a"):
+        model(**batch("bert")).logits.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.adapter_parameters("a").values())
+
+
+def test_a_tie_that_the_file_does_not_hold_becomes_two_updates(tmp_path: Path) -> None:
+    model = LoRA(tiny("llama-tied"), rank=2, targets="embedding").eval()
+    randomise(model.adapter_parameters("default").values())
+    folder = model.save_adapter("default", tmp_path / "tied")
+    tied = LoRA(tiny("llama-tied"), name=None)
+    tied.load_adapter(folder)
+    assert len(tied.slots("tied")) == 1
+    edit_tensors(folder, lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.full((2, 32), 0.1)}))
+    apart = LoRA(tiny("llama-tied"), name=None)
+    apart.load_adapter(folder)
+    assert list(apart.slots("tied")) == ["model.embed_tokens", "lm_head"]
+    assert apart.slots("tied")["lm_head"].A.eq(0.1).all()
+
+
+def test_a_tied_module_in_full_is_refused_with_the_reason(tmp_path: Path) -> None:
+    model = LoRA(tiny("llama-tied"), rank=2, modules_to_save=["embed_tokens"], tie_embeddings=False)
+    folder = model.save_adapter("default", tmp_path / "a")
+    LoRA(tiny("llama-tied"), name=None).load_adapter(folder)
+    edit_config(folder, ensure_weight_tying=True)
+    with pytest.raises(AdapterFileError, match="embed_tokens and lm_head are one tensor"):
+        LoRA(tiny("llama-tied"), name=None).load_adapter(folder)
+
+
+def test_embedding_weights_of_another_base(tmp_path: Path) -> None:
+    model = LoRA(tiny("llama"), rank=2, targets=["embed_tokens"])
+    folder = model.save_adapter("default", tmp_path / "a")
+    LoRA(tiny("llama").to(torch.bfloat16), name=None).load_adapter(folder)  # the same weights, rounded
+    edit_tensors(folder, lambda t: t["base_model.model.model.embed_tokens.base_layer.weight"].add_(1))
+    with pytest.raises(AdapterFileError, match="trained on other embedding weights"):
+        LoRA(tiny("llama"), name=None).load_adapter(folder)
+    LoRA(tiny("llama"), name=None).load_adapter(folder, allow_other_base=True)
+
+
+def test_a_resized_vocabulary_is_stored_and_found(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path / "base")
+
+    def resized(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = type(tiny("llama")).from_pretrained(tmp_path / "base").eval()
+        model.resize_token_embeddings(83)
+        return model
+
+    model = LoRA(resized(0), rank=2).eval()
+    randomise(model.adapter_parameters("default").values())
+    folder = model.save_adapter("default", tmp_path / "a")
+    stored = load_file(folder / WEIGHTS)
+    assert stored["base_model.model.model.embed_tokens.weight"].shape == (83, 32)
+    assert stored["base_model.model.lm_head.weight"].shape == (83, 32)
+    other = LoRA(resized(1), name=None).eval()
+    inputs = {"input_ids": torch.tensor([[81, 82, 5]])}
+    before = bits(other.base)
+    assert not torch.equal(other.base.lm_head.weight, model.base.lm_head.weight)  # new rows are made up anew
+    other.load_adapter(folder)
+    assert torch.equal(logits(other, inputs), logits(model, inputs))
+    other.unload()
+    assert bits(other.base) == before
+    with pytest.raises(AdapterFileError, match=r"resize_token_embeddings\(83\)"):
+        LoRA(tiny("llama"), name=None).load_adapter(folder, allow_other_base=True)
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def changed(folder: Path) -> LoRA:
+    model = LoRA(tiny("bert"), name=None)
+    model.load_adapter(folder, "a")
+    randomise(model.adapter_parameters("a").values(), seed=9)
+    return model
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+])  # fmt: skip
+def test_a_full_disk_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    model, before = changed(folder), content(folder)
+
+    def full(tensors: Any, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(lora.io.peft, "save_file", full)
+    with pytest.raises(SaveError, match="no space left on the disk"):
+        model.save_adapter("a", folder)
+    with pytest.raises(SaveError, match="no space left on the disk"):
+        model.save_adapter("a", folder.parent / "new")
+    assert content(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["good"]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, before = changed(folder), content(folder)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".tmp-" in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(SaveError):
+        model.save_adapter("a", folder)
+    assert content(folder) == before
+
+
+def test_a_kill_between_the_renames_is_mended(folder: Path) -> None:
+    before = content(folder)
+    folder.rename(folder.parent / ".good.old")
+    LoRA(tiny("bert"), name=None).load_adapter(folder)
+    assert content(folder) == before
+    # After the second rename the new folder stands and the old one is litter.
+    (folder.parent / ".good.old").mkdir()
+    recover(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["good"] and content(folder) == before
+
+
+def test_overwriting_replaces_ours_and_keeps_what_is_not(folder: Path) -> None:
+    (folder / "README.md").write_text("mine")
+    (folder / "inside").mkdir()
+    (folder / "inside" / "file").write_text("mine too")
+    model, before = changed(folder), content_of_files(folder)
+    model.save_adapter("a", folder)
+    after = content_of_files(folder)
+    assert after["README.md"] == b"mine" and (folder / "inside" / "file").read_text() == "mine too"
+    assert after[WEIGHTS] != before[WEIGHTS]
+    other = LoRA(tiny("bert"), name=None).eval()
+    other.load_adapter(folder, "b")
+    assert torch.equal(logits(other, batch("bert")), logits(model.eval(), batch("bert")))
+
+
+def content_of_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_places_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = changed(folder)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SaveError, match="is a file"):
+        model.save_adapter("a", tmp_path / "file")
+    with pytest.raises(SaveError, match="cannot be written"):
+        model.save_adapter("a", tmp_path / "file" / "below")
+    monkeypatch.chdir(folder)
+    with pytest.raises(SaveError, match="is the working folder"):
+        model.save_adapter("a", ".")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_link_stays_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    before = content(folder)
+    changed(folder).save_adapter("a", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and content(folder)[WEIGHTS] != before[WEIGHTS]
+
+
+def test_an_error_of_the_caller_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "x") as stage:
+        (stage / "a").write_text("a")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    write_text(tmp_path / "t", "one")
+    write_text(tmp_path / "t", "two")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["two"]
+
+
+# -- fingerprint ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["bert", "gpt2", "llama-tied", "t5", "vit"])
+def test_fingerprint_tells_weights_not_types_or_adapters(arch: str) -> None:
+    base = tiny(arch)
+    first = fingerprint(base)
+    assert fingerprint(tiny(arch).to(torch.bfloat16)) == first
+    assert fingerprint(tiny(arch, seed=1)) != first
+    model = LoRA(base, rank=2)
+    model.add_adapter("b", rank=2, variant="dora")
+    assert fingerprint(model.base) == first
+    with torch.no_grad():
+        last = list(tiny(arch).named_parameters())[-1][0]
+        if "classifier" in last:  # heads differ from load to load and belong to the adapter
+            other = tiny(arch)
+            other.get_parameter(last).add_(1)
+            assert fingerprint(other) == first
