@@ -1,4 +1,6 @@
-"""Test accuracy of ours and of real PEFT under equal settings: same base, rank, alpha, targets, rate, schedule, batch, epochs, clip.
+"""Test accuracy of ours and of real PEFT under equal settings.
+
+Same base, head, rank, alpha, targets, rate, schedule, batch size, epochs and clip.
 
     python benchmarks/quality_vs_peft.py --data DIR [--sets banking77 bitext_support] [--seeds 0 1 2] [--epochs 2]
 
@@ -23,7 +25,7 @@ import transformers
 
 from lora import DataConfig, LoRA, TrainingConfig, fit
 from lora.cli import quiet_libraries
-from lora.cli.demo import _base as minilm
+from lora.cli.demo import demo_base as minilm
 from lora.model.base import load_base, load_tokenizer
 from lora.tasks.inference import infer
 from lora.training.prepare import Prepared, prepare, read_rows
@@ -32,7 +34,9 @@ RANK, ALPHA, RATE, BATCH = 16, 32, 1e-3, 32
 
 
 def settings(epochs: float, seed: int) -> TrainingConfig:
-    return TrainingConfig(learning_rate=RATE, batch_size=BATCH, epochs=epochs, seed=seed, eval_every=None, dtype="float32")
+    return TrainingConfig(
+        learning_rate=RATE, batch_size=BATCH, epochs=epochs, seed=seed, eval_every=None, dtype="float32"
+    )
 
 
 def data_and_base(folder: Path, seed: int) -> tuple[Prepared, torch.nn.Module, Any]:
@@ -73,8 +77,10 @@ def peft(folder: Path, epochs: float, seed: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as output:
         arguments = transformers.TrainingArguments(
             output_dir=output, num_train_epochs=epochs, per_device_train_batch_size=BATCH, learning_rate=RATE,
-            lr_scheduler_type="linear", warmup_steps=ours_.warmup_ratio, weight_decay=ours_.weight_decay, max_grad_norm=1.0,
-            seed=seed, train_sampling_strategy="group_by_length", save_strategy="no", logging_strategy="no", report_to=[],
+            lr_scheduler_type="linear", warmup_steps=ours_.warmup_ratio, weight_decay=ours_.weight_decay,
+            max_grad_norm=1.0, seed=seed,
+            train_sampling_strategy="group_by_length", save_strategy="no", logging_strategy="no",
+            report_to=[],
             disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
         )  # fmt: skip
         collate = transformers.DataCollatorWithPadding(prepared.tokenizer)
@@ -89,7 +95,9 @@ def peft(folder: Path, epochs: float, seed: int) -> tuple[float, float]:
 def _with_labels(prepared: Prepared) -> list[dict[str, Any]]:
     batch = prepared.task.collate(prepared.train.examples, prepared.pad_token_id)
     labels = batch["labels"].tolist()
-    return [{"input_ids": e["input_ids"], "label": label} for e, label in zip(prepared.train.examples, labels, strict=True)]
+    return [
+        {"input_ids": e["input_ids"], "label": label} for e, label in zip(prepared.train.examples, labels, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -112,7 +120,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2)
     options = parser.parse_args()
     quiet_libraries()
-    print(f"MiniLM, rank {RANK}, alpha {ALPHA}, all-linear, rate {RATE}, batch {BATCH}, {options.epochs:g} epochs, fp32")
+    print(
+        f"MiniLM, rank {RANK}, alpha {ALPHA}, all-linear, rate {RATE}, batch {BATCH}, {options.epochs:g} epochs, fp32"
+    )
     for name in options.sets:
         results: dict[str, list[tuple[float, float]]] = {"ours": [], "PEFT": []}
         for i, seed in enumerate(options.seeds):

@@ -88,22 +88,33 @@ def train(
     result = fit(
         model, [], prepared=prepared, output_dir=config.output, resume=resume, config=config.training, data=config.data,
     )  # fmt: skip
-    evaluation = None
-    if prepared.held is not None:
+    evaluation, measured = None, prepared.test or prepared.held
+    if measured is not None:
         evaluation = evaluate(
-            model, prepared.held, tokenizer=tokenizer, task=prepared.task, adapters=["default"], latency=latency,
-            batch_size=config.training.eval_batch_size or 2 * config.training.batch_size, max_length=prepared.max_length,
+            model, measured, tokenizer=tokenizer, task=prepared.task, adapters=["default"], latency=latency,
+            batch_size=config.training.eval_batch_size or 2 * config.training.batch_size,
+            max_length=prepared.max_length,
         )  # fmt: skip
+        if prepared.test is None and result.best_step is not None:
+            result.notes.append(
+                "The held-out rows measured here also picked the best checkpoint; rows kept for a test alone say more "
+                "(a folder with train, validation and test files, or `lora eval`)."
+            )
+            say(result.notes[-1])
     facts = {
         "config": config.model_dump(mode="json"),
         "adapter": model.summary("default"),
-        "data": {"sources": rows.sources, "train_rows": len(prepared.train), "held_out_rows": len(prepared.held or [])},
+        "data": {
+            "sources": rows.sources, "train_rows": len(prepared.train), "held_out_rows": len(prepared.held or []),
+            "test_rows": len(prepared.test or []),
+        },
         "notes": result.notes,
         "training": {
             "steps": result.steps, "epochs": round(result.epochs, 3), "seconds": round(result.seconds, 1),
             "tokens": result.tokens, "tokens_per_second": round(result.tokens / max(result.seconds, 1e-9), 1),
             "learning_rate": result.learning_rate, "best_step": result.best_step, "best_metric": result.best_metric,
-            "best_value": result.best_value, "stopped_early": result.stopped_early, "dtype": str(dtype).removeprefix("torch."),
+            "best_value": result.best_value, "stopped_early": result.stopped_early,
+            "dtype": str(dtype).removeprefix("torch."),
             "total_seconds": round(time.perf_counter() - started, 1),
         },
         "base": read_sidecar(Path(config.output) / "adapter").get("base", {}),
@@ -147,7 +158,8 @@ def load_tuned(
     sidecar = read_sidecar(folder)
     if "task" not in sidecar:
         raise AdapterFileError(
-            f"{folder}: it was not made by lora and does not say its task and labels; use LoRA(...).load_adapter from Python"
+            f"{folder}: it was not made by lora and does not say its task and labels; "
+            "use LoRA(...).load_adapter from Python"
         )
     try:
         named = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -179,9 +191,10 @@ def merge_folder(
     """
     from lora.io.atomic import atomic_folder
 
-    tuned, name, tokenizer, task = load_tuned(adapter, model, dtype=dtype, allow_other_base=allow_other_base)
-    merged = tuned.merge(name).eval()
-    ids = torch.arange(16).unsqueeze(0) % tuned.base.config.vocab_size
+    tuned, name, tokenizer, _ = load_tuned(adapter, model, dtype=dtype, allow_other_base=allow_other_base)
+    merged: Any = tuned.merge(name).eval()
+    config: Any = tuned.base.config
+    ids = torch.arange(16).unsqueeze(0) % config.get_text_config().vocab_size
     with torch.no_grad(), tuned.using(name):
         expected, found = tuned(input_ids=ids).logits.float(), merged(input_ids=ids).logits.float()
     difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-9))

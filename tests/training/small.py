@@ -8,7 +8,23 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "red green blue sun moon star cat dog bird runs sleeps sings here there now then big small old new".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "sun",
+    "moon",
+    "star",
+    "cat",
+    "dog",
+    "bird",
+    "runs",
+    "sleeps",
+    "sings",
+    "here",
+    "there",
+]
+WORDS += ["now", "then", "big", "small", "old", "new"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]"]
 
 
@@ -34,8 +50,15 @@ def save_base(folder: Path, kind: str = "bert") -> Path:
         model = BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, pad_token_id=0, **shape))
     else:
         model = LlamaForCausalLM(
-            LlamaConfig(vocab_size=size, max_position_embeddings=64, num_key_value_heads=2, pad_token_id=0,
-                        eos_token_id=4, bos_token_id=None, **shape)  # fmt: skip
+            LlamaConfig(
+                vocab_size=size,
+                max_position_embeddings=64,
+                num_key_value_heads=2,
+                pad_token_id=0,
+                eos_token_id=4,
+                bos_token_id=None,
+                **shape,
+            )
         )
     model.save_pretrained(folder)
     tokenizer(kind).save_pretrained(folder)
@@ -57,10 +80,11 @@ def labelled(count: int = 48, seed: int = 0, longest: int = 14) -> list[dict]:
 
 def stories(count: int = 24, seed: int = 0) -> list[dict]:
     random_ = random.Random(seed)
-    return [
-        {"prompt": " ".join(random_.choices(WORDS, k=random_.randint(2, 6))), "completion": " ".join(random_.choices(WORDS, k=random_.randint(1, 9)))}
-        for _ in range(count)
-    ]  # fmt: skip
+
+    def words(fewest: int, most: int) -> str:
+        return " ".join(random_.choices(WORDS, k=random_.randint(fewest, most)))
+
+    return [{"prompt": words(2, 6), "completion": words(1, 9)} for _ in range(count)]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

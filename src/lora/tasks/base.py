@@ -38,7 +38,7 @@ class Encoded:
 
 
 class Task(ABC):
-    """One kind of supervision. Instances hold what was learned from the training rows (label names) and nothing else."""
+    """One kind of supervision. Instances hold what was learned from the training rows, and nothing else."""
 
     name: ClassVar[str]
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
@@ -63,7 +63,9 @@ class Task(ABC):
         """Tokenise ``rows``. With ``supervised=False`` labels may be absent (prediction)."""
 
     @abstractmethod
-    def collate(self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right") -> dict[str, Tensor]:
+    def collate(
+        self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+    ) -> dict[str, Tensor]:
         """Pad ``examples`` to one batch of tensors: ``input_ids`` (b, t), ``attention_mask`` (b, t), ``labels``, …"""
 
     @abstractmethod

@@ -26,7 +26,8 @@ def untouched_modules(trainee: Trainee) -> list[str]:
     without = [key for key, parameter in trainee.parameters.items() if parameter.grad is None]
     if len(without) == len(trainee.parameters):
         raise TrainingError(
-            f"no gradient reaches adapter {trainee.name!r}: none of its modules took part in the forward pass. Choose other targets"
+            f"no gradient reaches adapter {trainee.name!r}: none of its modules took part in the forward pass; "
+            "choose other targets"
         )
     modules = sorted({key.rpartition(".")[0] for key in without})
     if not modules:

@@ -22,7 +22,7 @@ def bf16_is_fast() -> bool:
     if torch.backends.mps.is_available():
         return True
     if platform.machine().lower() in ("arm64", "aarch64"):
-        return bool(getattr(torch.cpu, "get_capabilities", dict)().get("bf16", False))
+        return bool(torch.cpu.get_capabilities().get("bf16", False))
     flags = torch.cpu.get_capabilities()
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
 

@@ -283,8 +283,8 @@ def _restore(trainee: Trainee, prepared: Prepared, folder: Path, processes: Proc
     state, tensors = load_checkpoint(folder)
     if state["data"] != prepared.digest:
         raise ConfigError(
-            f"{folder.parent.parent}: the training data are not those that the run began with (other rows, tokenizer or length); "
-            "bring them back, or start a new run"
+            f"{folder.parent.parent}: the training data are not those that the run began with (other rows, "
+            "tokenizer or length); bring them back, or start a new run"
         )
     trainee.load(state, tensors)
     processes.restore_random(tensors)
@@ -303,6 +303,7 @@ def _diverged(
     where = locate_non_finite(model, trainee, prepared)
     kept = f" Checkpoints up to here are in {run.path / 'checkpoints'}." if run else ""
     return (
-        f"step {trainee.step + 1}: {what}{where}. Lower learning_rate (now {trainee.settings.learning_rate:g}), or clip harder."
+        f"step {trainee.step + 1}: {what}{where}. "
+        f"Lower learning_rate (now {trainee.settings.learning_rate:g}), or clip harder."
         f"{kept}"
     )

@@ -31,6 +31,7 @@ class Rows:
     train: list[Row]
     held: list[Row] | None
     task: Task
+    test: list[Row] | None = None  # rows that neither train nor pick a checkpoint, where the source has them
     notes: list[str] = field(default_factory=list)
     sources: list[dict[str, Any]] = field(default_factory=list)
 
@@ -43,6 +44,7 @@ class Prepared:
     tokenizer: Any
     train: Encoded
     held: Encoded | None
+    test: Encoded | None
     max_length: int
     pad_token_id: int
     padding_side: str
@@ -50,7 +52,7 @@ class Prepared:
     digest: str  # of the training token ids: a resumed run must see the same data
 
 
-def read_rows(train: Data, held: Data | None | bool, settings: DataConfig, seed: int, task: Task | None = None) -> Rows:
+def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed: int, task: Task | None = None) -> Rows:
     """Read and understand the data; a held-out part is split off where none is given (``held=False``: none at all).
 
     Raises:
@@ -59,18 +61,12 @@ def read_rows(train: Data, held: Data | None | bool, settings: DataConfig, seed:
     notes: list[str] = []
     sources: list[dict[str, Any]] = []
     if isinstance(train, (str, Path)):
-        given = (
-            {}
-            if held is None or isinstance(held, bool)
-            else {"validation": str(held)}
-            if isinstance(held, (str, Path))
-            else {}
-        )
+        given = {"validation": str(held)} if isinstance(held, (str, Path)) else {}
         splits = load_splits(settings.model_copy(update={"train": str(train), **given}))
         rows, notes, sources = splits.train, list(splits.notes), [asdict(source) for source in splits.sources]
-        held_rows = splits.validation
+        held_rows, test_rows = splits.validation, splits.test
     else:
-        rows, held_rows = as_rows(train, "training data"), None
+        rows, held_rows, test_rows = as_rows(train, "training data"), None, None
     if held is not None and not isinstance(held, (bool, str, Path)):
         held_rows = as_rows(held, "validation data")
     elif isinstance(held, (str, Path)) and held_rows is None:
@@ -85,21 +81,22 @@ def read_rows(train: Data, held: Data | None | bool, settings: DataConfig, seed:
         kept, out, note = hold_out(rows, columns, settings.held_out, seed)
         rows, held_rows = [rows[i] for i in kept], [rows[i] for i in out]
         notes.append(note)
-    return Rows(rows, held_rows, task, notes, sources)
+    return Rows(rows, held_rows, task, test_rows, notes, sources)
 
 
 def as_rows(data: Iterable[Row], what: str) -> list[Row]:
     """A list of dicts from a list, a ``datasets.Dataset`` or any iterable of dicts."""
     if isinstance(data, dict):
         raise DataError(
-            f"{what}: a dict of several data sets trains several adapters at once, which this version does not do yet; call fit "
-            "once per adapter"
+            f"{what}: a dict of data sets, to train several adapters at once, is not supported in this version; "
+            "call fit once per adapter"
         )
     rows = list(data)
     wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
     if wrong is not None:
         raise DataError(
-            f"{what}: row {wrong} is a {type(rows[wrong]).__name__}; each row must be a dict such as {{'text': ..., 'label': ...}}"
+            f"{what}: row {wrong} is a {type(rows[wrong]).__name__}; "
+            "each row must be a dict such as {'text': ..., 'label': ...}"
         )
     if not rows:
         raise DataError(f"{what}: there are no rows")
@@ -114,8 +111,9 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     length = longest_row(tokenizer, model.base, max_length)
     train = rows.task.encode(rows.train, tokenizer, length)
     held = rows.task.encode(rows.held, tokenizer, length) if rows.held else None
+    test = rows.task.encode(rows.test, tokenizer, length) if rows.test else None
     notes = [*rows.notes, *train.notes, *(f"held-out data: {note}" for note in (held.notes if held else []))]
-    return Prepared(rows.task, tokenizer, train, held, length, pad, "right", notes, digest(train))
+    return Prepared(rows.task, tokenizer, train, held, test, length, pad, "right", notes, digest(train))
 
 
 def digest(encoded: Encoded) -> str:

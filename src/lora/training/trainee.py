@@ -78,7 +78,7 @@ class Trainee:
     # -- data ---------------------------------------------------------------------------------------------------
 
     def batches(self, step: int) -> list[list[int]]:
-        """Row indices of each forward pass of ``step`` (from 0), all processes together; a function of ``step`` alone."""
+        """Row indices of each forward pass of ``step`` (from 0), all processes together: a function of ``step``."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.plan.epoch(epoch))
