@@ -169,7 +169,10 @@ def load_tuned(
     if not name:
         raise AdapterFileError(f"{folder}: does not say its base model; name it with --model")
     task = from_state(sidecar["task"])
-    base = load_base(name, task.auto_class, choose_dtype(dtype), task.model_options(), trust_remote_code)
+    # The base's own head is made up anew: always the same one, so that a comparison can be repeated.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = load_base(name, task.auto_class, choose_dtype(dtype), task.model_options(), trust_remote_code)
     tuned = LoRA(base, name=None)
     loaded = tuned.load_adapter(folder, "tuned", allow_other_base=allow_other_base)
     tuned.eval()
