@@ -7,3 +7,21 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    """A headless BERT folder with its tokenizer."""
+    from small_base import save_base
+
+    return save_base(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """A causal Llama folder with its tokenizer."""
+    from small_base import save_base
+
+    return save_base(tmp_path_factory.mktemp("llama"), "llama")

@@ -230,6 +230,31 @@ def test_settings_of_peft_are_read_here(case: str, tmp_path: Path) -> None:
     check_peft_to_ours(arch, tmp_path / "a", compare_files=case != "tied embeddings of t5", **settings)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("arch", ["bert", "gpt2", "llama", "vit"])
+def test_gradients_are_those_of_peft(arch: str, dora: bool, tmp_path: Path) -> None:
+    """DoRA's norm is a constant in the backward (section 4.3 of its paper): outputs alone would not tell."""
+    targets = ["projection", "q_proj", "classifier"] if arch == "vit" else "all-linear"
+    peft_made(arch, tmp_path / "a", use_dora=dora, target_modules=targets)
+    theirs = peft.PeftModel.from_pretrained(tiny(arch), str(tmp_path / "a"), is_trainable=True).eval()
+    ours = LoRA(tiny(arch), name=None).eval()
+    ours.load_adapter(tmp_path / "a")
+    for model in (theirs, ours):
+        model(**batch(arch)).logits.pow(2).sum().backward()
+    suffixes = {"A": "lora_A.default.weight", "B": "lora_B.default.weight",
+                "magnitude": "lora_magnitude_vector.default.weight"}  # fmt: skip
+    expected = {
+        name.removeprefix("base_model.model."): p.grad for name, p in theirs.named_parameters() if p.requires_grad
+    }
+    parameters = ours.adapter_parameters("a")
+    assert len(expected) == len(parameters)
+    for key, parameter in parameters.items():
+        path, _, name = key.rpartition(".")
+        assert parameter.grad is not None
+        gradient = expected[f"{path}.{suffixes[name]}"].view_as(parameter)
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
 def test_cases_reach_what_they_name() -> None:
     """The archs with heads are the classifiers: a new classifier must say which modules it owns."""
     assert set(HEADS) == set(CLASSIFIERS)

@@ -205,7 +205,9 @@ def test_layers_that_do_not_see_rows_are_refused() -> None:
     model.add_adapter("b", rank=2)
     inputs = batch("t5", rows=7)
     logits(model, inputs, adapters=["a"] * 7)
-    with pytest.raises(RoutingError, match="relative_attention_bias"):
+    with pytest.raises(
+        RoutingError, match="relative_attention_bias: a Embedding that does not see the batch row by row"
+    ):
         logits(model, inputs, adapters=["a", "b"] * 3 + ["a"])
 
 

@@ -17,7 +17,7 @@ from tiny_models import MODELS, batch, bits, logits, randomise, tiny
 
 def close(left: Tensor, right: Tensor) -> None:
     """Equal within 1e-5 of the values' own size."""
-    assert (left - right).abs().max() <= 1e-5 * max(1.0, float(right.abs().max()))
+    assert (left - right).abs().max() <= 1e-5 * max(1.0, float(right.detach().abs().max()))
 
 
 def check_merge(model: LoRA, arch: str, folder: Path | None = None) -> Any:

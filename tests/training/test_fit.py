@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from small import labelled, stories
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora import LoRA, fit
 from lora.errors import ConfigError, DataError, TrainingError
 from lora.training.prepare import prepare, read_rows
+from small_base import labelled, stories
 
 
 def classifier(folder, seed=0, **adapter):

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from small import labelled, write_jsonl
+
+from small_base import labelled, write_jsonl
 
 SCRIPT = """
 import json, sys

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import labelled, write_jsonl
 from transformers import AutoModelForSequenceClassification
 
 from lora import LoRA, fit
 from lora.errors import ConfigError, Interrupted, SaveError
+from small_base import labelled, write_jsonl
 
 SRC = str(Path(__file__).parents[2] / "src")
 SETTINGS = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "save_every": 4, "eval_every": 5}

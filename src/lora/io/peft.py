@@ -149,7 +149,7 @@ def _task_type(base: nn.Module, owned: list[str]) -> str | None:
     class_name = type(base).__name__
     task = next((task for ending, task in TASK_TYPES.items() if class_name.endswith(ending)), None)
     heads = [path for path in unwrapped_modules(base) if path.endswith(PEFT_HEADS.get(str(task), ("\0",)))]
-    return task if 1 or all(inside(path, owned) for path in heads) else None
+    return task if all(inside(path, owned) for path in heads) else None
 
 
 def _sidecar(model: LoRA, name: str) -> dict[str, Any]:
