@@ -158,17 +158,21 @@ class TrainingConfig(Settings):
     )
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept beside the best")
     log_every: int = Field(
-        default=10, ge=1, description="steps between lines in metrics.jsonl's averages and TensorBoard"
+        default=10, ge=1, description="steps between points in TensorBoard; metrics.jsonl has every step"
     )
     best_metric: str | None = Field(
         default=None, description="metric that picks the best checkpoint; default: the task's own"
     )
     patience: int | None = Field(default=None, ge=1, description="stop after this many evaluations without improvement")
-    min_improvement: float = Field(default=0.0, ge=0, description="what counts as an improvement of best_metric")
+    greater_is_better: bool | None = Field(
+        default=None, description="whether more of best_metric is good; needed for a metric of one's own"
+    )
+    min_improvement: float = Field(default=0.0, ge=0, description="gain of best_metric below which patience runs")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward: less memory, slower"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    # No float16: its activations overflow and small gradients vanish without loss scaling.
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the base; auto: bfloat16 where the processor is good at it"
     )
     length_grouped: bool = Field(default=True, description="batch rows of like length: less padding")

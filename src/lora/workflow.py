@@ -11,12 +11,12 @@ import torch
 
 from lora.config import RunConfig, load_config, save_config
 from lora.errors import AdapterFileError, ConfigError
-from lora.io.atomic import write_text
+from lora.io.atomic import atomic_folder, write_text
 from lora.io.peft import CONFIG, read_sidecar, resolve_folder
 from lora.model.base import load_base, load_tokenizer
 from lora.model.lora import LoRA
 from lora.tasks import Task, from_state
-from lora.training.device import choose_dtype
+from lora.training.device import best_device, choose_dtype
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
@@ -40,6 +40,7 @@ def train(
     overwrite: bool = False,
     say: Any = None,
     latency: bool = True,
+    progress: bool | None = None,
 ) -> TrainResult:
     """Everything from a configuration to a run folder with adapter, metrics and report.
 
@@ -49,6 +50,7 @@ def train(
         overwrite: replace it.
         say: called with each thing a user should know, a line at a time.
         latency: whether the final evaluation times single rows.
+        progress: show the bar; default: where standard error is a terminal.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is trained.
@@ -59,6 +61,7 @@ def train(
     from lora.io.run import RunFolder
     from lora.training.loop import fit
     from lora.training.prepare import prepare, read_rows
+    from lora.training.schedule import default_learning_rate
 
     say = say or (lambda line: None)
     missing = [
@@ -69,8 +72,13 @@ def train(
     if missing:
         raise ConfigError("\n".join(f"{name}: is needed" for name in missing))
     assert config.model and config.data.train and config.output
-    RunFolder(config.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
+    # Complains before the work, not after; nothing is replaced before everything has been checked.
+    output = RunFolder(config.output, resume=resume, overwrite=overwrite).path
     started = time.perf_counter()
+    # In full: the run must be usable, and resumable, from any other folder.
+    config.model, config.output = _absolute(config.model), str(output.absolute())
+    config.data.train = _absolute(config.data.train)
+    config.data.validation = config.data.validation and _absolute(config.data.validation)
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed)
     # Seeds before anything random is made: the head that from_pretrained makes up, and the adapter's A.
     torch.manual_seed(config.training.seed)
@@ -84,9 +92,14 @@ def train(
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     for line in prepared.notes:
         say(line)
-    write_text(Path(config.output) / "config.yaml", save_config(config))
+    # What was chosen for this machine and model goes to the file: a run resumed elsewhere must not choose anew.
+    config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+    if config.training.learning_rate is None:
+        config.training.learning_rate = default_learning_rate(base.config)
+    write_text(output / "config.yaml", save_config(config))
     result = fit(
-        model, [], prepared=prepared, output_dir=config.output, resume=resume, config=config.training, data=config.data,
+        model, [], prepared=prepared, output_dir=output, resume=resume, overwrite=overwrite, config=config.training,
+        progress=progress,
     )  # fmt: skip
     evaluation, measured = None, prepared.test or prepared.held
     if measured is not None:
@@ -117,20 +130,27 @@ def train(
             "dtype": str(dtype).removeprefix("torch."),
             "total_seconds": round(time.perf_counter() - started, 1),
         },
-        "base": read_sidecar(Path(config.output) / "adapter").get("base", {}),
+        "base": read_sidecar(output / "adapter").get("base", {}),
     }  # fmt: skip
-    report = write_report(config.output, facts, result.history, evaluation)
+    report = write_report(output, facts, result.history, evaluation)
     return TrainResult(model, result, evaluation, report)
 
 
-def resume(folder: str | Path, say: Any = None) -> TrainResult:
+def _absolute(place: str) -> str:
+    """A local path in full, so that the run can be resumed from another folder; a hub id as it is."""
+    name, mark, rest = place.partition("#")
+    path = Path(name).expanduser()
+    return f"{path.absolute()}{mark}{rest}" if path.exists() else place
+
+
+def resume(folder: str | Path, say: Any = None, progress: bool | None = None) -> TrainResult:
     """Go on with the run in ``folder`` under its own configuration."""
-    path = Path(folder) / "config.yaml"
+    path = Path(folder).expanduser() / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
     config = load_config(path)
     config.output = str(folder)
-    return train(config, resume=True, say=say)
+    return train(config, resume=True, say=say, progress=progress)
 
 
 def load_tuned(
@@ -175,7 +195,7 @@ def load_tuned(
         base = load_base(name, task.auto_class, choose_dtype(dtype), task.model_options(), trust_remote_code)
     tuned = LoRA(base, name=None)
     loaded = tuned.load_adapter(folder, "tuned", allow_other_base=allow_other_base)
-    tuned.eval()
+    tuned.to(best_device()).eval()
     return tuned, loaded, load_tokenizer(name, trust_remote_code), task
 
 
@@ -192,16 +212,21 @@ def merge_folder(
     Returns:
         the largest absolute difference between merged and unmerged outputs on a probe, relative to the largest output.
     """
-    from lora.io.atomic import atomic_folder
-
+    output = output.expanduser()
+    sources = [Path(adapter).expanduser().resolve(), *([Path(model).expanduser().resolve()] if model else [])]
+    if any(output.resolve() == source or output.resolve() in source.parents for source in sources):
+        raise ConfigError(f"output: {output} holds what is being merged; name another folder")
     tuned, name, tokenizer, _ = load_tuned(adapter, model, dtype=dtype, allow_other_base=allow_other_base)
+    if output.resolve() == Path(getattr(tuned.base.config, "_name_or_path", "") or ".").resolve():
+        raise ConfigError(f"output: {output} is the base model's own folder; name another")
     merged: Any = tuned.merge(name).eval()
     config: Any = tuned.base.config
     ids = torch.arange(16).unsqueeze(0) % config.get_text_config().vocab_size
+    ids = ids.to(best_device())
     with torch.no_grad(), tuned.using(name):
         expected, found = tuned(input_ids=ids).logits.float(), merged(input_ids=ids).logits.float()
     difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-9))
-    if difference > (1e-4 if dtype == "float32" else 0.1):
+    if not difference <= (1e-4 if dtype == "float32" else 0.1):  # NaN is refused too
         raise AdapterFileError(
             f"merged and unmerged outputs differ by {difference:.1e} of the largest; nothing was written"
         )

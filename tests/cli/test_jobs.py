@@ -16,9 +16,8 @@ CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
 
 def lora(*arguments, **kwargs):
     environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", CODE, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300, **kwargs
-    )  # fmt: skip
+    command = [sys.executable, "-c", CODE, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **kwargs)
 
 
 def fails(*arguments, **kwargs):
@@ -66,10 +65,10 @@ def test_run_folder(run):
 
 
 def test_predict_texts_and_files(run, tmp_path):
-    done = lora("predict", run, "cat sun moon", "dog sun")
+    done = lora("predict", run, "cat sun moon", "bird sun")
     assert done.returncode == 0, done.stderr
     labels = [json.loads(line)["label"] for line in done.stdout.splitlines()]
-    assert labels == ["cat", "dog"]
+    assert labels == ["cat", "bird"]
     rows = write_jsonl(tmp_path / "new.jsonl", [{"text": row["text"]} for row in labelled(30, seed=9, longest=4)])
     done = lora("predict", run, "--data", rows, "--output", tmp_path / "out.jsonl")
     assert done.returncode == 0, done.stderr

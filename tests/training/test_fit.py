@@ -155,7 +155,15 @@ def test_early_stopping_keeps_the_best(bert):
         return {"mine": next(values)}
 
     result = fit(
-        model, labelled(), epochs=6, batch_size=8, learning_rate=1e-2, patience=2, best_metric="mine", evaluate=evaluate
+        model,
+        labelled(),
+        epochs=6,
+        batch_size=8,
+        learning_rate=1e-2,
+        patience=2,
+        best_metric="mine",
+        evaluate=evaluate,
+        greater_is_better=True,
     )
     assert result.stopped_early and result.best_value == 0.5 and len(kept) == 4
     assert same(parameters(model), kept[1])
@@ -165,6 +173,7 @@ def test_early_stopping_on_a_loss_takes_the_lowest(bert):
     values = iter([0.9, 0.3, 0.4, 0.5])
     result = fit(
         classifier(bert), labelled(), epochs=4, batch_size=16, best_metric="my_loss", learning_rate=1e-3,
+        greater_is_better=False,
         evaluate=lambda model, name: {"my_loss": next(values)},
     )  # fmt: skip
     assert result.best_value == 0.3
@@ -241,3 +250,55 @@ def test_learning_rate_default_follows_the_model():
     assert rates[:2] == [0.5, 1.0] and rates[2] == 1.0 and rates[9] == pytest.approx(1 / 8)
     assert [rate_at(s, 10, 1.0, "constant", 0) for s in range(3)] == [1.0] * 3
     assert rate_at(5, 10, 1.0, "cosine", 0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+
+
+def test_the_direction_of_an_unknown_metric_must_be_said(bert):
+    with pytest.raises(ConfigError, match="greater_is_better"):
+        fit(classifier(bert), labelled(), best_metric="wer", evaluate=lambda model, name: {"wer": 1.0})
+
+
+def test_min_improvement_counts_for_patience_and_not_for_the_best(bert):
+    values = iter([0.5, 0.505, 0.508, 0.509])
+    result = fit(
+        classifier(bert), labelled(), epochs=4, batch_size=24, learning_rate=1e-3, best_metric="mine", patience=3,
+        greater_is_better=True, min_improvement=0.01, evaluate=lambda model, name: {"mine": next(values)},
+    )  # fmt: skip
+    assert result.best_value == 0.509 and result.stopped_early is False
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_can_begin(bert, tmp_path):
+    fit(classifier(bert), labelled(), False, output_dir=tmp_path / "run", max_steps=1)
+    with pytest.raises(DataError):
+        fit(classifier(bert), "nothing.jsonl", output_dir=tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
+    (tmp_path / "mine" / "adapter").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="not made by a run"):
+        fit(classifier(bert), labelled(), False, output_dir=tmp_path / "mine", overwrite=True)
+
+
+def test_own_evaluation_leaves_all_rows_to_training(bert):
+    result = fit(
+        classifier(bert), labelled(48), epochs=1, batch_size=48, learning_rate=1e-3,
+        evaluate=lambda m, n: {"f1_macro": 0.5},
+    )  # fmt: skip
+    assert len(result.data.train) == 48
+
+
+def test_a_held_out_folder_gives_its_validation_rows(bert, tmp_path):
+    from small_base import write_jsonl
+
+    write_jsonl(tmp_path / "train.jsonl", labelled(30))
+    write_jsonl(tmp_path / "validation.jsonl", labelled(9, seed=3))
+    result = fit(classifier(bert), labelled(24), tmp_path, max_steps=1, learning_rate=1e-3)
+    assert len(result.data.held) == 9
+
+
+def test_mode_is_restored_after_a_failure(bert):
+    model = classifier(bert).eval()
+
+    def evaluate(model, name):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fit(model, labelled(), epochs=1, evaluate=evaluate, learning_rate=1e-3)
+    assert not model.training

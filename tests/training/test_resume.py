@@ -151,7 +151,12 @@ def test_resume_refuses_other_settings_and_other_data(bert, tmp_path):
         fit(model(bert), labelled(), False, output_dir=run, resume=True, max_steps=2, learning_rate=2e-2)
     with pytest.raises(ConfigError, match="training data"):
         fit(model(bert), labelled(seed=5), False, output_dir=run, resume=True, max_steps=2, learning_rate=1e-2)
-    with pytest.raises(ConfigError, match="no checkpoint"):
+    with pytest.raises(ConfigError, match=r"adapter\.alpha: 32.0 then, 64.0 now"):
+        other = LoRA(
+            AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3), rank=4, dropout=0.1, alpha=64
+        )
+        fit(other, labelled(), False, output_dir=run, resume=True, max_steps=2, learning_rate=1e-2)
+    with pytest.raises(ConfigError, match="no run here"):
         fit(model(bert), labelled(), False, output_dir=tmp_path / "none", resume=True)
 
 
@@ -178,6 +183,22 @@ def test_a_full_disk_leaves_earlier_checkpoints(bert, tmp_path, monkeypatch):
     assert losses(run)[0][-1][0] == 18
 
 
+def test_a_run_cut_short_at_its_first_save_can_begin_again(bert, tmp_path, monkeypatch):
+    import errno
+
+    import lora.io.run as run_module
+
+    def failing(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(SaveError):
+        patched.setattr(run_module, "save_file", failing)
+        fit(model(bert), labelled(), False, output_dir=run, **SETTINGS)
+    fit(model(bert), labelled(), False, output_dir=run, **SETTINGS)
+    assert losses(run)[0][-1][0] == 18
+
+
 def test_a_broken_checkpoint_is_named(bert, tmp_path):
     run = tmp_path / "run"
     fit(model(bert), labelled(), False, output_dir=run, **SETTINGS)
@@ -192,6 +213,6 @@ def test_interrupt_from_python(bert, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         return {"f1_macro": 0.5}
 
-    with pytest.raises(Interrupted, match="--resume"):
+    with pytest.raises(Interrupted, match="resume=True"):
         fit(model(bert), labelled(), output_dir=tmp_path / "run", evaluate=evaluate, **SETTINGS)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

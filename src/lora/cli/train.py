@@ -41,8 +41,9 @@ def command(
     from lora import workflow
     from lora.cli.show import say, show_result
 
-    talk = None if quiet else say
-    result = (
-        workflow.resume(resume_folder, talk) if resume_folder else workflow.train(config, overwrite=overwrite, say=talk)
-    )
+    talk, bar = (None, False) if quiet else (say, None)
+    if resume_folder:
+        result = workflow.resume(resume_folder, talk, bar)
+    else:
+        result = workflow.train(config, overwrite=overwrite, say=talk, progress=bar)
     show_result(result)

@@ -8,7 +8,7 @@ from typing import Any
 from lora.config import AdapterConfig
 from lora.errors import ConfigError, ModelError
 from lora.io.peft import PREFIX
-from lora.io.peft_load import read_folder
+from lora.io.peft_load import read_folder, variant_of
 from lora.model.base import check_folder, short
 from lora.model.heads import task_heads
 from lora.model.targets import PRESETS, find_targets, summary
@@ -25,7 +25,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "adapter": str(folder),
         "base": (stored.sidecar.get("base") or {}).get("name") or config.get("base_model_name_or_path"),
         "fingerprint of the base": (stored.sidecar.get("base") or {}).get("fingerprint", "not recorded"),
-        "variant": "dora" if config.get("use_dora") else "plain",
+        "variant": variant_of(stored).name,
         "rank": config.get("r"),
         "alpha": config.get("lora_alpha"),
         "scaling": "alpha / sqrt(rank)" if config.get("use_rslora") else "alpha / rank",
@@ -49,7 +49,7 @@ def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = 
     import torch
     import transformers
 
-    check_folder(name)
+    name = check_folder(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         auto = _auto_class(config)

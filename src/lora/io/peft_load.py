@@ -89,7 +89,7 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     _check_kind(stored)
     _check_base(model, stored, allow_other_base)
     modules = unwrapped_modules(model.base)
-    variant = _variant(stored)
+    variant = variant_of(stored)
     left = {_local(key, stored): tensor for key, tensor in stored.tensors.items()}
     problems: list[str] = []
     owned = tensors_of.modules_in_full(left, stored.config, modules, problems)
@@ -174,7 +174,7 @@ def _check_base(model: LoRA, stored: Stored, allow_other_base: bool) -> None:
             )
 
 
-def _variant(stored: Stored) -> Variant:
+def variant_of(stored: Stored) -> Variant:
     """The variant whose PEFT keys the configuration sets; the plain one sets none."""
     fitting = [
         variant

@@ -33,23 +33,48 @@ TRAINING, STATE = "training.safetensors", "state.json"
 
 
 class RunFolder:
-    """Paths and files of one run. Creating it checks that nothing of another run would be overwritten."""
+    """Paths and files of one run. Making one only looks; `clear` and the methods that write change the disk.
+
+    Raises:
+        ConfigError: the folder holds a run and neither ``resume`` nor ``overwrite`` says what to do with it, or
+            ``overwrite`` names a folder that no run made.
+    """
 
     def __init__(self, folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
-        self.path = Path(folder)
+        self.path = Path(folder).expanduser()
+        if resume and overwrite:
+            raise ConfigError("resume goes on with a run and overwrite replaces it; give one of the two")
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output: {self.path} is a file; name a folder")
-        used = any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints", "adapter"))
+        # A run that ended before its first checkpoint has nothing to lose.
+        used = self.adapter.exists() or any((self.path / "checkpoints").glob("step-*")) or bool(self.history())
         if used and not resume and not overwrite:
             raise ConfigError(
                 f"output: {self.path} already holds a run. Go on with it (--resume, resume=True), replace it "
                 "(--overwrite, overwrite=True), or name another folder"
             )
-        if used and overwrite and not resume:
-            for name in ("metrics.jsonl", "report.md", "report.json", "curves.png"):
-                (self.path / name).unlink(missing_ok=True)
-            for name in ("checkpoints", "adapter", "tensorboard"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
+        ours = any((self.path / name).exists() for name in ("metrics.jsonl", "config.yaml"))
+        if used and overwrite and not ours:
+            raise ConfigError(
+                f"output: {self.path} was not made by a run, so it is not overwritten; name another folder"
+            )
+        if resume and not used and not ours:
+            raise ConfigError(f"{self.path}: there is no run here to resume; leave resume out to start anew")
+
+    def clear(self) -> None:
+        """Delete what a run writes here, and what a kill left half written."""
+        for name in ("metrics.jsonl", "report.md", "report.json", "curves.png"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "adapter", "tensorboard"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def recover(self) -> None:
+        """Finish or undo what a kill cut short: half-written folders go, replaced ones come back."""
+        for folder in (self.path, self.path / "checkpoints"):
+            for old in folder.glob(".*.old"):
+                recover(old.with_name(old.name[1 : -len(".old")]))
+            for stage in folder.glob(".*.tmp-*"):
+                shutil.rmtree(stage, ignore_errors=True) if stage.is_dir() else stage.unlink(missing_ok=True)
 
     @property
     def adapter(self) -> Path:
@@ -69,10 +94,14 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        for old in (self.path / "checkpoints").glob(".step-*.old"):
-            recover(old.with_name(old.name[1 : -len(".old")]))
         found = (self.path / "checkpoints").glob("step-*")
         return sorted(path for path in found if re.fullmatch(r"step-\d+", path.name) and (path / STATE).is_file())
+
+    def how_to_resume(self) -> str:
+        """What to type to go on with this run."""
+        if (self.path / "config.yaml").is_file():
+            return f"lora train --resume {self.path}"
+        return f"fit(..., output_dir={str(self.path)!r}, resume=True)"
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""

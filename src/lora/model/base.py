@@ -17,7 +17,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of base model ``name``; raises ModelError saying what is missing."""
     from transformers import AutoTokenizer
 
-    check_folder(name)
+    name = check_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -39,7 +39,7 @@ def load_base(
     """
     import transformers
 
-    check_folder(name)
+    name = check_folder(name)
     try:
         return getattr(transformers, auto_class).from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, **(options or {})
@@ -83,8 +83,11 @@ def longest_row(tokenizer: Any, model: nn.Module, wanted: int | None = None) -> 
     return min([*limits, MAX_LENGTH])
 
 
-def check_folder(name: str) -> None:
-    """A path that does not exist must not be tried as a hub id: the message would be about a network."""
+def check_folder(name: str) -> str:
+    """The name to load by: a folder's path, or a hub id as it is.
+
+    A path that does not exist must not be tried as a hub id: the message would be about a network.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -96,6 +99,7 @@ def check_folder(name: str) -> None:
             raise ModelError(f"{name}: no config.json in this folder, so it holds no base model{adapter}")
     elif path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub id")
+    return str(path) if path.is_dir() else name
 
 
 def short(error: Exception) -> str:

@@ -75,8 +75,12 @@ def modules_to_own(model: nn.Module, requested: list[str] | None) -> list[str]:
     parameters; an empty list means none. Raises TargetError for a name that matches nothing.
     """
     if requested is None:
+        modules = unwrapped_modules(model)
         new = [path.rpartition(".")[0] for path in newly_initialised(model)]
-        return ending_in(model, [*task_heads(model), *(path for path in new if path)])
+        # An output embedding tied to the input's has at most a new bias; a full copy of one would leave the other behind.
+        entrance = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
+        new = [path for path in new if path and id(getattr(modules[path], "weight", None)) not in entrance]
+        return ending_in(model, [*task_heads(model), *new])
     for name in requested:
         if not ending_in(model, [name]):
             raise TargetError(

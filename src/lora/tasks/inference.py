@@ -70,7 +70,7 @@ def infer(
                 for index, prediction in zip(indices, predictions[rows], strict=True):
                     out[name].predictions[index] = prediction
                 if sums is not None and counts is not None:
-                    out[name].loss_sum += float(sums[rows].double().sum())
+                    out[name].loss_sum += float(sums[rows].cpu().double().sum())
                     out[name].count += int(counts[rows].sum())
             if on_batch:
                 on_batch(len(indices))
@@ -79,7 +79,7 @@ def infer(
 
 def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str]) -> Any:
     """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself."""
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "completion_mask")}
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
     return model(**inputs, adapters=list(adapters))
 
 

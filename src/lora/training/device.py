@@ -7,8 +7,6 @@ import platform
 
 import torch
 
-from lora.errors import ConfigError
-
 
 @functools.cache
 def bf16_is_fast() -> bool:
@@ -28,20 +26,19 @@ def bf16_is_fast() -> bool:
 
 
 def choose_dtype(setting: str = "auto") -> torch.dtype:
-    """The base model's type: ``auto`` takes bfloat16 where the processor is good at it, float32 elsewhere.
-
-    Raises:
-        ConfigError: float16 on a CPU, which overflows in training.
-    """
+    """The base model's type: ``auto`` takes bfloat16 where the processor is good at it, float32 elsewhere."""
     if setting == "auto":
         return torch.bfloat16 if bf16_is_fast() else torch.float32
-    if setting == "float16" and not torch.cuda.is_available():
-        raise ConfigError("training.dtype: float16 needs a GPU; use bfloat16 or float32 here")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[setting]
 
 
+def best_device() -> torch.device:
+    """The accelerator that torch can use, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")  # type: ignore[return-value]
+
+
 def memory_in_use() -> int:
-    """Bytes this process holds: on the GPU where there is one, else resident in main memory."""
+    """Bytes this process holds: the most so far on the GPU where there is one, else what is resident in main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import psutil

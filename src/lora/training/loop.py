@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ import torch
 
 from lora.config import DataConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
+from lora.io.fingerprint import fingerprint
 from lora.io.peft import save_adapter
 from lora.io.run import RunFolder, load_checkpoint, save_checkpoint
 from lora.tasks import Task
 from lora.tasks.inference import forward, infer, to_device
 from lora.training.checks import locate_non_finite, untouched_modules
 from lora.training.interrupt import StopRequest
-from lora.training.prepare import Data, Prepared, prepare, read_rows
+from lora.training.prepare import Data, Prepared, digest, prepare, read_rows
 from lora.training.processes import Processes
 from lora.training.progress import Events, Progress
 from lora.training.schedule import default_learning_rate
@@ -37,6 +39,7 @@ class FitResult:
     Attributes:
         adapter: its name in the model; the model holds the best checkpoint's parameters.
         steps, epochs: what was done, earlier parts of a resumed run included.
+        learning_rate: the peak rate, given or derived.
         best_step, best_metric, best_value: the evaluation that picked the result; None without held-out data.
         stopped_early: patience ran out before the last step.
         history: lines of ``metrics.jsonl``.
@@ -87,7 +90,8 @@ def fit(
     Args:
         model: base and adapters; the others are not touched.
         train_data: a file, folder or hub id, or rows as dicts (a list, a ``datasets.Dataset``).
-        eval_data: the same for held-out data. None: split off from the training data. False: none, the last step wins.
+        eval_data: the same for held-out data. None: split off from the training data, unless ``evaluate`` brings its
+            own. False: none, the last step wins.
         adapter: which adapter; may be left out where there is only one.
         tokenizer: default: that of the base model's folder.
         task: default: read from the columns.
@@ -115,39 +119,47 @@ def fit(
         settings_.learning_rate = default_learning_rate(getattr(model.base, "config", None))
     if resume and output_dir is None:
         raise ConfigError("resume needs output_dir: the folder of the run to go on with")
+    if evaluate is not None and eval_data is None:
+        eval_data = False
 
     processes = Processes()
     run = RunFolder(output_dir, resume=resume, overwrite=overwrite) if output_dir is not None else None
+    processes.wait()  # every process has looked before the first one writes
     data = data or DataConfig()
     if prepared is None:
         prepared = prepare(
             model, read_rows(train_data, eval_data, data, settings_.seed, task), tokenizer, data.max_length
         )
     model.to(processes.device)
-    if settings_.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
     torch.manual_seed(settings_.seed + processes.rank)
     trainee = Trainee(model, name, prepared.task, prepared.train, settings_, processes.count)
     processes.share(trainee.parameters)
     model.notes[name] = {**model.notes.get(name, {}), **_notes(prepared, settings_)}
 
     # Where to begin: at a checkpoint, or at step 0, which is saved too: a full disk shows now, not after hours.
+    # A run cut short before that begins anew.
+    if run is not None and processes.main:
+        run.recover() if resume else run.clear()
+    processes.wait()
     found = run.checkpoints() if run is not None and resume else []
-    if resume and not found:
-        raise ConfigError(f"{output_dir}: there is no checkpoint to resume from; leave resume out to start anew")
+    identity = _identity(model, name, prepared)
     if found:
-        _restore(trainee, prepared, found[-1], processes)
+        _restore(trainee, identity, found[-1], processes)
     if run is not None and processes.main:
         run.forget_after(trainee.step)
     if run is not None and not found:
-        _checkpoint(run, model, trainee, prepared, processes)
+        _checkpoint(run, model, trainee, identity, processes)
     processes.wait()
 
     if evaluate is None and prepared.held is not None:
         evaluate = _evaluator(prepared, settings_)
-    bar = Progress(trainee.total_steps, trainee.step, progress if processes.main else False)
-    events = Events(run.tensorboard if run and settings_.tensorboard and processes.main else None, trainee.step)
     history = run.history() if run else []
+    # TensorBoard hides what a killed run wrote from this step on; the checkpoint's own step stands.
+    events = Events(
+        run.tensorboard if run and settings_.tensorboard and processes.main else None,
+        trainee.step + 1 if found else None,
+    )
+    bar = Progress(trainee.total_steps, trainee.step, progress if processes.main else False)
     notes = list(prepared.notes)
     started, tokens_seen = time.perf_counter(), 0
 
@@ -156,16 +168,20 @@ def fit(
         if run is not None and processes.main:
             run.log(entry)
 
+    was_training = model.training
     model.train()
     try:
+        if settings_.gradient_checkpointing:
+            _checkpointing(model, True)
         with StopRequest(enabled=run is not None) as stop:
             while trainee.step < trainee.total_steps and not trainee.out_of_patience:
                 begun, rate = time.perf_counter(), trainee.rate
                 loss, tokens = _step(model, trainee, prepared, processes)
                 if trainee.step == 0:
                     notes += untouched_modules(trainee)
-                norm = trainee.update()
-                if not (torch.isfinite(torch.tensor([loss, norm]))).all():
+                norm = trainee.update() if math.isfinite(loss) else math.nan
+                if not math.isfinite(norm):
+                    trainee.optimizer.zero_grad()
                     raise TrainingError(_diverged(model, trainee, prepared, loss, norm, run))
                 tokens_seen += tokens
                 speed = tokens / (time.perf_counter() - begun)
@@ -188,15 +204,18 @@ def fit(
                         save_adapter(model, name, run.best)
                 stopping = processes.any(stop.asked)
                 if run is not None and (stopping or trainee.due(settings_.save_every)):
-                    _checkpoint(run, model, trainee, prepared, processes)
-                if stopping and trainee.step < trainee.total_steps:
+                    _checkpoint(run, model, trainee, identity, processes)
+                if run is not None and stopping and trainee.step < trainee.total_steps:
                     raise Interrupted(
                         f"stopped at step {trainee.step} of {trainee.total_steps}; everything up to it is saved. "
-                        f"Go on with: lora train --resume {output_dir}"
+                        f"Go on with: {run.how_to_resume()}"
                     )
     finally:
         bar.close()
         events.close()
+        model.train(was_training)
+        if settings_.gradient_checkpointing:
+            _checkpointing(model, False)
 
     trainee.restore_best()
     model.eval()
@@ -229,7 +248,7 @@ def _step(model: LoRA, trainee: Trainee, prepared: Prepared, processes: Processe
     """
     batches = trainee.batches(trainee.step)
     count = trainee.supervised(batches)
-    total = torch.zeros((), dtype=torch.float64)
+    total: float | torch.Tensor = 0.0
     for indices in processes.mine(batches):
         batch = trainee.task.collate(
             [trainee.data.examples[i] for i in indices], prepared.pad_token_id, prepared.padding_side
@@ -239,8 +258,8 @@ def _step(model: LoRA, trainee: Trainee, prepared: Prepared, processes: Processe
         sums, _ = trainee.task.row_losses(outputs, batch, trainee.settings.label_smoothing)
         loss = sums.sum() / count
         loss.backward()
-        total += loss.detach().double().cpu()
-    loss_value = processes.sum_up(trainee.parameters.values(), total)
+        total = total + loss.detach()  # fetched once per step: each fetch would wait for the device
+    loss_value = processes.sum_up(trainee.parameters.values(), float(total))
     return loss_value, sum(trainee.data.lengths[i] for batch in batches for i in batch)
 
 
@@ -271,20 +290,46 @@ def _notes(prepared: Prepared, settings: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def _checkpoint(run: RunFolder, model: LoRA, trainee: Trainee, prepared: Prepared, processes: Processes) -> None:
-    state = trainee.state() | {"data": prepared.digest}
+def _identity(model: LoRA, name: str, prepared: Prepared) -> dict[str, Any]:
+    """What must be the same for a run to go on: by the words that a message uses."""
+    return {
+        "training data": prepared.digest,
+        "held-out data": digest(prepared.held) if prepared.held is not None else None,
+        "base model": fingerprint(model.base),
+        "adapter": model.adapters[name].model_dump(mode="json"),
+    }
+
+
+def _checkpointing(model: LoRA, on: bool) -> None:
+    """Switch gradient checkpointing; raises ConfigError where the base model has none."""
+    kind = "activation" if hasattr(model.base, "activation_checkpointing_disable") else "gradient"
+    if not hasattr(model.base, f"{kind}_checkpointing_enable"):
+        raise ConfigError(f"training.gradient_checkpointing: {type(model.base).__name__} does not support it")
+    getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
+
+
+def _checkpoint(run: RunFolder, model: LoRA, trainee: Trainee, identity: dict[str, Any], processes: Processes) -> None:
+    state = trainee.state() | {"identity": identity}
     tensors = trainee.tensors() | processes.random_states()
     if processes.main:
         save_checkpoint(run, model, trainee.name, trainee.step, state, tensors, trainee.settings.keep_checkpoints)
     processes.wait()
 
 
-def _restore(trainee: Trainee, prepared: Prepared, folder: Path, processes: Processes) -> None:
+def _restore(trainee: Trainee, identity: dict[str, Any], folder: Path, processes: Processes) -> None:
     state, tensors = load_checkpoint(folder)
-    if state["data"] != prepared.digest:
+    other = [key for key, value in identity.items() if state["identity"].get(key) != value]
+    if "adapter" in other:
+        then, now = state["identity"]["adapter"], identity["adapter"]
+        other.remove("adapter")
+        other += [
+            f"adapter.{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]
+        ]
+    if other:
         raise ConfigError(
-            f"{folder.parent.parent}: the training data are not those that the run began with (other rows, "
-            "tokenizer or length); bring them back, or start a new run"
+            f"{folder.parent.parent}: the run began with other things than are given now, so it cannot go on:\n  "
+            + "\n  ".join(other)
+            + "\nBring them back, or start a new run"
         )
     trainee.load(state, tensors)
     processes.restore_random(tensors)

@@ -70,7 +70,7 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
     if held is not None and not isinstance(held, (bool, str, Path)):
         held_rows = as_rows(held, "validation data")
     elif isinstance(held, (str, Path)) and held_rows is None:
-        held_rows = load_rows(str(held))
+        held_rows = load_rows(str(held), "validation" if Path(held).is_dir() else None)
     columns = recognise(rows, settings)
     notes.append(columns.how)
     # Before the split, so that a complaint about a row gives its number in the file.

@@ -19,7 +19,7 @@ class Processes:
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        # Without this accelerate ignores what a launcher says on a machine with no accelerator.
+        # Without this, accelerate ignores what a launcher says on a machine with no accelerator.
         self._state = PartialState(cpu=not torch.accelerator.is_available())
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
@@ -36,7 +36,7 @@ class Processes:
             for parameter in parameters.values():
                 torch.distributed.broadcast(parameter.data, 0)
 
-    def sum_up(self, parameters: Iterable[Any], loss: Tensor) -> float:
+    def sum_up(self, parameters: Iterable[Any], loss: float) -> float:
         """Sum the gradients over all processes, in place; returns the summed loss."""
         if self.count > 1:
             trained = list(parameters)
@@ -45,14 +45,16 @@ class Processes:
             present = torch.tensor([p.grad is not None for p in trained], dtype=torch.float32, device=self.device)
             torch.distributed.all_reduce(present)
             used = [p for p, n in zip(trained, present.tolist(), strict=True) if n]
+            if not used:
+                return loss  # the caller says so
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
             torch.distributed.all_reduce(flat)
             for parameter, piece in zip(used, flat.split([p.numel() for p in used]), strict=True):
                 parameter.grad = piece.view_as(parameter).clone()
-            total = loss.to(self.device, torch.float64 if self.device.type != "mps" else torch.float32)
+            total = torch.tensor(loss, dtype=torch.float64, device=self.device)
             torch.distributed.all_reduce(total)
             return float(total)
-        return float(loss)
+        return loss
 
     def agree(self, value: Any) -> Any:
         """The first process's ``value`` on all of them: decisions must not part."""

@@ -5,6 +5,7 @@ Everything that belongs to one adapter alone is here, so that several can train 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ from lora.training.schedule import rate_at, warmup_steps
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
+HIGHER = {"accuracy", "f1_macro", "f1_micro", "f1_weighted", "r2", "pearson", "token_accuracy"}
+LOWER = {"loss", "perplexity", "mse", "rmse", "mae", "hamming"}
 # Settings that may change between a run and its continuation: they do not touch the mathematics.
 FREE_ON_RESUME = {"log_every", "save_every", "keep_checkpoints", "tensorboard", "eval_batch_size", "patience"}
 
@@ -39,6 +42,7 @@ class Trainee:
         self, model: LoRA, name: str, task: Task, data: Encoded, settings: TrainingConfig, processes: int = 1
     ) -> None:
         self.name, self.task, self.data, self.settings = name, task, data, settings
+        self.greater_is_better(settings.best_metric or task.best_metric)  # complains now, not after an epoch
         self.parameters = {key: p for key, p in model.adapter_parameters(name).items() if p.requires_grad}
         if not self.parameters:
             raise TrainingError(f"adapter {name!r} has no trainable parameter (was it loaded with trainable=False?)")
@@ -62,6 +66,7 @@ class Trainee:
         self.best_value: float | None = None
         self.best_step = 0
         self.best_tensors: dict[str, Tensor] | None = None
+        self.reference: float | None = None  # what patience measures against: the last value that gained enough
         self.evaluations_without_gain = 0
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
@@ -129,6 +134,8 @@ class Trainee:
     def record(self, metrics: dict[str, Any]) -> bool:
         """Take note of an evaluation; True where it is the best so far.
 
+        The best checkpoint is the best, by however little; ``min_improvement`` only says what patience counts.
+
         Raises:
             ConfigError: ``best_metric`` is none of the metrics.
         """
@@ -137,24 +144,40 @@ class Trainee:
         if not isinstance(value, (int, float)):
             known = ", ".join(sorted(k for k, v in metrics.items() if isinstance(v, (int, float))))
             raise ConfigError(f"training.best_metric: {key!r} is not measured for this task; known: {known}")
-        greater = self.greater_is_better(key)
-        if self.best_value is None:
-            better = value == value
-        else:
-            gain = value - self.best_value if greater else self.best_value - value
-            better = gain > self.settings.min_improvement
-        if better:
-            self.best_value, self.best_step, self.evaluations_without_gain = float(value), self.step, 0
-            self.best_tensors = {key: tensor.detach().clone() for key, tensor in self._own().items()}
+        sign = 1 if self.greater_is_better(key) else -1
+
+        def gain(reference: float | None) -> float:
+            """How much better ``value`` is; NaN is never better."""
+            if value != value:
+                return -math.inf
+            return math.inf if reference is None else sign * (value - reference)
+
+        better = gain(self.best_value) > 0
+        if gain(self.reference) > self.settings.min_improvement:
+            self.reference, self.evaluations_without_gain = float(value), 0
         else:
             self.evaluations_without_gain += 1
+        if better:
+            self.best_value, self.best_step = float(value), self.step
+            self.best_tensors = {key: tensor.detach().clone() for key, tensor in self._own().items()}
         return better
 
     def greater_is_better(self, key: str) -> bool:
-        """Whether more of metric ``key`` is good: errors and losses are not."""
+        """Whether more of metric ``key`` is good.
+
+        Raises:
+            ConfigError: a metric of the caller's own, and ``greater_is_better`` is not set.
+        """
+        if self.settings.greater_is_better is not None:
+            return self.settings.greater_is_better
         if key == self.task.best_metric:
             return self.task.greater_is_better
-        return not any(part in key for part in ("loss", "perplexity", "mse", "rmse", "mae", "error", "hamming"))
+        if key in HIGHER or key in LOWER:
+            return key in HIGHER
+        raise ConfigError(
+            f"training.best_metric: {key!r} is not a known metric ({', '.join(sorted(HIGHER | LOWER))}); for one of "
+            "your own say whether more of it is better: greater_is_better=True or False"
+        )
 
     @property
     def out_of_patience(self) -> bool:
@@ -174,6 +197,7 @@ class Trainee:
             "best_value": self.best_value,
             "best_step": self.best_step,
             "evaluations_without_gain": self.evaluations_without_gain,
+            "reference": self.reference,
             "settings": self.settings.model_dump(mode="json"),
             "batches_per_step": self.batches_per_step,
         }
@@ -204,10 +228,10 @@ class Trainee:
         if changed:
             raise ConfigError("cannot go on with other settings than the run began with:\n  " + "\n  ".join(changed))
         own = self._own()
-        missing = [key for key in own if f"now.{key}" not in tensors]
+        missing = [key for key in own if f"now.{key}" not in tensors or tensors[f"now.{key}"].shape != own[key].shape]
         if missing:
             raise ConfigError(
-                f"the checkpoint has no {missing[0]} ({len(missing)} such): the adapter's settings have changed"
+                f"the checkpoint has no fitting {missing[0]} ({len(missing)} such): the adapter's settings have changed"
             )
         with torch.no_grad():
             for key, tensor in own.items():
@@ -223,7 +247,7 @@ class Trainee:
         self.best_tensors = best or None
         self.step = state["step"]
         self.best_value, self.best_step = state["best_value"], state["best_step"]
-        self.evaluations_without_gain = state["evaluations_without_gain"]
+        self.evaluations_without_gain, self.reference = state["evaluations_without_gain"], state["reference"]
 
     def restore_best(self) -> None:
         """Put the best parameters back in place, where an evaluation has picked some."""
