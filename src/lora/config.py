@@ -103,7 +103,7 @@ class DataConfig(Settings):
         default=None, description="held-out data of the same kind; default: split off from train"
     )
     held_out: float | None = Field(
-        default=None, gt=0, lt=1, description="share split off where no validation data is given"
+        default=None, ge=0, lt=1, description="share split off where no validation data is given; 0: none"
     )
     task: Literal["auto", "classification", "multi-label", "regression", "causal"] = Field(
         default="auto", description="auto reads it from the columns"

@@ -302,3 +302,10 @@ def test_mode_is_restored_after_a_failure(bert):
     with pytest.raises(RuntimeError):
         fit(model, labelled(), epochs=1, evaluate=evaluate, learning_rate=1e-3)
     assert not model.training
+
+
+def test_nothing_is_held_out_on_request(bert):
+    from lora import DataConfig
+
+    result = fit(classifier(bert), labelled(48), data=DataConfig(held_out=0), max_steps=1, learning_rate=1e-3)
+    assert len(result.data.train) == 48 and result.data.held is None and result.best_value is None

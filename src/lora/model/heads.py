@@ -77,7 +77,7 @@ def modules_to_own(model: nn.Module, requested: list[str] | None) -> list[str]:
     if requested is None:
         modules = unwrapped_modules(model)
         new = [path.rpartition(".")[0] for path in newly_initialised(model)]
-        # An output embedding tied to the input's has at most a new bias; a full copy of one would leave the other behind.
+        # An output embedding tied to the input's has at most a new bias; a copy of one would leave the other behind.
         entrance = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
         new = [path for path in new if path and id(getattr(modules[path], "weight", None)) not in entrance]
         return ending_in(model, [*task_heads(model), *new])

@@ -77,6 +77,8 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
     task = task or task_class(columns.task).from_rows(rows, columns)
     if held is False:
         held_rows = None
+    elif held_rows is None and settings.held_out == 0:
+        notes.append("No rows are held out: the last step is the result.")
     elif held_rows is None:
         kept, out, note = hold_out(rows, columns, settings.held_out, seed)
         rows, held_rows = [rows[i] for i in kept], [rows[i] for i in out]
