@@ -31,6 +31,7 @@ class TrainResult:
     fit: FitResult
     evaluation: Evaluation | None
     report: Path
+    main: bool = True  # whether this is the process that speaks and writes
 
 
 def train(
@@ -61,9 +62,11 @@ def train(
     from lora.io.run import RunFolder
     from lora.training.loop import fit
     from lora.training.prepare import prepare, read_rows
+    from lora.training.processes import Processes
     from lora.training.schedule import default_learning_rate
 
-    say = say or (lambda line: None)
+    processes = Processes()
+    say = say if say and processes.main else (lambda line: None)
     missing = [
         name
         for name, value in (("model", config.model), ("data.train", config.data.train), ("output", config.output))
@@ -96,11 +99,15 @@ def train(
     config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
     if config.training.learning_rate is None:
         config.training.learning_rate = default_learning_rate(base.config)
-    write_text(output / "config.yaml", save_config(config))
+    processes.wait()
+    if processes.main:
+        write_text(output / "config.yaml", save_config(config))
     result = fit(
         model, [], prepared=prepared, output_dir=output, resume=resume, overwrite=overwrite, config=config.training,
         progress=progress,
     )  # fmt: skip
+    if not processes.main:
+        return TrainResult(model, result, None, output / "report.md", main=False)
     evaluation, measured = None, prepared.test or prepared.held
     if measured is not None:
         evaluation = evaluate(

@@ -187,3 +187,8 @@ def test_heads_are_found_and_the_output_embedding_is_none() -> None:
     assert modules_to_own(tiny("distilbert"), ["classifier"]) == ["pre_classifier", "classifier"]  # as PEFT reads it
     assert modules_to_own(tiny("llama"), ["self_attn", "q_proj"]) == [f"model.layers.{n}.self_attn" for n in (0, 1)]
     assert modules_to_own(tiny("bert"), []) == []
+
+
+def test_exclude_takes_one_plain_name():
+    assert paths(tiny("llama"), exclude="k_proj") == paths(tiny("llama"), exclude=["k_proj"])
+    assert not any(path.endswith("k_proj") for path in paths(tiny("llama"), exclude="k_proj"))

@@ -309,3 +309,13 @@ def test_nothing_is_held_out_on_request(bert):
 
     result = fit(classifier(bert), labelled(48), data=DataConfig(held_out=0), max_steps=1, learning_rate=1e-3)
     assert len(result.data.train) == 48 and result.data.held is None and result.best_value is None
+
+
+def test_foreign_files_in_the_output_folder_stay(bert, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "mine.txt").write_text("mine")
+    (tmp_path / "run" / "tensorboard").mkdir()
+    (tmp_path / "run" / "tensorboard" / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        fit(classifier(bert), labelled(), False, output_dir=tmp_path / "run", max_steps=1, overwrite=overwrite)
+    assert (tmp_path / "run/checkpoints/mine.txt").is_file() and (tmp_path / "run/tensorboard/mine.txt").is_file()

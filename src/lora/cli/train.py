@@ -46,4 +46,5 @@ def command(
         result = workflow.resume(resume_folder, talk, bar)
     else:
         result = workflow.train(config, overwrite=overwrite, say=talk, progress=bar)
-    show_result(result)
+    if result.main:
+        show_result(result)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lora.errors import RoutingError
 
-BASE = "base"  # reserved: a row so named gets the base model's output bit for bit
+# Reserved: a row so named gets the base model's output, bit for bit (in mixed batches from groups of 8 on).
+BASE = "base"
 
 
 @dataclass(frozen=True)

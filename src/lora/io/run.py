@@ -62,11 +62,14 @@ class RunFolder:
             raise ConfigError(f"{self.path}: there is no run here to resume; leave resume out to start anew")
 
     def clear(self) -> None:
-        """Delete what a run writes here, and what a kill left half written."""
+        """Delete what a run wrote here, and what a kill left half written; whatever else lies here stays."""
         for name in ("metrics.jsonl", "report.md", "report.json", "curves.png"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "adapter", "tensorboard"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for folder in (self.adapter, self.best, *(self.path / "checkpoints").glob("step-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        for events in self.tensorboard.glob("events.out.tfevents*"):
+            events.unlink(missing_ok=True)
+        self.recover()
 
     def recover(self) -> None:
         """Finish or undo what a kill cut short: half-written folders go, replaced ones come back."""

@@ -21,7 +21,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(f"{name}: its tokenizer cannot be loaded ({short(error)})") from None
+        raise ModelError(f"{name}: {_place(name)}its tokenizer cannot be loaded ({short(error)})") from None
     return tokenizer
 
 
@@ -45,7 +45,7 @@ def load_base(
             name, dtype=dtype, trust_remote_code=trust_remote_code, **(options or {})
         )
     except Exception as error:
-        raise ModelError(f"{name}: cannot be loaded as {auto_class} ({short(error)})") from None
+        raise ModelError(f"{name}: {_place(name)}cannot be loaded as {auto_class} ({short(error)})") from None
 
 
 def pad_token_id(tokenizer: Any, model: nn.Module | None = None) -> int:
@@ -100,6 +100,11 @@ def check_folder(name: str) -> str:
     elif path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub id")
     return str(path) if path.is_dir() else name
+
+
+def _place(name: str) -> str:
+    """What to say first of a name that is no folder here: it was looked for on the hub."""
+    return "" if Path(name).is_dir() else "there is no such folder here, and as a hub id "
 
 
 def short(error: Exception) -> str:

@@ -96,7 +96,10 @@ def find_targets(
     skipped = _unreachable(model, modules)
     in_layers = {path: found[0] for path in available if (found := split_at_layer(path)) is not None}
     layers = parse_layers(config.layers, max(in_layers.values(), default=-1) + 1)
-    _check_exclude(config.exclude, modules, available)
+    exclude = config.exclude
+    if isinstance(exclude, str) and any(matches(path, [exclude]) for path in modules):
+        exclude = [exclude]  # one name, as targets may be
+    _check_exclude(exclude, modules, available)
     for key, table in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for pattern in table:
             _check_expression(key, pattern)
@@ -105,7 +108,7 @@ def find_targets(
     for path in chosen:
         if path in skipped:
             continue
-        if matches(path, config.exclude):
+        if matches(path, exclude):
             skipped[path] = "excluded"
         elif layers is not None and in_layers.get(path) not in layers:
             skipped[path] = "outside the chosen layers"
