@@ -413,3 +413,29 @@ def test_fingerprint_tells_weights_not_types_or_adapters(arch: str) -> None:
             other = tiny(arch)
             other.get_parameter(last).add_(1)
             assert fingerprint(other) == first
+
+
+def test_a_variant_that_peft_does_not_know_comes_back_as_itself(tmp_path):
+    from lora.core import variant as registry
+    from lora.variants.plain import Plain
+
+    class Twice(Plain):
+        name = "twice"
+
+        def apply(self, geometry, parameters, x, base_out, scaling, dropout):
+            return super().apply(geometry, parameters, x, base_out, 2 * scaling, dropout)
+
+    registry.register(Twice())
+    try:
+        model = LoRA(tiny("llama"), rank=2, variant="twice")
+        randomise(model.adapter_parameters("default").values())
+        expected = logits(model, batch("llama"))
+        model.save_adapter("default", tmp_path / "a")
+        fresh = LoRA(tiny("llama"), name=None)
+        fresh.load_adapter(tmp_path / "a", "default")
+        assert fresh.adapters["default"].variant == "twice"
+        assert torch.equal(logits(fresh, batch("llama")), expected)
+    finally:
+        del registry._REGISTRY["twice"]
+    with pytest.raises(AdapterFileError, match="'twice'.*not known"):
+        LoRA(tiny("llama"), name=None).load_adapter(tmp_path / "a", "b")

@@ -29,7 +29,7 @@ class Problems:
     def fail(self, total: int, remedy: str) -> NoReturn:
         """Raise DataError with every problem; ``total`` is how many rows were looked at."""
         bad = len({number for numbers in self._rows.values() for number in numbers})
-        raise DataError(f"{bad} of {total} rows cannot be used (row 1 is the first):\n{self}\n{remedy}")
+        raise DataError(f"{bad} of {total} rows cannot be used (rows counted from 1):\n{self}\n{remedy}")
 
     def raise_if_any(self, total: int, remedy: str) -> None:
         """As ``fail``, where there are problems; nothing otherwise."""

@@ -158,6 +158,7 @@ def _sidecar(model: LoRA, name: str) -> dict[str, Any]:
     return {
         "format": 1,
         "lora_version": lora.__version__,
+        "variant": model.adapters[name].variant,
         "base": {
             "name": getattr(getattr(model.base, "config", None), "_name_or_path", "") or None,
             "class": type(model.base).__name__,

@@ -32,6 +32,7 @@ UNDERSTOOD = {
     "task_type", "use_dora", "use_rslora", "runtime_config", "loftq_config", "eva_config", "megatron_core",
     "modules_to_tie", "target_modules_to_tie", "qalora_group_size", "lora_ga_config",
 }  # fmt: skip
+NOT_NOTES = ("format", "lora_version", "variant", "base")  # what `save_adapter` writes anew
 # Starts that change the base weights: the adapter means nothing on the original base.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -175,13 +176,22 @@ def _check_base(model: LoRA, stored: Stored, allow_other_base: bool) -> None:
 
 
 def variant_of(stored: Stored) -> Variant:
-    """The variant whose PEFT keys the configuration sets; the plain one sets none."""
+    """The variant whose PEFT keys the configuration sets; else the one that ``lora.json`` names, else plain.
+
+    A variant that PEFT does not know sets no key of its own there, and would be taken for the plain one.
+    """
+    named, known = stored.sidecar.get("variant"), variants()
+    if named is not None and named not in known:
+        raise AdapterFileError(
+            f"{stored.folder}: made with variant {named!r}, which is not known here; known: {', '.join(sorted(known))}"
+        )
     fitting = [
         variant
-        for variant in variants().values()
+        for variant in known.values()
         if all(stored.config.get(key) == value for key, value in variant.peft_keys.items())
     ]
-    return max(fitting, key=lambda variant: len(variant.peft_keys))
+    best = max(fitting, key=lambda variant: len(variant.peft_keys))
+    return best if best.peft_keys or named is None else known[named]
 
 
 def _local(key: str, stored: Stored) -> str:
@@ -214,7 +224,7 @@ def _config(
 
 
 def _notes(stored: Stored) -> dict[str, Any]:
-    return {key: value for key, value in stored.sidecar.items() if key not in ("format", "lora_version", "base")}
+    return {key: value for key, value in stored.sidecar.items() if key not in NOT_NOTES}
 
 
 def _name(model: LoRA) -> str:
