@@ -21,6 +21,7 @@ from lora.training.device import best_device, choose_dtype
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
     from lora.training.loop import FitResult
+    from lora.training.prepare import Rows
 
 
 @dataclass
@@ -121,12 +122,20 @@ def train(
                 "(a folder with train, validation and test files, or `lora eval`)."
             )
             say(result.notes[-1])
-    facts = {
+    facts = _facts(config, model, rows, result, output)
+    facts["training"]["total_seconds"] = round(time.perf_counter() - started, 1)
+    report = write_report(output, facts, result.history, evaluation)
+    return TrainResult(model, result, evaluation, report)
+
+
+def _facts(config: RunConfig, model: LoRA, rows: Rows, result: FitResult, output: Path) -> dict[str, Any]:
+    """What the report says of a run beside its curves and its evaluation."""
+    return {
         "config": config.model_dump(mode="json"),
         "adapter": model.summary("default"),
         "data": {
-            "sources": rows.sources, "train_rows": len(prepared.train), "held_out_rows": len(prepared.held or []),
-            "test_rows": len(prepared.test or []),
+            "sources": rows.sources, "train_rows": len(result.data.train), "held_out_rows": len(result.data.held or []),
+            "test_rows": len(result.data.test or []),
         },
         "notes": result.notes,
         "training": {
@@ -134,13 +143,10 @@ def train(
             "tokens": result.tokens, "tokens_per_second": round(result.tokens / max(result.seconds, 1e-9), 1),
             "learning_rate": result.learning_rate, "best_step": result.best_step, "best_metric": result.best_metric,
             "best_value": result.best_value, "stopped_early": result.stopped_early,
-            "dtype": str(dtype).removeprefix("torch."),
-            "total_seconds": round(time.perf_counter() - started, 1),
+            "dtype": config.training.dtype,
         },
         "base": read_sidecar(output / "adapter").get("base", {}),
     }  # fmt: skip
-    report = write_report(output, facts, result.history, evaluation)
-    return TrainResult(model, result, evaluation, report)
 
 
 def _absolute(place: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,14 +41,12 @@ def infer(
     batch_size: int = 32,
     padding_side: str = "right",
     supervised: bool = True,
-    on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Outcome]:
     """Run every adapter in ``adapters`` (``"base"`` among them, if wanted) over ``encoded`` in one pass.
 
     Args:
         batch_size: rows of one forward pass, adapters together.
         supervised: whether the rows carry labels, so that losses can be taken.
-        on_batch: called with the number of data rows done after each batch.
 
     Returns:
         an `Outcome` per adapter.
@@ -72,8 +69,6 @@ def infer(
                 if sums is not None and counts is not None:
                     out[name].loss_sum += float(sums[rows].cpu().double().sum())
                     out[name].count += int(counts[rows].sum())
-            if on_batch:
-                on_batch(len(indices))
     return out
 
 
