@@ -1,7 +1,7 @@
 """Test accuracy of ours and of real PEFT under equal settings.
 
-Same base, head, rank, alpha, targets, rate, schedule, batch size, epochs and clip. PEFT runs twice: in a loop written by
-hand that takes the very batches that ours takes, in their order, which compares the method alone; and under
+Same base, head, rank, alpha, targets, rate, schedule, batch size, epochs and clip. PEFT runs twice: in a loop written
+by hand that takes the very batches that ours takes, in their order, which compares the method alone; and under
 transformers.Trainer with its own length-grouped sampler, which is how most people run it.
 
     python benchmarks/quality_vs_peft.py --data DIR [--sets banking77 bitext_support] [--seeds 0 1 2] [--epochs 2]
