@@ -21,7 +21,7 @@ def test_split_and_join_are_inverse(names: list[str], tokens: int) -> None:
     routing = Routing(names, tokens)
     for x in (torch.arange(len(names) * 3).view(-1, 3), torch.arange(len(names) * tokens * 2).view(-1, 2)):
         parts = routing.split(x, "here")
-        assert torch.equal(routing.join(parts), x)
+        assert torch.equal(routing.join(parts, x), x)
         times = x.shape[0] // len(names)
         for group, part in zip(routing.groups, parts, strict=True):
             rows = [row for row, name in enumerate(names) if name == group.name]

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora.core.geometry import Geometry, geometry_of
+from lora.core.randomness import dropout as seeded_dropout
+from lora.core.randomness import key
 from lora.core.routing import BASE, Router, Routing
-from lora.core.variant import Parameters, Variant, get_variant
+from lora.core.variant import Dropout, Parameters, Variant, get_variant
 from lora.errors import RoutingError
 
 
@@ -40,9 +42,13 @@ class Slot(nn.Module):
         """The parameters as a layer of this geometry reads them."""
         return self.tensors()
 
-    def apply_to(self, geometry: Geometry, x: Tensor, base_out: Tensor) -> Tensor:
-        """Output of the adapted layer for rows that all belong to this adapter."""
-        dropout = (lambda t: F.dropout(t, self.dropout)) if self.dropout and self.training else None
+    def apply_to(self, geometry: Geometry, x: Tensor, base_out: Tensor, seed: int | None = None) -> Tensor:
+        """Output of the adapted layer for rows that all belong to this adapter. ``seed``: of its dropout, if it trains;
+        None: torch's global generator."""
+        dropout: Dropout = None
+        if self.dropout and self.training:
+            rate = self.dropout
+            dropout = (lambda t: F.dropout(t, rate)) if seed is None else (lambda t: seeded_dropout(t, rate, seed))
         return self.variant.apply(geometry, self.factors(geometry), x, base_out, self.scaling, dropout)
 
     def merged(self, geometry: Geometry) -> Tensor:
@@ -147,7 +153,8 @@ class AdaptedLayer(nn.Module):
         routing = self.router.resolve()
         if routing.single is not None:
             slot = self.slot(routing.single)
-            return base_out if slot is None else slot.apply_to(self.geometry, x, base_out)
+            seed = self._seed(routing, routing.single)
+            return base_out if slot is None else slot.apply_to(self.geometry, x, base_out, seed)
         if not any(group.name in self.slots for group in routing.groups):
             return base_out
         routing = routing.fitting(x.shape[0])
@@ -162,8 +169,13 @@ class AdaptedLayer(nn.Module):
             strict=True,
         ):
             slot = self.slot(group.name)
-            parts.append(out_rows if slot is None else slot.apply_to(geometry, x_rows, out_rows))
-        return routing.join(parts)
+            seed = self._seed(routing, group.name)
+            parts.append(out_rows if slot is None else slot.apply_to(geometry, x_rows, out_rows, seed))
+        return routing.join(parts, base_out)
+
+    def _seed(self, routing: Routing, name: str) -> int | None:
+        """The seed of what adapter ``name`` draws here in this pass; None: torch's global generator."""
+        return None if routing.seeds is None or name == BASE else key(routing.seeds[name], self.path)
 
     def slot(self, name: str) -> Slot | None:
         """The adapter's slot here, or None for ``base`` and for adapters that leave this layer alone."""
@@ -228,7 +240,8 @@ class OwnedModule(nn.Module):
         pieces = [self._pieces(routing, value) for value in args]
         named = {key: self._pieces(routing, value) for key, value in kwargs.items()}
         for index, group in enumerate(routing.groups):
-            with self.router.activate(Routing.uniform(group.name)):  # adapted layers inside see these rows alone
+            seed = None if routing.seeds is None or group.name == BASE else key(routing.seeds[group.name], self.path)
+            with self.router.activate(Routing.uniform(group.name, seed)):  # layers inside see these rows alone
                 parts.append(
                     self.module(group.name)(*[p[index] for p in pieces], **{key: p[index] for key, p in named.items()})
                 )
@@ -239,7 +252,8 @@ class OwnedModule(nn.Module):
             )
         width = max(part.shape[-1] for part in parts)
         padded = [F.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for part in parts]
-        return routing.fitting(sum(part.shape[0] for part in parts)).join(padded)
+        like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 0)
+        return routing.fitting(sum(part.shape[0] for part in parts)).join(padded, like)
 
     def _pieces(self, routing: Routing, value: Any) -> list[Any]:
         """``value`` for each group: its rows of a tensor, anything else as it is."""

@@ -2,13 +2,16 @@
 
 Every row of a batch names its adapter. `Routing` sorts the names into groups; a layer computes each group on its own
 slice of rows, so that what an adapter gives never depends on its neighbours (a sum over padded ranks would).
+
+A batch is padded rows (b, t), or packed: documents one after another in a single row (1, n) without padding. There each
+token stands for a row of its own, and a group is a run of tokens.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora.core.randomness import SeededDropout
 from lora.errors import RoutingError
 
 # Reserved: a row so named gets the base model's output, bit for bit (in mixed batches from groups of 8 on).
@@ -37,18 +41,26 @@ class Routing:
     Attributes:
         names: adapter of each row, length b; one name for a routing of any size (`uniform`).
         groups: each adapter once, in the order of its first row.
-        size: number of rows b, or None for a uniform routing, which fits any batch.
+        size: number of rows b, or None for a uniform routing, which fits any batch; of a packed batch its tokens n.
         tokens: tokens per row, where known: layers that see rows and tokens flattened into one axis need it.
+        packed: whether the batch is one row of documents.
+        seeds: in training, for each adapter the seed of what it draws in this pass; None: torch's global generator.
+        draws: how often the base model has drawn so far in this pass.
     """
 
-    __slots__ = ("_order", "_orders", "_single_rows", "groups", "names", "size", "tokens")
+    __slots__ = ("_order", "_orders", "_single_rows", "draws", "groups", "names", "packed", "seeds", "size", "tokens")
 
-    def __init__(self, names: Sequence[str], tokens: int | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], tokens: int | None = None, seeds: Mapping[str, int] | None = None
+    ) -> None:
         if not names:
             raise RoutingError("a batch needs at least one row, and a name for each")
         self.names = tuple(names)
         self.size: int | None = len(self.names)
         self.tokens = tokens
+        self.packed = False
+        self.seeds = seeds
+        self.draws = 0
         self._single_rows: Routing | None = None
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):
@@ -64,11 +76,28 @@ class Routing:
         self.groups = tuple(groups)
 
     @classmethod
-    def uniform(cls, name: str) -> Routing:
+    def uniform(cls, name: str, seed: int | None = None) -> Routing:
         """A routing of all rows to one adapter, whatever the size of the batch."""
-        routing = cls([name])
+        routing = cls([name], seeds=None if seed is None else {name: seed})
         routing.size = None
         return routing
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[tuple[str, int]], seeds: Mapping[str, int] | None = None) -> Routing:
+        """The routing of a packed batch: ``runs`` are adapters and their numbers of tokens, each adapter once."""
+        routing = cls([name for name, _ in runs], seeds=seeds)
+        assert len(routing.groups) == len(runs), "the documents of an adapter lie together"
+        routing.packed, start, groups = True, 0, []
+        for name, length in runs:
+            groups.append(Group(name, start, start + length))
+            start += length
+        routing.groups, routing.size = tuple(groups), start
+        return routing
+
+    def next_draw(self) -> int:
+        """The number of the next draw of the base model in this pass."""
+        self.draws += 1
+        return self.draws
 
     @property
     def single(self) -> str | None:
@@ -109,16 +138,33 @@ class Routing:
     def split(self, x: Tensor, where: str, ids: bool = False) -> list[Tensor]:
         """The rows of ``x`` (b[·t], ...) of each group, in the order of ``groups``. Views where rows lie together.
 
-        ``ids`` says that ``x`` holds token ids, which have no feature axis: (b, t) is rows and tokens.
+        ``ids`` says that ``x`` holds token ids, which have no feature axis: (b, t) is rows and tokens. Of a packed batch
+        each group's documents are given as one row (1, n', ...), or as tokens (n', ...) where ``x`` is (n, ...).
         """
+        if self.packed:
+            axis = self._token_axis(x, where)
+            return [x.narrow(axis, group.start, group.stop - group.start) for group in self.groups]
         fan_out = self.fan_out(x.shape[0], x.dim() + ids, where)
         order = self.order(fan_out, x.device)
         if order is not None:
             x = x.index_select(0, order[0])
         return [x[group.start * fan_out : group.stop * fan_out] for group in self.groups]
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """Undo `split`: one tensor with the rows in the batch's order."""
+    def _token_axis(self, x: Tensor, where: str) -> int:
+        """Where a packed batch has its tokens: the second axis of (1, n, ...), the first of (n, ...)."""
+        if x.dim() > 1 and x.shape[0] == 1 and x.shape[1] == self.size:
+            return 1
+        if x.shape[0] == self.size:
+            return 0
+        raise RoutingError(
+            f"{where}: got the shape {tuple(x.shape)} in a packed batch of {self.size} tokens, so its tokens cannot be "
+            "told apart; train this model with packing switched off"
+        )
+
+    def join(self, parts: list[Tensor], like: Tensor) -> Tensor:
+        """Undo `split` of ``like``: one tensor with the rows in the batch's order."""
+        if self.packed:
+            return torch.cat(parts, dim=self._token_axis(like, "join"))
         joined = torch.cat(parts)
         fan_out = joined.shape[0] // (self.size or 1)
         order = self.order(fan_out, joined.device)
@@ -131,7 +177,7 @@ class Routing:
         """
         if times == 1 or self.size is None:
             return self
-        routing = Routing([name for name in self.names for _ in range(times)], self.tokens)
+        routing = Routing([name for name in self.names for _ in range(times)], self.tokens, self.seeds)
         routing._single_rows = self
         return routing
 
@@ -187,8 +233,19 @@ class Router(threading.local):
             self.current = previous
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """For torch's ``checkpoint(context_fn=...)``: the recomputation sees the routing of the forward."""
-        return nullcontext(), self.activate(self.resolve())
+        """For torch's ``checkpoint(context_fn=...)``: the recomputation sees the routing and the draws of the forward."""
+        return nullcontext(), self._again(self.resolve())
+
+    def _again(self, routing: Routing) -> AbstractContextManager[None]:
+        before = routing.draws  # now, at the block's beginning
+
+        @contextmanager
+        def recompute() -> Iterator[None]:
+            routing.draws = before
+            with self.activate(routing), SeededDropout(self) if routing.seeds is not None else nullcontext():
+                yield
+
+        return recompute()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Router:
         clone = Router(copy.deepcopy(self.known, memo))

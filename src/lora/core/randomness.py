@@ -1,0 +1,116 @@
+"""Random numbers of training that depend on nothing but the adapter's own seed, the step, the batch and the place.
+
+torch's global generator is one stream: whoever draws moves it on for all others, so an adapter's dropout would depend on
+its neighbours, and a block recomputed under gradient checkpointing would see other values. Here each draw has a key of
+its own, and a generator seeded with it. Nothing has to be saved to resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from lora.core.routing import Router, Routing
+
+
+def key(*parts: int | str) -> int:
+    """A seed below 2^63 from anything that names a draw: the same parts give the same seed on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def dropout(x: Tensor, p: float, seed: int) -> Tensor:
+    """Inverted dropout of ``x`` (any shape) with a mask that ``seed``, the shape and the device alone determine."""
+    return x * mask(x, p, seed)
+
+
+def mask(x: Tensor, p: float, seed: int) -> Tensor:
+    """What `dropout` multiplies with: 0 or 1/(1-p), in the shape and type of ``x``."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+    # Drawn as bytes: the bits must not depend on the type, so that a bf16 base and an fp32 one drop the same values.
+    kept = torch.empty(x.shape, dtype=torch.uint8, device=x.device).bernoulli_(1 - p, generator=generator)
+    return kept.to(x.dtype).mul_(1 / (1 - p))
+
+
+class SeededDropout(TorchFunctionMode):
+    """While in force, the base model's own dropout is drawn per adapter, by the seeds of the routing in hand.
+
+    It catches ``F.dropout`` (and so ``nn.Dropout``) and the dropout inside scaled dot-product attention. A draw's key is
+    its adapter's seed and the number of the draw within the pass, which is the same whatever else is in the batch.
+    """
+
+    def __init__(self, router: Router) -> None:
+        super().__init__()
+        self.router = router
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            return self._dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        routing = self.router.resolve()
+        if not training or p == 0 or p == 1 or routing.seeds is None:
+            return F.dropout(input, p, training, inplace)
+        draw = routing.next_draw()
+        if routing.single is not None:
+            return dropout(input, p, key(routing.seeds[routing.single], draw))
+        routing = routing.fitting(input.shape[0])
+        parts = [
+            dropout(rows, p, key(routing.seeds[group.name], draw))
+            for group, rows in zip(routing.groups, routing.split(input, "dropout"), strict=True)
+        ]
+        return routing.join(parts, input)
+
+    def _attention(
+        self, query: Tensor, key_: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        **options: Any,
+    ) -> Tensor:  # fmt: skip
+        routing = self.router.resolve()
+        if dropout_p == 0 or routing.seeds is None:
+            return F.scaled_dot_product_attention(query, key_, value, attn_mask, dropout_p, **options)
+        draw = routing.next_draw()
+        parts = []
+        for group, *rows in _by_group(routing, query, key_, value, attn_mask):
+            # The kernel draws from the global generator, which is put back as it was.
+            devices = [query.device] if query.device.type != "cpu" else []
+            with torch.random.fork_rng(devices, device_type=query.device.type if devices else "cuda"):
+                torch.manual_seed(key(routing.seeds[group], draw))
+                parts.append(F.scaled_dot_product_attention(*rows, dropout_p, **options))
+        return parts[0] if len(parts) == 1 else routing.join(parts, query)
+
+
+def _by_group(routing: Routing, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
+    """(adapter, its rows of each tensor) for each group; what is one for all rows, or None, is given whole."""
+    if routing.single is not None:
+        return [(routing.single, *tensors)]
+    pieces = [
+        [tensor] * len(routing.groups)
+        if tensor is None or tensor.dim() < 4 or tensor.shape[0] == 1
+        else routing.split(tensor, "attention dropout")
+        for tensor in tensors
+    ]
+    return [(group.name, *(piece[i] for piece in pieces)) for i, group in enumerate(routing.groups)]
+
+
+def seeded_dropout(model: nn.Module, router: Router) -> AbstractContextManager[Any]:
+    """`SeededDropout` where ``model`` has any dropout, else nothing: every torch call passes through the mode."""
+    config = getattr(model, "config", None)
+    settings = vars(config.get_text_config() if hasattr(config, "get_text_config") else config) if config else {}
+    named = any(
+        isinstance(value, float) and value > 0 for name, value in settings.items() if "drop" in name or "pdrop" in name
+    )
+    return SeededDropout(router) if named or any(_drops(module) for module in model.modules()) else nullcontext()
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
