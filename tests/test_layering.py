@@ -26,9 +26,10 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Importable by all, and so importing nothing above themselves. Each may use those before it.
-GROUND = ["errors", "settings", "config"]
-# The two places where something below reaches up, inside a function and so when all modules are there.
+GROUND = ["errors", "registry", "settings", "config"]
+# The places where something below reaches up, inside a function and so when all modules are there.
 DEFERRED = {
+    ("config.py", "lora.core.variant"): "a key like PEFT's use_dora selects the variant whose file names it",
     ("core/variant.py", "lora.variants"): "the registry is filled when it is first asked; core names no variant",
     ("model/lora.py", "lora.io.peft"): "model.save_adapter and load_adapter are methods for the user's sake",
 }

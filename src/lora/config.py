@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lora.errors import ConfigError
+from lora.registry import VARIANTS, unknown
 from lora.settings import Settings
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -33,7 +34,7 @@ class AdapterConfig(Settings):
     # Constant over ranks: with scale alpha/r the best learning rate is then roughly independent of the rank
     # ("LoRA Without Regret", 2025).
     rslora: bool = Field(default=False, description="scale by alpha/√rank (arXiv:2312.03732, eq. 7)")
-    variant: str = Field(default="plain", description="formula of the update: plain, dora")
+    variant: str = Field(default="plain", description=f"formula of the update: {', '.join(VARIANTS)}")
     targets: str | list[str] = Field(
         default="all-linear",
         description="all-linear, attention, mlp, embedding, module names, or one regular expression",
@@ -59,14 +60,19 @@ class AdapterConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_use_dora(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "use_dora" in values:
-            values = dict(values)
-            if values.pop("use_dora"):
-                if values.get("variant", "dora") != "dora":
-                    raise ValueError(f"use_dora contradicts variant: {values['variant']!r}; keep one of them")
-                values["variant"] = "dora"
+    def _variant_by_key(cls, values: Any) -> Any:
+        # PEFT spells a variant as a key of its own (use_…: true). Which, only the variants know, and asking them loads
+        # torch: no other unknown key does.
+        if isinstance(values, dict) and any(cls.canonical(key).startswith("use_") for key in values):
+            return _with_variant({cls.canonical(key): value for key, value in values.items()}, values)
         return values
+
+    @field_validator("variant")
+    @classmethod
+    def _known_variant(cls, value: str) -> str:
+        if value not in VARIANTS:
+            raise ValueError(unknown(value, VARIANTS))
+        return value
 
     @field_validator("rank_pattern")
     @classmethod
@@ -83,6 +89,25 @@ class AdapterConfig(Settings):
             if not alpha > 0:
                 raise ValueError(f"alpha of {pattern!r} must be above 0")
         return value
+
+
+def _with_variant(keys: dict[str, Any], values: dict[Any, Any]) -> dict[Any, Any]:
+    """``values`` with ``variant`` in place of the keys that PEFT knows variants by. ``keys``: the same, by our names."""
+    from lora.core.variant import variants
+
+    known = {key for variant in variants().values() for key in variant.peft_keys}
+    rest = {key: value for key, value in values.items() if AdapterConfig.canonical(key) not in known}
+    on = {key: value for key, value in keys.items() if key in known and value}
+    if not on:
+        return rest
+    fitting = [item for item in variants().values() if item.peft_keys and item.peft_keys.items() <= on.items()]
+    chosen = max(fitting, key=lambda item: len(item.peft_keys), default=None)
+    if chosen is None or len(chosen.peft_keys) < len(on):
+        given = ", ".join(f"{key}: {value!r}" for key, value in on.items())
+        raise ValueError(f"{given} selects no variant; name it instead, as variant: {', '.join(VARIANTS)}")
+    if rest.get("variant", chosen.name) != chosen.name:
+        raise ValueError(f"{', '.join(on)} contradicts variant: {rest['variant']!r}; keep one of them")
+    return {**rest, "variant": chosen.name}
 
 
 class DataConfig(Settings):

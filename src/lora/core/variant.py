@@ -1,7 +1,7 @@
 """The contract of a variant, and the registry.
 
-A variant is the formula by which an adapter changes a layer. It is one file in `lora.variants` and one line in that
-package's registry; no other code knows it by name, and the contract tests pick it up from the registry.
+A variant is the formula by which an adapter changes a layer. It is one file in `lora.variants` and one line in
+`lora.registry`; no other code knows it by name, and the contract tests pick it up from the registry.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora.core.geometry import Geometry
 from lora.errors import ConfigError
+from lora.registry import VARIANTS
 
 Parameters = dict[str, Tensor]
 Dropout = Callable[[Tensor], Tensor] | None
@@ -70,8 +71,9 @@ _REGISTRY: dict[str, Variant] = {}
 
 
 def register(variant: Variant) -> None:
-    """Make ``variant`` known under its name."""
+    """Make ``variant`` known under its name, here and to the settings."""
     _REGISTRY[variant.name] = variant
+    VARIANTS.setdefault(variant.name, None)
 
 
 def get_variant(name: str) -> Variant:
