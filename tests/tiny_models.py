@@ -112,8 +112,10 @@ def randomise(parameters: Any, seed: int = 2) -> None:
     with torch.no_grad():
         for parameter in parameters:
             noise = torch.randn(parameter.shape, generator=generator)
-            # DoRA's magnitudes are divided by norms: they stay near where they began.
-            parameter.copy_(parameter * (1 + 0.2 * noise) if parameter.dim() != 2 else 0.15 * noise)
+            # DoRA's magnitudes are divided by norms: they stay near where they began. PEFT's of a convolution are
+            # (1, o, 1, 1); any other tensor of four axes is a factor, and a B left at zero would compare nothing.
+            magnitude = parameter.dim() == 1 or (parameter.dim() == 4 and parameter.shape[0] == 1)
+            parameter.copy_(parameter * (1 + 0.2 * noise) if magnitude else 0.15 * noise)
 
 
 def logits(model: Callable[..., Any], inputs: dict[str, Tensor], **options: Any) -> Tensor:
