@@ -329,46 +329,6 @@ def test_half_of_a_tied_pair_in_full_is_refused() -> None:
 # -- other tools ------------------------------------------------------------------------------------------------------
 
 
-class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = {key: value[index] for key, value in batch("bert", rows=8).items()}
-        return {**row, "labels": row["input_ids"] if self.causal else torch.tensor(index % 3)}
-
-    def __init__(self, causal: bool = False) -> None:
-        self.causal = causal
-
-
-@pytest.mark.parametrize("arch", ["bert", "llama-tied"])
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_under_transformers_trainer(arch: str, tmp_path: Path) -> None:
-    model = LoRA(tiny(arch), rank=2, targets=["embedding", "all-linear"] if arch == "llama-tied" else "all-linear")
-    before = bits(model.base.get_input_embeddings().base_layer) if arch == "llama-tied" else {}
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, save_steps=1, eval_steps=1,
-        logging_steps=1, eval_strategy="steps", load_best_model_at_end=True, gradient_checkpointing=True,
-        report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=1e-2, remove_unused_columns=True,
-    )  # fmt: skip
-    rows = Rows(causal=arch != "bert")
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
-    initial = {key: p.detach().clone() for key, p in model.adapter_parameters("default").items()}
-    trainer.train()
-    best = Path(trainer.state.best_model_checkpoint)
-    from safetensors.torch import load_file
-
-    saved = load_file(best / "model.safetensors")
-    assert saved.keys() == model.state_dict().keys()
-    assert len(saved) == len(initial)  # the adapter and nothing of the base, which is frozen
-    assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
-    after = model.adapter_parameters("default")
-    assert any(not torch.equal(initial[key], after[key]) for key in after)
-    if before:
-        assert bits(model.base.get_input_embeddings().base_layer) == before
-    assert trainer.predict(rows).predictions.shape[0] == 8
-
-
 def test_a_state_dict_holds_the_adapters_alone() -> None:
     model = tuned(tiny("bert"), "a", variant="dora")
     model.add_adapter("b", rank=3)

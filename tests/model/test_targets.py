@@ -120,7 +120,7 @@ def test_ranks_and_alphas_by_pattern() -> None:
     found = report(
         tiny("llama"), rank=4, alpha=8, rank_pattern={"q_proj": 2, r"layers\.1\..*": 3}, alpha_pattern={"mlp.*": 5}
     )
-    by_path = {target.path: (target.rank, target.alpha) for target in found.adapted}
+    by_path = {target.path: (target.rank, target.rank * target.scaling) for target in found.adapted}
     assert by_path["model.layers.0.self_attn.q_proj"] == (2, 8)
     assert by_path["model.layers.1.self_attn.q_proj"] == (2, 8)  # the first that fits
     assert by_path["model.layers.1.self_attn.k_proj"] == (3, 8)

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora.errors import SaveError
@@ -54,6 +54,40 @@ def atomic_folder(folder: str | Path, keep_others: bool = False) -> Iterator[Pat
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         recover(folder)
+
+
+@contextmanager
+def atomic_files(folder: str | Path) -> Iterator[Path]:
+    """Files to put into ``folder``, each of which is whole or not there, when the block ends without an error.
+
+    For a folder that others write to meanwhile: `atomic_folder` would take away what they have just written. A kill
+    may leave some of the files new and others old.
+
+    Raises:
+        SaveError: disk full, no permission, or a file of that name in the way.
+    """
+    folder = Path(folder)
+    stage, new = folder / f".tmp-{os.getpid()}", not folder.exists()
+    try:
+        with saving(folder):
+            if folder.exists() and not folder.is_dir():
+                raise SaveError(f"{folder}: is a file; a folder is to be written there. Name another place")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir()
+        yield stage
+        with saving(folder):
+            for path in stage.iterdir():
+                _flush(path)
+            for path in stage.iterdir():
+                path.replace(folder / path.name)
+            _flush(folder)
+            new = False
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if new:
+            with suppress(OSError):  # not there, or something else lies in it by now
+                folder.rmdir()
 
 
 def _carry_over(old: Path, new: Path) -> None:

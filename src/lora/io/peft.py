@@ -18,7 +18,7 @@ from lora.core.geometry import geometry_of
 from lora.core.layer import TiedSlot
 from lora.core.variant import variants
 from lora.errors import AdapterFileError
-from lora.io.atomic import atomic_folder, recover, saving
+from lora.io.atomic import atomic_files, atomic_folder, recover, saving
 from lora.io.fingerprint import fingerprint
 from lora.model.heads import input_embedding, output_heads
 from lora.model.tree import inside, matches, unwrapped_modules
@@ -41,8 +41,12 @@ TASK_TYPES = {
 # -- saving -----------------------------------------------------------------------------------------------------------
 
 
-def save_adapter(model: LoRA, name: str, folder: str | Path) -> Path:
-    """Write adapter ``name`` to ``folder``, atomically: a failure leaves what was there before, and so do other files.
+def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool = False) -> Path:
+    """Write adapter ``name`` to ``folder``, atomically: a failure leaves what was there before; other files stay.
+
+    Args:
+        in_place: put the files into the folder one by one instead of replacing it; for a folder that others write to
+            at the same time.
 
     Raises:
         RoutingError: no adapter of that name.
@@ -50,7 +54,7 @@ def save_adapter(model: LoRA, name: str, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     tensors, config, sidecar = adapter_tensors(model, name), adapter_config(model, name), _sidecar(model, name)
-    with atomic_folder(folder, keep_others=True) as stage, saving(folder):
+    with atomic_files(folder) if in_place else atomic_folder(folder, keep_others=True) as stage, saving(folder):
         save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
         (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (stage / SIDECAR).write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -180,20 +184,26 @@ def load_adapter(
 
     Args:
         folder: the folder, or a hub id.
-        name: what rows call it; default: the folder's own name.
-        trainable: False freezes its parameters.
+        name: what rows call it; default: the folder's own name. An adapter that has this name already takes the
+            folder's values, if it sits on the same layers with the same ranks; as in PEFT.
+        trainable: of a new adapter: False freezes its parameters. One that was there keeps what it has.
         allow_other_base: load even where ``lora.json`` says that it was trained on other base weights.
 
     Raises:
         AdapterFileError: files missing or broken, tensors missing, left over or of the wrong shape (the first named), a
             kind of adapter that this version cannot express, or another base.
+        ConfigError: the name cannot be, or is that of an adapter that the folder's cannot take the place of.
     """
-    from lora.io.peft_load import place, plan, read_folder
+    from lora.io.peft_load import place, plan, read_folder, refill
 
+    known = name is not None and name in model.adapters
     if name is None:
         name = Path(folder).expanduser().resolve().name  # of a hub id its last part, not the snapshot's hash
     planned = plan(model, read_folder(resolve_folder(folder)), allow_other_base)
-    place(model, name, planned, trainable)
+    if known:
+        refill(model, name, planned)
+    else:
+        place(model, name, planned, trainable)
     return name
 
 

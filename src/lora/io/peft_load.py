@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from lora.io import peft_tensors as tensors_of
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import CONFIG, PREFIX, WEIGHTS, read_sidecar
 from lora.model.heads import fit_width, output_heads
+from lora.model.targets import find_targets
 from lora.model.tree import match_pattern, unwrapped_modules
 
 if TYPE_CHECKING:
@@ -114,19 +116,61 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
 def place(model: LoRA, name: str, planned: Planned, trainable: bool) -> None:
     """Make the adapter and fill in its tensors. Only a name that is taken can still fail."""
     model._place(name, planned.config, exact=list(planned.layers), owned=list(planned.owned), seed=0)
-    with torch.no_grad():
-        for path, slot in model.slots(name, tied=True).items():
-            if isinstance(slot, TiedSlot):
-                continue
-            for key, tensor in planned.layers[path].items():
-                parameter = getattr(slot, key)
-                parameter.copy_(tensor.view(parameter.shape))
-        for path, module in model.owned(name).items():
-            fit_width(module, planned.owned[path])
-            module.load_state_dict(planned.owned[path])
-    model.notes[name] = planned.notes
+    for path, module in model.owned(name).items():
+        fit_width(module, planned.owned[path])
+    _fill(model, name, planned)
     for parameter in model.adapter_parameters(name).values():
         parameter.requires_grad_(trainable)
+
+
+def refill(model: LoRA, name: str, planned: Planned) -> None:
+    """Give adapter ``name`` the planned values, in its own tensors: an optimizer may hold them.
+
+    Raises:
+        ConfigError: the two are not of one making; the first difference is named.
+    """
+    difference = next(_differences(model, name, planned), None)
+    if difference:
+        raise ConfigError(
+            f"there is already an adapter {name!r}, which cannot take the folder's values: {difference}; "
+            f"remove_adapter({name!r}) first, or take another name"
+        )
+    _fill(model, name, planned)
+
+
+def _differences(model: LoRA, name: str, planned: Planned) -> Iterator[str]:
+    """What adapter ``name`` and the planned one do not have in common beside values, in words."""
+    here, there = model.adapters[name], planned.config
+    if here.variant != there.variant:
+        yield f"variant {here.variant!r} here, {there.variant!r} there"
+    slots, owned = model.slots(name, tied=True), model.owned(name)
+    for mine, theirs, what in ((slots, planned.layers, "adapted"), (owned, planned.owned, "trained in full")):
+        for path in [path for path in [*mine, *theirs] if (path in mine) != (path in theirs)]:
+            yield f"{path} is {what} {'here' if path in mine else 'there'} alone"
+    if any(isinstance(slot, TiedSlot) for slot in slots.values()) != bool(there.tie_embeddings):
+        yield "tied embeddings share one update in one of the two only"
+    for target in find_targets(model.base, there, list(planned.owned), list(planned.layers)).adapted:
+        slot = slots[target.path]
+        if (slot.rank, slot.scaling) != (target.rank, target.scaling):
+            yield (
+                f"{target.path} has rank {slot.rank} and scaling {slot.scaling:g} here, "
+                f"rank {target.rank} and {target.scaling:g} there"
+            )
+    for path, tensors in planned.owned.items():
+        for key, tensor in owned[path].state_dict().items():
+            if tensor.shape != tensors[key].shape:
+                yield f"{path}.{key} is {tuple(tensor.shape)} here, {tuple(tensors[key].shape)} there"
+
+
+@torch.no_grad()
+def _fill(model: LoRA, name: str, planned: Planned) -> None:
+    for path, slot in model.slots(name).items():
+        for key, tensor in planned.layers[path].items():
+            parameter = getattr(slot, key)
+            parameter.copy_(tensor.view(parameter.shape))
+    for path, module in model.owned(name).items():
+        module.load_state_dict(planned.owned[path])
+    model.notes[name] = planned.notes
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from lora.core.layer import AdaptedLayer, CastAround, OwnedModule, Slot, TiedSlo
 from lora.core.routing import BASE, Router, Routing
 from lora.core.variant import get_variant
 from lora.errors import ConfigError, RoutingError, TargetError
-from lora.model.facade import class_for, keep_state_to_adapters
-from lora.model.heads import input_embedding, modules_to_own, output_heads
+from lora.model.facade import Facade, class_for, keep_state_to_adapters
+from lora.model.heads import modules_to_own
 from lora.model.inject import forget_adapters, leave_shortcuts, route_checkpoints, unwrap, wrap_layer, wrap_owned
 from lora.model.merge import merge, plain_copy
 from lora.model.rows import copies_per_prompt, routing_of
@@ -26,7 +26,7 @@ from lora.model.ties import refuse_half_of_a_tie, share_tied
 from lora.model.tree import inner, summary
 
 
-class LoRA(nn.Module):
+class LoRA(Facade):
     """A frozen base model and its adapters; every row of a batch names its adapter.
 
     >>> model = LoRA(base_model, rank=4)                        # one adapter, called "default"
@@ -45,9 +45,6 @@ class LoRA(nn.Module):
     Raises:
         ConfigError, TargetError: see `AdapterConfig` and `find_targets`.
     """
-
-    base: nn.Module
-    adapters: dict[str, AdapterConfig]
 
     def __new__(cls, base_model: nn.Module | None = None, *args: Any, **kwargs: Any) -> LoRA:
         # transformers' Trainer and pipelines read the class name and forward's signature to learn what a model takes.
@@ -146,12 +143,11 @@ class LoRA(nn.Module):
     def _add_slot(self, name: str, target: Target, config: AdapterConfig, generator: torch.Generator) -> None:
         layer = wrap_layer(self.base, target.path, self.router)
         variant = get_variant(config.variant)
-        scaling = target.alpha / (target.rank**0.5 if config.rslora else target.rank)
-        parameters = variant.create(layer.geometry, target.rank, scaling, generator)
+        parameters = variant.create(layer.geometry, target.rank, target.scaling, generator)
         # fp32 on any base: half-precision adapters lose small updates and fp16 ones overflow.
         device = layer.geometry.weight().device
         placed = {key: tensor.to(device=device, dtype=torch.float32) for key, tensor in parameters.items()}
-        layer.slots[name] = Slot(variant, placed, target.rank, scaling, config.dropout)
+        layer.slots[name] = Slot(variant, placed, target.rank, target.scaling, config.dropout)
 
     def _add_copy(self, name: str, path: str) -> None:
         wrapper = wrap_owned(self.base, path, self.router)
@@ -242,52 +238,24 @@ class LoRA(nn.Module):
         with self.router.activate(Routing.uniform(name)):
             yield self
 
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """As the base model's. A block recomputed in the backward sees the routing of its own forward."""
-        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
-        if options["use_reentrant"]:
-            # The reentrant form drops gradients where no input of a block requires one: frozen embeddings never do.
-            raise ConfigError("gradient checkpointing of a frozen base needs use_reentrant=False")
-        if hasattr(self.base, "activation_checkpointing_enable"):
-            self.base.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **kwargs)  # type: ignore[operator]
-        else:  # transformers before 5.20
-            self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)  # type: ignore[operator]
-        route_checkpoints(self.base, self.router)
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """The older name of `activation_checkpointing_enable`."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
-
     # -- files and merging (io and merge do the work) -------------------------------------------------------------
 
-    def save_adapter(self, name: str, folder: str | Path) -> Path:
+    def save_adapter(self, name: str, folder: str | Path, **options: Any) -> Path:
         """Write adapter ``name`` to ``folder`` in PEFT's format, atomically. See `lora.io.peft.save_adapter`."""
         from lora.io.peft import save_adapter
 
-        return save_adapter(self, name, folder)
+        return save_adapter(self, name, folder, **options)
 
     def load_adapter(self, folder: str | Path, name: str | None = None, **options: Any) -> str:
-        """Load an adapter folder (ours or PEFT's) as ``name``. See `lora.io.peft.load_adapter`."""
+        """Load an adapter folder (ours or PEFT's) as ``name``. See `lora.io.peft.load_adapter`.
+
+        ``is_trainable`` is PEFT's word for ``trainable``.
+        """
         from lora.io.peft import load_adapter
 
+        if "is_trainable" in options:
+            options["trainable"] = options.pop("is_trainable")
         return load_adapter(self, folder, name, **options)
-
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """The only adapter into ``folder``; several into folders of their names inside it."""
-        for name in self.adapters:
-            self.save_adapter(name, folder if len(self.adapters) == 1 else Path(folder) / name)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """The base model's; refused where an adapter sits on an embedding, which would be thrown away with it."""
-        places = {input_embedding(self.base), *output_heads(self.base)}
-        for name in self.adapters:
-            if hit := places & {*self.slots(name, tied=True), *self.owned(name)}:
-                raise ConfigError(f"adapter {name!r} sits on {hit.pop()}: resize the vocabulary before adding it")
-        return self.base.resize_token_embeddings(*args, **kwargs)  # type: ignore[operator,no-any-return]
 
     def merge(self, name: str | None = None) -> nn.Module:
         """A plain model of the base's own class with adapter ``name`` worked in; this one is unchanged."""
@@ -323,18 +291,6 @@ class LoRA(nn.Module):
         own = {id(p) for name in self.adapters for p in self.adapter_parameters(name).values()}
         return sum(p.numel() for p in self.base.parameters() if id(p) not in own)
 
-    def get_base_model(self) -> nn.Module:
-        """The base model that carries the adapters."""
-        return self.base
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base":
-                raise
-            return getattr(self.base, name)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> LoRA:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
@@ -347,9 +303,6 @@ class LoRA(nn.Module):
         clone.base = copy.deepcopy(self.base, memo)
         keep_state_to_adapters(clone)
         return clone.train(self.training)
-
-    def _get_name(self) -> str:
-        return f"LoRA[{', '.join(self.adapters)}]"
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:

@@ -25,12 +25,12 @@ _PROJECTION = re.compile(r"(q|k|v|o|qkv|out)_(proj|lin)|query|key|value|query_ke
 
 @dataclass
 class Target:
-    """One module to adapt, with the rank and alpha it gets."""
+    """One module to adapt, with the rank it gets and the factor of its update."""
 
     path: str
     geometry: Geometry
     rank: int
-    alpha: float
+    scaling: float
 
 
 @dataclass
@@ -113,9 +113,10 @@ def find_targets(
         elif layers is not None and in_layers.get(path) not in layers:
             skipped[path] = "outside the chosen layers"
         else:
-            rank = match_pattern(path, config.rank_pattern) or config.rank
-            alpha = match_pattern(path, config.alpha_pattern) or config.alpha
-            adapted.append(Target(path, available[path], int(rank), float(alpha)))
+            rank = int(match_pattern(path, config.rank_pattern) or config.rank)
+            alpha = float(match_pattern(path, config.alpha_pattern) or config.alpha)
+            scaling = alpha / (rank**0.5 if config.rslora else rank)
+            adapted.append(Target(path, available[path], rank, scaling))
     if not adapted:
         why = f"; all matches were left out: {_first(skipped)}" if skipped else ""
         raise TargetError(f"targets: {config.targets!r} matches nothing to adapt{why}. There are: {summary(available)}")
