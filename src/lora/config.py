@@ -8,12 +8,12 @@ An unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from lora.errors import ConfigError
-from lora.registry import VARIANTS, unknown
+from lora.registry import TASKS, VARIANTS, unknown
 from lora.settings import Settings
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -92,7 +92,7 @@ class AdapterConfig(Settings):
 
 
 def _with_variant(keys: dict[str, Any], values: dict[Any, Any]) -> dict[Any, Any]:
-    """``values`` with ``variant`` in place of the keys that PEFT knows variants by. ``keys``: the same, by our names."""
+    """``values`` with ``variant`` in place of keys that PEFT knows variants by. ``keys``: the same, by our names."""
     from lora.core.variant import variants
 
     known = {key for variant in variants().values() for key in variant.peft_keys}
@@ -128,19 +128,47 @@ class DataConfig(Settings):
         default=None, description="held-out data of the same kind; default: split off from train"
     )
     held_out: float | None = Field(
-        default=None, ge=0, lt=1, description="share split off where no validation data is given; 0: none"
+        default=None,
+        ge=0,
+        le=0.9,
+        description="share split off where no validation data is given, at most 0.9; 0: none",
     )
-    task: Literal["auto", "classification", "multi-label", "regression", "causal"] = Field(
-        default="auto", description="auto reads it from the columns"
-    )
+    task: str = Field(default="auto", description=f"{', '.join(TASKS)}; auto reads it from the columns")
     text_column: str | None = Field(default=None, description="column of the text (default: recognised)")
     text_pair_column: str | None = Field(default=None, description="column of a second text (default: recognised)")
     label_column: str | None = Field(default=None, description="column of the label(s) (default: recognised)")
     prompt_column: str | None = Field(default=None, description="column of the prompt (default: recognised)")
     completion_column: str | None = Field(default=None, description="column of the completion (default: recognised)")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="columns by what they are to the task, as in {context: background}"
+    )
     max_length: int | None = Field(
         default=None, ge=2, description="tokens kept of a row; default: what the model takes, at most 1024"
     )
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        if value not in ("auto", *TASKS):
+            raise ValueError(unknown(value, ("auto", *TASKS)))
+        return value
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        for role, name in self.columns.items():
+            if getattr(self, f"{role}_column", None) not in (None, name):
+                raise ValueError(f"{role}_column and columns name different columns for {role!r}; keep one of them")
+        return self
+
+    def named_columns(self) -> dict[str, str]:
+        """Role -> column, for every column that is named."""
+        ending = "_column"
+        own = {key.removesuffix(ending): getattr(self, key) for key in type(self).model_fields if key.endswith(ending)}
+        return {role: name for role, name in own.items() if name is not None} | self.columns
+
+    def setting_of(self, role: str) -> str:
+        """The setting that names the column of ``role``."""
+        return f"data.columns.{role}" if role in self.columns else f"data.{role}_column"
 
 
 class TrainingConfig(Settings):

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 
 from lora.data.batches import BatchPlan, in_order
-from lora.data.columns import Columns
+from lora.data.rows import located
 from lora.data.splits import hold_out
 from lora.errors import DataError
 
-CLASSES = Columns("classification", text="text", label="label")
 QUICK = settings(max_examples=60, deadline=None)
 
 
@@ -24,33 +23,65 @@ def labelled(labels: list[str]) -> list[dict]:
 @given(
     texts=st.lists(st.integers(0, 30), min_size=2, max_size=120),
     labels=st.integers(1, 6),
-    task=st.sampled_from(["classification", "multi-label", "causal"]),
+    stratified=st.booleans(),
     share=st.one_of(st.none(), st.floats(0.01, 0.9)),
     seed=st.integers(0, 5),
 )
 def test_every_row_once_and_no_input_on_both_sides(
-    texts: list[int], labels: int, task: str, share: float | None, seed: int
+    texts: list[int], labels: int, stratified: bool, share: float | None, seed: int
 ) -> None:
     rows = [
         {"text": f"Text  {text}" if n % 2 else f"text {text}", "label": str(n % labels)} for n, text in enumerate(texts)
     ]
-    columns = Columns(task, text="text", label="label")
-    if len(set(texts)) < 2:
-        with pytest.raises(DataError, match="nothing can be held out"):
-            hold_out(rows, columns, share, seed)
+    classes = "label" if stratified else None
+
+    def split() -> tuple[list[int], list[int], str]:
+        return hold_out(rows, ["text"], share, seed, classes)
+
+    every = {row["label"] for row in rows}
+    try:
+        train, held, note = split()
+    except DataError as error:
+        reasons = {
+            "nothing can be held out": len(set(texts)) < 2,
+            "every class has a single input": stratified,
+            "to train on": share is not None and len(rows) - round(share * len(rows)) < (len(every) if classes else 1),
+        }
+        assert [words for words, holds in reasons.items() if holds and words in str(error)], error
         return
-    train, held, note = hold_out(rows, columns, share, seed)
     assert sorted(train + held) == list(range(len(rows))) and train and held
     assert not {texts[i] for i in train} & {texts[i] for i in held}
     assert f"Held out {len(held)} of {len(rows)}" in note
-    assert hold_out(rows, columns, share, seed) == (train, held, note)
+    assert split() == (train, held, note)
+    if stratified:
+        assert {rows[i]["label"] for i in train} == every, "a class that is not trained on cannot be learned"
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "share", "words"),
+    [
+        (["a", "b"] * 10, "label", 0.9, ""),
+        (["a", "b", "c"] * 5, "label", 0.9, "data.held_out 0.9 of 15 rows would leave 1 to train on, and there are 3"),
+        (["a"] * 4, None, 0.9, "data.held_out 0.9 of 4 rows would leave 0 to train on, and at least one is needed"),
+        ([str(n) for n in range(10)], "label", None, "every class has a single input"),
+        ([str(n) for n in range(10)], None, None, ""),
+    ],
+)
+def test_enough_is_left_to_train_on(labels: list[str], classes: str | None, share: float | None, words: str) -> None:
+    rows = located(labelled(labels), "a.csv")
+    if not words:
+        assert hold_out(rows, ["text"], share, 0, classes)[0]
+        return
+    with pytest.raises(DataError) as caught:
+        hold_out(rows, ["text"], share, 0, classes)
+    assert str(caught.value).startswith("a.csv: ") and words in str(caught.value)
 
 
 @QUICK
 @given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=8), seed=st.integers(0, 5))
 def test_stratified(sizes: list[int], seed: int) -> None:
     rows = labelled([str(label) for label, size in enumerate(sizes) for _ in range(size)])
-    train, held, note = hold_out(rows, CLASSES, 0.25, seed)
+    train, held, note = hold_out(rows, ["text"], 0.25, seed, "label")
     for label, size in enumerate(sizes):
         inside = sum(rows[index]["label"] == str(label) for index in held)
         assert abs(inside - size * len(held) / len(rows)) <= 1.5
@@ -63,35 +94,34 @@ def test_stratified(sizes: list[int], seed: int) -> None:
 )
 def test_default_size(count: int, expected: int) -> None:
     rows = [{"text": str(number)} for number in range(count)]
-    assert len(hold_out(rows, Columns("causal", text="text"), None, 0)[1]) == expected
+    assert len(hold_out(rows, ["text"], None, 0)[1]) == expected
 
 
 def test_classes_of_a_single_row_are_trained_on() -> None:
     rows = labelled(["a"] * 20 + ["b"] * 20 + ["lonely", "alone"])
-    train, _, note = hold_out(rows, CLASSES, 0.2, 0)
+    train, _, note = hold_out(rows, ["text"], 0.2, 0, "label")
     assert {40, 41} <= set(train) and "2 classes of a single row went to training" in note
 
 
 def test_too_few_rows_for_every_class_is_said() -> None:
-    note = hold_out(labelled([str(n // 2) for n in range(40)]), CLASSES, 0.1, 0)[2]
+    note = hold_out(labelled([str(n // 2) for n in range(40)]), ["text"], 0.1, 0, "label")[2]
     assert "one of each class at least (asked: 4)" in note
-    note = hold_out(labelled([str(n) for n in range(10)]), CLASSES, 0.1, 0)[2]
-    assert "no class has two rows" in note
+    repeated = [{"text": "same", "label": "ab"[n % 2]} for n in range(30)] + labelled(["a", "b"])
+    train, held, note = hold_out(repeated, ["text"], 0.1, 0, "label")
+    assert set(held) <= {30, 31} and set(range(30)) <= set(train) and "no class has two inputs" in note
 
 
 def test_an_input_that_fills_the_data_is_training_data() -> None:
     rows = [{"prompt": "", "completion": str(n)} for n in range(90)] + [
         {"prompt": str(n), "completion": ""} for n in range(10)
     ]
-    train, held, _ = hold_out(rows, Columns("causal", prompt="prompt", completion="completion"), 0.1, 0)
+    train, held, _ = hold_out(rows, ["prompt"], 0.1, 0)
     assert set(range(90)) <= set(train) and 1 <= len(held) <= 10
 
 
 def test_references_of_one_prompt_stay_together() -> None:
     rows = [{"prompt": str(n // 4), "context": "", "completion": str(n)} for n in range(100)]
-    train, held, note = hold_out(
-        rows, Columns("causal", prompt="prompt", completion="completion", context="context"), 0.2, 1
-    )
+    train, held, note = hold_out(rows, ["prompt", "context"], 0.2, 1)
     assert not {n // 4 for n in train} & {n // 4 for n in held} and len(held) == 20 and "(75 repeated)" in note
 
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from lora.data.columns import Columns, recognise
 from lora.errors import DataError
 from lora.tasks import TASKS, from_state
+from lora.tasks.recognise import recognise
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 QUICK = settings(max_examples=60, deadline=None)
@@ -164,7 +164,7 @@ def test_an_empty_prompt_is_allowed_and_its_first_token_not_learned_without_a_be
 
 
 def test_bad_rows_are_refused_together(make_tokenizer: Callable[..., Any]) -> None:
-    columns = Columns("causal", prompt="prompt", completion="completion", context="input")
+    columns = {"prompt": "prompt", "completion": "completion", "context": "input"}
     rows = [
         {"prompt": "a", "completion": "b"},
         {"prompt": None, "completion": " "},
@@ -181,7 +181,7 @@ def test_bad_rows_are_refused_together(make_tokenizer: Callable[..., Any]) -> No
     ):
         assert part in message
     assert "no row has the column 'completion'" in refusal(Causal.from_rows, [{"prompt": "a"}], columns)
-    assert "text is empty: row 1" in refusal(Causal.from_rows, [{"text": ""}], Columns("causal", text="text"))
+    assert "text is empty: row 1" in refusal(Causal.from_rows, [{"text": ""}], {"text": "text"})
     with pytest.raises(ValueError, match="either a text column or"):
         Causal(prompt="prompt")
     with pytest.raises(ValueError, match="at least 2"):
@@ -189,7 +189,7 @@ def test_bad_rows_are_refused_together(make_tokenizer: Callable[..., Any]) -> No
 
 
 def test_state() -> None:
-    task = Causal.from_rows([{"p": "a", "c": "b", "i": ""}], Columns("causal", prompt="p", completion="c", context="i"))
+    task = Causal.from_rows([{"p": "a", "c": "b", "i": ""}], {"prompt": "p", "completion": "c", "context": "i"})
     assert task.state() == {"task": "causal", "text": None, "prompt": "p", "completion": "c", "context": "i"}
     assert from_state(json.loads(json.dumps(task.state()))).state() == task.state()
     assert task.model_options() == {} and (task.best_metric, task.greater_is_better) == ("loss", False)
@@ -259,7 +259,7 @@ def test_loss_agrees_with_a_real_models_own() -> None:
     for source in ("gsm8k#6", "medquad#6", "tinystories/test.txt#6"):
         rows = load_rows(str(SHARED / "data" / source))
         columns = recognise(rows, DataConfig())
-        task = Causal.from_rows(rows, columns)
+        task = Causal.from_rows(rows, columns.roles)
         batch = task.collate(task.encode(rows, tokenizer, 512).examples, tokenizer.pad_token_id)
         with torch.no_grad():
             out = model(**batch)

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from sklearn.metrics import f1_score
 
-from lora.data.columns import Columns, recognise
 from lora.errors import DataError
 from lora.tasks import TASKS, Task, from_state
+from lora.tasks.recognise import recognise
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 QUICK = settings(max_examples=40, deadline=None)
@@ -27,8 +27,8 @@ def rows(labels: list[Any]) -> list[dict[str, Any]]:
     return [{"text": f"text number {number}", "label": label} for number, label in enumerate(labels)]
 
 
-def learn(name: str, labels: list[Any], **columns: Any) -> Task:
-    return TASKS[name].from_rows(rows(labels), Columns(name, text="text", label="label", **columns))
+def learn(name: str, labels: list[Any]) -> Task:
+    return TASKS[name].from_rows(rows(labels), {"text": "text", "label": "label"})
 
 
 def outputs(logits: torch.Tensor) -> SimpleNamespace:
@@ -130,7 +130,7 @@ def test_bad_labels_are_refused_together(name: str, labels: list[Any], parts: li
 @pytest.mark.parametrize("name", ["classification", "multi-label", "regression"])
 def test_bad_texts_are_refused_together(name: str, tokenizer: Any) -> None:
     data = [{"text": text, "label": "1"} for text in (None, "  ", 5, "fine", float("nan"))]
-    message = refusal(TASKS[name].from_rows, data, Columns(name, text="text", label="label"))
+    message = refusal(TASKS[name].from_rows, data, {"text": "text", "label": "label"})
     for part in (
         "4 of 5 rows",
         "text is missing: rows 1, 5",
@@ -179,9 +179,7 @@ def test_tokens_are_cut_on_the_right_and_counted(tokenizer: Any) -> None:
 
 def test_of_a_pair_the_longer_text_is_cut(tokenizer: Any) -> None:
     data = [{"text": "card " * 40, "other": "the order", "label": "a"}, {"text": "x", "other": "y", "label": "b"}]
-    task = TASKS["classification"].from_rows(
-        data, Columns("classification", text="text", text_pair="other", label="label")
-    )
+    task = TASKS["classification"].from_rows(data, {"text": "text", "text_pair": "other", "label": "label"})
     ids = task.encode(data, tokenizer, 16).examples[0]["input_ids"]
     assert len(ids) == 16 and tokenizer.decode(ids).replace("</s>", "").rstrip().endswith("the order")
     assert "other is missing: row 1" in refusal(
@@ -336,7 +334,7 @@ def test_real_data(folder: str, name: str, classes: int, tokenizer: Any) -> None
     train, test = load_rows(str(SHARED / "data" / folder)), load_rows(f"{SHARED / 'data' / folder}#200", "test")
     columns = recognise(train, DataConfig())
     assert columns.task == name
-    task = TASKS[name].from_rows(train, columns)
+    task = TASKS[name].from_rows(train, columns.roles)
     encoded = task.encode(test, tokenizer, 32)
     assert task.model_options()["num_labels"] == classes and len(encoded) == 200 and max(encoded.lengths) <= 32
     batch = task.collate(encoded.examples, 0)

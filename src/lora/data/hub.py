@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora.data.readers import SPLIT_NAMES, Row, name_classes
+from lora.data.readers import SPLIT_NAMES, name_classes
+from lora.data.rows import Row, located
 from lora.errors import DataError
 
 
@@ -65,8 +66,9 @@ def _rows(name: str, found: Any, wanted: list[str], must: str, limit: int | None
     rows: dict[str, list[Row]] = {}
     for split in [split for split in wanted if split in parts]:
         part = parts[split]
-        rows[split] = part.select(range(min(limit or len(part), len(part)))).to_list()
-        name_classes(rows[split], part.features.to_dict())
-        if not rows[split]:
+        some = part.select(range(min(limit or len(part), len(part)))).to_list()
+        name_classes(some, part.features.to_dict())
+        if not some:
             raise DataError(f"{name}: its {split} split is empty")
+        rows[split] = located(some, f"{name} ({split})")
     return rows

@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from lora.data.rows import Row, origins, places
 from lora.errors import DataError
-
-SHOWN = 5  # rows named of each kind of problem; the rest is counted
 
 
 class Problems:
-    """Rows at fault, grouped by what is wrong with them. Row numbers start at 1, as in an editor."""
+    """Rows at fault, grouped by what is wrong with them.
 
-    def __init__(self) -> None:
-        self._rows: dict[str, list[int]] = {}
+    Arguments:
+        rows: all that are looked at. They are named by their place in their file; without one, counted from 1.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._found: dict[str, list[int]] = {}
 
     def add(self, what: str, index: int) -> None:
         """Note that the row at 0-based ``index`` has the problem ``what``."""
-        self._rows.setdefault(what, []).append(index + 1)
+        self._found.setdefault(what, []).append(index)
 
     def __bool__(self) -> bool:
-        return bool(self._rows)
+        return bool(self._found)
 
-    def __str__(self) -> str:
-        return "\n".join(f"  {what}: {_rows(numbers)}" for what, numbers in self._rows.items())
+    def fail(self, remedy: str) -> NoReturn:
+        """Raise DataError with every problem."""
+        bad = sorted({index for indices in self._found.values() for index in indices})
+        sources = origins(self._rows[index] for index in bad)
+        known = any(source.name for source in sources)
+        start = f"{sources[0].name}: " if known and len(sources) == 1 else ""
+        counted = "" if known else " (rows counted from 1)"
+        lines = [f"{start}{len(bad)} of {len(self._rows)} rows cannot be used{counted}:"]
+        for what, indices in self._found.items():
+            lines.append(f"  {what}: {places(self._rows, indices, with_names=len(sources) > 1)}")
+        raise DataError("\n".join([*lines, remedy]))
 
-    def fail(self, total: int, remedy: str) -> NoReturn:
-        """Raise DataError with every problem; ``total`` is how many rows were looked at."""
-        bad = len({number for numbers in self._rows.values() for number in numbers})
-        raise DataError(f"{bad} of {total} rows cannot be used (rows counted from 1):\n{self}\n{remedy}")
-
-    def raise_if_any(self, total: int, remedy: str) -> None:
+    def raise_if_any(self, remedy: str) -> None:
         """As ``fail``, where there are problems; nothing otherwise."""
         if self:
-            self.fail(total, remedy)
-
-
-def _rows(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:SHOWN]))
-    more = len(numbers) - SHOWN
-    return f"row{'s' if len(numbers) > 1 else ''} {shown}" + (f" and {more} more" if more > 0 else "")
+            self.fail(remedy)
 
 
 def is_missing(value: Any) -> bool:

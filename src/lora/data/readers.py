@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lora.data.rows import Origin, Row, SourceRow, located
 from lora.errors import DataError
 
-Row = dict[str, Any]
 SPLIT_NAMES = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "dev": "validation",
     "val": "validation", "eval": "validation", "test": "test",
@@ -65,6 +65,7 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[Row]:
 def _parse_jsonl(path: Path, text: str, limit: int | None) -> list[Row]:
     rows: list[Row] = []
     broken: list[str] = []
+    origin = Origin(str(path), "line")
     # split("\n"), not splitlines(): JSON strings may hold U+2028 and its like, which splitlines() takes for line ends.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -77,7 +78,7 @@ def _parse_jsonl(path: Path, text: str, limit: int | None) -> list[Row]:
             broken.append(f"line {number}: nested too deeply: {_cut(line)}")
         else:
             if isinstance(value, dict):
-                rows.append(value)
+                rows.append(SourceRow(value, origin, number))
             else:
                 broken.append(f'line {number}: {_kind(value)}, not an object like {{"text": …}}: {_cut(line)}')
         if limit is not None and len(rows) + len(broken) >= limit:
@@ -106,11 +107,12 @@ def read_json(path: Path, limit: int | None = None) -> list[Row] | dict[str, lis
     except RecursionError:
         raise DataError(f"{path}: not readable: nested too deeply") from None
     if isinstance(value, dict) and value and all(str(key).lower() in SPLIT_NAMES for key in value):
-        return {SPLIT_NAMES[key.lower()]: _json_rows(path, part, f"{key}: ", limit) for key, part in value.items()}
+        return {SPLIT_NAMES[key.lower()]: _json_rows(path, part, key, limit) for key, part in value.items()}
     return _json_rows(path, value, "", limit)
 
 
-def _json_rows(path: Path, value: Any, where: str, limit: int | None) -> list[Row]:
+def _json_rows(path: Path, value: Any, split: str, limit: int | None) -> list[Row]:
+    where = f"{split}: " if split else ""
     if isinstance(value, dict) and isinstance(value.get("data"), list) and not _is_columns(value):
         value, where = value["data"], f"{where}data: "
     if isinstance(value, dict) and _is_columns(value):
@@ -134,7 +136,7 @@ def _json_rows(path: Path, value: Any, where: str, limit: int | None) -> list[Ro
         if not isinstance(item, dict)
     ]
     _raise_broken(path, broken, 'every element must be an object like {"text": …}')
-    return _not_empty(path, value)
+    return _not_empty(path, located(value, f"{path} ({split})" if split else str(path)))
 
 
 def _is_columns(value: dict[str, Any]) -> bool:
@@ -188,9 +190,10 @@ def _read_delimited(path: Path, text: str, delimiter: str, limit: int | None) ->
         raise DataError(f"{path}: line 1: column name given twice: {', '.join(twice)}; rename one of each")
     rows: list[Row] = []
     broken: list[str] = []
+    origin = Origin(str(path), "line")
     for line, fields in records:
         if len(fields) == len(header):
-            rows.append(dict(zip(header, fields, strict=True)))
+            rows.append(SourceRow(dict(zip(header, fields, strict=True)), origin, line))
         else:
             amount = "too many" if len(fields) > len(header) else "too few"
             excerpt = _cut(delimiter.join(fields))
@@ -220,7 +223,7 @@ def read_parquet(path: Path, limit: int | None = None) -> list[Row]:
     rows = table.slice(0, limit).to_pylist()
     described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     name_classes(rows, described.get("info", {}).get("features", {}))
-    return _not_empty(path, rows)
+    return _not_empty(path, located(rows, str(path)))
 
 
 def name_classes(rows: list[Row], features: dict[str, Any]) -> None:
@@ -251,7 +254,7 @@ def read_txt(path: Path, limit: int | None = None) -> list[Row]:
     marked = re.search(r"^<\|endoftext\|>[ \t]*$", text, re.MULTILINE)
     parts = re.split(r"^<\|endoftext\|>[ \t]*$" if marked else r"\n(?:[ \t]*\n)+", text, flags=re.MULTILINE)
     documents = [part.strip("\n") for part in parts if part.strip()]
-    return _not_empty(path, [{"text": document} for document in documents[:limit]])
+    return _not_empty(path, located(({"text": document} for document in documents[:limit]), str(path), "document"))
 
 
 READERS: dict[str, Callable[[Path, int | None], list[Row] | dict[str, list[Row]]]] = {

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from lora.config import DataConfig
 from lora.data.hub import is_saved, load_hub, load_saved
-from lora.data.readers import READERS, SPLIT_NAMES, Row, read_file
+from lora.data.readers import READERS, SPLIT_NAMES, read_file
+from lora.data.rows import Row
 from lora.errors import DataError
 
 SPLITS = ("train", "validation", "test")

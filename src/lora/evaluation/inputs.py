@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import DataConfig
 from lora.core.routing import BASE
-from lora.data.columns import recognise
 from lora.data.sources import load_rows
 from lora.errors import AdapterFileError, ConfigError, DataError
-from lora.model.base import load_tokenizer, longest_row, pad_token_id
+from lora.model.base import pad_token_id
 from lora.model.lora import LoRA
-from lora.tasks import Encoded, Row, Task, from_state, task_class
+from lora.tasks import Encoded, Row, Task, from_state
+from lora.tasks.inputs import as_rows, length_for, task_for, tokenizer_of, with_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-COLUMNS = ("text", "text_pair", "label", "prompt", "completion")  # what DataConfig names as `<role>_column`
 
 
 @dataclass
@@ -117,12 +114,11 @@ def stored_task(model: LoRA, names: Sequence[str]) -> Task | None:
 
 def task_from_rows(model: LoRA, rows: list[Row], config: DataConfig) -> tuple[Task, str]:
     """Task and labels read from the rows, and a sentence about it. Labels are in the model's order, if it says one."""
-    columns = recognise(rows, config)
-    task = task_class(columns.task).from_rows(rows, columns)
+    task, how = task_for(rows, config)
     order = _labels_of(model, getattr(task, "labels", []))
     if order:
         task = from_state({**task.state(), "labels": order})
-    return task, f"No task is stored with the adapter, so it was read from these rows. {columns.how}"
+    return task, f"No task is stored with the adapter, so it was read from these rows. {how}"
 
 
 def _labels_of(model: LoRA, found: list[str]) -> list[str]:
@@ -137,36 +133,12 @@ def _labels_of(model: LoRA, found: list[str]) -> list[str]:
     return ordered if set(found) <= set(ordered) else []
 
 
-def with_columns(task: Task, config: DataConfig) -> Task:
-    """``task`` reading the columns that ``config`` names in place of those it was trained with."""
-    state = task.state()
-    named = {role: getattr(config, f"{role}_column") for role in COLUMNS if role in state}
-    changed = {role: name for role, name in named.items() if name is not None and name != state[role]}
-    return from_state({**state, **changed}) if changed else task
-
-
 def rows_of(data: Any) -> tuple[list[Row], str | None, list[str]]:
     """Rows, where they came from, and notes, from a path or hub id, a list of dicts or a ``datasets.Dataset``."""
     if isinstance(data, (str, Path)):
         rows, notes = load_evaluation_rows(str(data))
         return rows, str(data), notes
-    if isinstance(data, Mapping):
-        splits = ", ".join(map(str, data))
-        raise DataError(
-            f"one data set is needed, and this is a {type(data).__name__} of several ({splits}); pass one of them"
-        )
-    if not isinstance(data, Iterable):
-        raise DataError(f"data must be a path, rows as dicts or a datasets.Dataset, not {type(data).__name__}")
-    rows = [dict(row) if isinstance(row, Mapping) else row for row in data]
-    wrong = next((index for index, row in enumerate(rows) if not isinstance(row, dict)), None)
-    if wrong is not None:
-        raise DataError(
-            f"row {wrong + 1} is a {type(rows[wrong]).__name__}; "
-            "each row must be a dict such as {'text': ..., 'label': ...}"
-        )
-    if not rows:
-        raise DataError("there are no rows to evaluate on")
-    return rows, None, []
+    return as_rows(data, "evaluation data"), None, []
 
 
 def load_evaluation_rows(source: str) -> tuple[list[Row], list[str]]:
@@ -180,20 +152,6 @@ def load_evaluation_rows(source: str) -> tuple[list[Row], list[str]]:
         if "has no test split" not in str(error):
             raise
     return load_rows(source, "validation"), [f"{source} has no test split; its validation split was used."]
-
-
-def length_for(model: LoRA, names: Sequence[str], tokenizer: Any, wanted: int | None) -> int:
-    """Tokens kept of a row: ``wanted``, else the least that the adapters were trained with, else the model's."""
-    trained = [length for name in names if (length := model.notes.get(name, {}).get("max_length"))]
-    return longest_row(tokenizer, model.base, wanted or min(trained, default=None))
-
-
-def tokenizer_of(model: LoRA) -> Any:
-    """The tokenizer of the base model's own folder. Raises ModelError."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", "")
-    if not name:
-        raise ConfigError("this base model does not say where it was loaded from; pass tokenizer=")
-    return load_tokenizer(name)
 
 
 def _pad_id(model: LoRA, tokenizer: Any) -> int:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
 from lora.data.problems import Problems, is_missing
+from lora.data.rows import Origin, SourceRow
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError, RoutingError
 from lora.evaluation.generation import MAX_NEW_TOKENS, complete, prompt_length
-from lora.evaluation.inputs import chosen_adapters, length_for, stored_task, tokenizer_of
+from lora.evaluation.inputs import chosen_adapters, stored_task
 from lora.model.base import pad_token_id
-from lora.tasks import Row, Task
+from lora.tasks import Input, Row, Task
 from lora.tasks.inference import infer
+from lora.tasks.inputs import length_for, tokenizer_of
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -120,7 +122,7 @@ def predict_iter(
         for note in encoded.notes:
             on_note(note if len(chunk) < CHUNK and not done else f"Rows {done + 1} to {done + len(chunk)}: {note}")
         if generates:
-            column = _columns(task)[0]
+            column = task.inputs()[0].column
             completions = complete(model, task, encoded, name, tokenizer, batch_size=batch_size, **options)
             yield from (
                 {"prompt": row[column], "completion": text} for row, text in zip(ready, completions, strict=True)
@@ -162,40 +164,32 @@ def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _columns(task: Task) -> list[str]:
-    """Columns that must hold text; the first is what a plain string stands for."""
-    named = (getattr(task, role, None) for role in ("text", "prompt", "text_pair"))
-    return [name for name in named if name is not None]
-
-
 def _checked(task: Task, rows: list[Any], before: int) -> list[Row]:
-    """``rows`` as dicts. Raises DataError naming all rows at fault; ``before``: number of rows before these."""
-    columns = _columns(task)
-    problems = Problems()
+    """``rows`` as dicts that know their number. Raises DataError naming all at fault; ``before``: rows before these."""
+    inputs = [given for given in task.inputs() if not given.optional]
+    origin = Origin(unit="row")
     out: list[Row] = []
-    for index, given in enumerate(rows, start=before):
-        if isinstance(given, str) and len(columns) > 1:
-            problems.add(
-                f"a string, but the adapter reads {len(columns)} texts ({', '.join(columns)}): pass dicts", index
-            )
-            continue
-        row = {columns[0]: given} if isinstance(given, str) else given
-        if not isinstance(row, Mapping):
-            problems.add(f"neither a dict nor a string ({type(given).__name__})", index)
-            continue
-        out.append(dict(row))
-        for name in columns:
-            # A blank prompt is a wish like any other; a blank text to classify is a row that was not filled in.
-            problem = _cell_problem(row, name, blank=name == getattr(task, "prompt", None))
-            if problem:
+    for number, row in enumerate(rows, start=before + 1):
+        cells = {inputs[0].column: row} if isinstance(row, str) else row if isinstance(row, Mapping) else {}
+        out.append(row if isinstance(row, SourceRow) else SourceRow(cells, origin, number))
+    problems = Problems(out)
+    for index, row in enumerate(rows):
+        if isinstance(row, str) and len(inputs) > 1:
+            names = ", ".join(given.column for given in inputs)
+            problems.add(f"a string, but the adapter reads {len(inputs)} texts ({names}): pass dicts", index)
+        elif not isinstance(row, (str, Mapping)):
+            problems.add(f"neither a dict nor a string ({type(row).__name__})", index)
+        else:
+            for problem in filter(None, (_cell_problem(out[index], given) for given in inputs)):
                 problems.add(problem, index)
     if not rows:
         raise DataError("there are no rows to predict on")
-    problems.raise_if_any(before + len(rows), REMEDY)
+    problems.raise_if_any(REMEDY)
     return out
 
 
-def _cell_problem(row: Mapping[str, Any], name: str, blank: bool) -> str | None:
+def _cell_problem(row: Row, given: Input) -> str | None:
+    name = given.column
     if name not in row:
         return f"no column {name!r} (there are: {', '.join(map(str, row)) or 'none'})"
     value = row[name]
@@ -203,7 +197,7 @@ def _cell_problem(row: Mapping[str, Any], name: str, blank: bool) -> str | None:
         return f"{name} is missing"
     if not isinstance(value, str):
         return f"{name} is of the type {type(value).__name__}, not text"
-    return None if blank or value.strip() else f"{name} is empty"
+    return None if given.blank or value.strip() else f"{name} is empty"
 
 
 def _answer(task: Task, prediction: Any) -> dict[str, Any]:

@@ -1,19 +1,14 @@
-"""Tasks: the registry. A new task is one file and one line here."""
+"""Tasks: one file each, and a line in `lora.registry`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from lora import registry
 from lora.errors import ConfigError
-from lora.tasks.base import Encoded, Row, Task
-from lora.tasks.causal import CausalTask
-from lora.tasks.classification import ClassificationTask
-from lora.tasks.multilabel import MultiLabelTask
-from lora.tasks.regression import RegressionTask
+from lora.tasks.base import Encoded, Input, Row, Task
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (ClassificationTask, MultiLabelTask, RegressionTask, CausalTask)
-}
+TASKS: dict[str, type[Task]] = {name: registry.load(place) for name, place in registry.TASKS.items()}
 
 
 def task_class(name: str) -> type[Task]:
@@ -21,7 +16,7 @@ def task_class(name: str) -> type[Task]:
     try:
         return TASKS[name]
     except KeyError:
-        raise ConfigError(f"task {name!r} is unknown; known: {', '.join(sorted(TASKS))}") from None
+        raise ConfigError(f"task {name!r} is {registry.unknown(name, TASKS)}") from None
 
 
 def from_state(state: dict[str, Any]) -> Task:
@@ -30,4 +25,4 @@ def from_state(state: dict[str, Any]) -> Task:
     return cls(**{key: value for key, value in state.items() if key != "task"})
 
 
-__all__ = ["TASKS", "Encoded", "Row", "Task", "from_state", "task_class"]
+__all__ = ["TASKS", "Encoded", "Input", "Row", "Task", "from_state", "task_class"]

@@ -1,18 +1,22 @@
 """The contract of a task: how its rows become tokens, its outputs a loss and its outputs predictions.
 
-A task is one file in this package and one line in the registry (`lora.tasks`). Nothing else knows a task by name.
+A task is one file in this package and one line in `lora.registry`. Nothing else knows a task by name.
 Shapes: b row, t token, v vocabulary, c class.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-Row = dict[str, Any]
+from lora.data.columns import Claim, Table
+from lora.data.rows import Row
+
+__all__ = ["Encoded", "Input", "Row", "Task"]
 
 
 @dataclass
@@ -37,18 +41,59 @@ class Encoded:
         return len(self.examples)
 
 
+@dataclass(frozen=True)
+class Input:
+    """A column that the model sees.
+
+    Attributes:
+        blank: whether its text may be empty. A blank prompt is a wish like others; a blank text was not filled in.
+        optional: whether a row may lack it.
+    """
+
+    column: str
+    blank: bool = False
+    optional: bool = False
+
+
 class Task(ABC):
-    """One kind of supervision. Instances hold what was learned from the training rows, and nothing else."""
+    """One kind of supervision. Instances hold what was learned from the training rows, and nothing else.
+
+    Class attributes:
+        roles: the columns it may read, by role: ``data.<role>_column`` or ``data.columns`` names one. A role is also
+            the key of ``state`` under which its column is kept.
+        to_name: the settings that name its columns, for the message where nothing is recognised.
+    """
 
     name: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]]
+    to_name: ClassVar[str]
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
     best_metric: ClassVar[str]  # key of `metrics` that picks the best checkpoint
     greater_is_better: ClassVar[bool]
 
     @classmethod
     @abstractmethod
-    def from_rows(cls, rows: list[Row], columns: Any) -> Task:
-        """Learn label names and the like from training rows. Raises DataError naming the rows at fault."""
+    def recognise(cls, table: Table, asked: bool) -> Claim | None:
+        """Whether the columns are meant for this task, how clearly, and which is which; None: not at all.
+
+        ``asked``: the settings name this task, so the columns need not; then names that would do are enough.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> Task:
+        """Learn label names and the like from training rows. Raises DataError naming the rows at fault.
+
+        ``columns``: role -> column, as ``recognise`` gives it.
+        """
+
+    @abstractmethod
+    def inputs(self) -> list[Input]:
+        """The columns that the model sees; the first is what a plain string stands for."""
+
+    def classes(self) -> str | None:
+        """The column whose values should all be met in training and in evaluation; None: there is no such column."""
+        return None
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -1,26 +1,30 @@
-"""Next tokens: of plain text, or of a completion after its prompt. Shapes: b row, t token, v vocabulary, n supervised
-token.
+"""Next tokens: of plain text, or of a completion after its prompt. How they become token ids stands in `tokens`.
 
-Prompt and completion are tokenised each for itself and the ids put together. The mask is then a matter of counting,
-and what a server sends as a prompt is, token for token, what was trained on; the price is that no token spans the
-boundary (write a separating space or line break into one of the two columns if the format needs one; none is added).
+Shapes: b row, t token, v vocabulary, n supervised token.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lora.data.columns import TEXT, Claim, Sign, Table
 from lora.data.problems import Problems, is_missing
-from lora.errors import DataError
-from lora.tasks.base import Encoded, Row, Task
-from lora.tasks.sequence import REMEDY, check_texts, cut_note, pad
+from lora.tasks.base import Encoded, Input, Row, Task
+from lora.tasks.sequence import REMEDY, check_texts, pad
+from lora.tasks.tokens import IGNORED, Frame, Made, bare_ids, blocks, completions
 
-IGNORED = -100  # what transformers and torch take for "no label here"
+PLAIN_TEXT = ("text", "content", "document")  # a lone column of this name is text to model, whatever stands beside it
+PROMPTS = (
+    ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
+    ("question", "answer"), ("source", "target"), ("input", "output"), ("input", "target"),
+)  # fmt: skip
+WITH_CONTEXT = ("instruction", "prompt", "question")  # prompts that a context column may belong to
+CONTEXT = ("input", "context")  # joined below the prompt where the prompt is an instruction
 JOIN = "\n\n"  # between an instruction and its input (alpaca), simple enough to write by hand when serving
 
 
@@ -34,6 +38,8 @@ class CausalTask(Task):
     """
 
     name = "causal"
+    roles = ("text", "prompt", "context", "completion")
+    to_name = "data.prompt_column and data.completion_column to learn answers, or data.task causal for plain text"
     auto_class = "AutoModelForCausalLM"
     best_metric = "loss"
     greater_is_better = False
@@ -53,11 +59,40 @@ class CausalTask(Task):
         self.context = context
 
     @classmethod
-    def from_rows(cls, rows: list[Row], columns: Any) -> CausalTask:
+    def recognise(cls, table: Table, asked: bool) -> Claim | None:
+        given = table.named
+        answers = "prompt" in given or "completion" in given
+        why = "plain text, every token learned"
+        if "text" in given and not answers:
+            return Claim(Sign.NAMED if asked else Sign.USUAL, {"text": given["text"]}, why)
+        sign = Sign.NAMED if asked or answers else Sign.USUAL
+        prompt, completion = _prompt_and_completion(table)
+        if prompt and completion:
+            return _answering(table, sign, prompt, completion)
+        if prompt or completion:
+            missing, role = ("completion", "prompt") if prompt else ("prompt", "completion")
+            what = f"{role} is column {prompt or completion!r}, but no {missing} column is recognised; "
+            return Claim(
+                sign, problem=table.error(f"{what}name it with data.{missing}_column (--data.{missing}-column)")
+            )
+        text = table.get(*TEXT)
+        if text and (asked or text.lower() in PLAIN_TEXT or len(table.all) == 1):
+            return Claim(Sign.LEFT, {"text": text}, why)
+        return None
+
+    @classmethod
+    def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> CausalTask:
         """Nothing is learned from the rows; they are checked. Raises DataError naming the rows at fault."""
-        task = cls(columns.text, columns.prompt, columns.completion, columns.context)
+        task = cls(**columns)
         task._texts(rows, supervised=True)
         return task
+
+    def inputs(self) -> list[Input]:
+        if self.text is not None:
+            return [Input(self.text)]
+        assert self.prompt is not None
+        context = [Input(self.context, blank=True, optional=True)] if self.context else []
+        return [Input(self.prompt, blank=True), *context]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -67,13 +102,13 @@ class CausalTask(Task):
 
     def _texts(self, rows: list[Row], supervised: bool) -> tuple[list[str], list[str]]:
         """Texts or prompts of the rows, and completions (empty for plain text and for prediction). Raises DataError."""
-        problems = Problems()
+        problems = Problems(rows)
         if self.text is not None:
             texts = [cells[0] for cells in check_texts(rows, [self.text], problems)]
-            problems.raise_if_any(len(rows), REMEDY)
+            problems.raise_if_any(REMEDY)
             return texts, []
         assert self.prompt is not None and self.completion is not None
-        # A blank prompt is a wish like others ("write something"); a blank completion is a row that was not filled in.
+        # A blank prompt is a wish ("write something"); a blank completion is a row that was not filled in.
         prompts = [cells[0] for cells in check_texts(rows, [self.prompt], problems, blank=True)]
         answers = [cells[0] for cells in check_texts(rows, [self.completion], problems)] if supervised else []
         for index, row in enumerate(rows):
@@ -84,7 +119,7 @@ class CausalTask(Task):
                 problems.add(f"{self.context} is of the type {type(more).__name__}, not text", index)
             elif more.strip() and isinstance(prompts[index], str):
                 prompts[index] += JOIN + more
-        problems.raise_if_any(len(rows), REMEDY)
+        problems.raise_if_any(REMEDY)
         return prompts, answers
 
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
@@ -104,20 +139,19 @@ class CausalTask(Task):
             raise ValueError(f"max_length is {max_length}; predicting a token takes at least 2")
         texts, answers = self._texts(rows, supervised)
         frame = Frame.of(tokenizer)
-        bodies = [frame.strip(ids) for ids in _ids(tokenizer, texts)]
-        made = _Made()
+        bodies = [frame.strip(ids) for ids in bare_ids(tokenizer, texts)]
+        made = Made(rows)
         if not supervised:
             for index, body in enumerate(bodies):
                 room = max(max_length - len(frame.prefix), 1)
                 made.truncated += len(body) > room
                 made.add(index, frame.prefix + body[-room:], None)
         elif self.text is not None:
-            _blocks(made, frame, bodies, max_length)
+            blocks(made, frame, bodies, max_length)
         else:
-            _answers(
-                made, frame, bodies, [frame.strip(ids, first=False) for ids in _ids(tokenizer, answers)], max_length
-            )
-        return made.encoded(len(rows), max_length, frame, self.text is not None, supervised)
+            ends = [frame.strip(ids, first=False) for ids in bare_ids(tokenizer, answers)]
+            completions(made, frame, bodies, ends, max_length)
+        return made.encoded(max_length, frame, self.text is not None, supervised)
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
@@ -190,114 +224,26 @@ def _per_row(values: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values).sum(dim=1)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What a tokenizer puts before a text, and the end token that belongs after it.
-
-    Tokenizers differ: some add a beginning, some an end as well, some nothing. So texts are tokenised bare, and this
-    is put around them once.
-    """
-
-    prefix: list[int]
-    end: list[int]
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> Frame:
-        with_special = tokenizer("a", verbose=False)["input_ids"]
-        bare = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
-        eos = tokenizer.eos_token_id
-        end = [] if eos is None else [eos]
-        for start in range(len(with_special) - len(bare) + 1):
-            if with_special[start : start + len(bare)] == bare and bare:
-                return cls(list(with_special[:start]), end)
-        bos = tokenizer.bos_token_id
-        return cls([bos] if bos is not None and with_special[:1] == [bos] else [], end)
-
-    def strip(self, ids: list[int], first: bool = True) -> list[int]:
-        """``ids`` without the beginning and end that some data carries as text (``<s>…</s>``): they come from here."""
-        if first and self.prefix and ids[: len(self.prefix)] == self.prefix:
-            ids = ids[len(self.prefix) :]
-        return ids[:-1] if self.end and ids[-1:] == self.end else ids
+def _prompt_and_completion(table: Table) -> tuple[str | None, str | None]:
+    """The named columns; to one of them the other that is usual; or a usual pair."""
+    prompt, completion = table.named.get("prompt"), table.named.get("completion")
+    if prompt and not completion:
+        usual = [second for first, second in PROMPTS if first == prompt.lower()] + [second for _, second in PROMPTS]
+        completion = table.get(*[name for name in usual if name != prompt.lower()])
+    elif completion and not prompt:
+        usual = [first for first, second in PROMPTS if second == completion.lower()] + [first for first, _ in PROMPTS]
+        prompt = table.get(*[name for name in usual if name != completion.lower()])
+    elif not prompt:
+        return table.pair(PROMPTS) or (None, None)
+    return prompt, completion
 
 
-@dataclass
-class _Made:
-    """The examples so far."""
-
-    examples: list[dict[str, Any]] = field(default_factory=list)
-    problems: Problems = field(default_factory=Problems)
-    truncated: int = 0
-    dropped: int = 0
-    parts: int = 0  # examples that over-long texts became
-
-    def add(self, row: int, ids: list[int], labels: list[int] | None) -> None:
-        if not ids:
-            self.problems.add("the text gives no token", row)
-        elif labels is not None and all(label == IGNORED for label in labels):
-            self.problems.add("no token to learn (a single token has nothing before it to be predicted from)", row)
-        else:
-            self.examples.append({"input_ids": ids, "row": row} | ({} if labels is None else {"labels": labels}))
-
-    def encoded(self, total: int, max_length: int, frame: Frame, plain: bool, supervised: bool) -> Encoded:
-        """Everything as `Encoded`, with its notes. Raises DataError as `CausalTask.encode`."""
-        self.problems.raise_if_any(total, REMEDY)
-        notes = []
-        if self.dropped:
-            notes.append(
-                cut_note(
-                    self.dropped,
-                    total,
-                    max_length,
-                    "with the completion alone and {was} left out: an answer is never cut",
-                )
-            )
-        if not self.examples:
-            raise DataError(f"{notes[0]} None is left; raise data.max_length")
-        if self.truncated and plain and supervised:
-            notes.append(cut_note(self.truncated, total, max_length, f"and became {self.parts} examples"))
-        elif self.truncated:
-            whose = "texts" if plain else "prompts"
-            notes.append(cut_note(self.truncated, total, max_length, f"and lost the beginning of their {whose}"))
-        if supervised and not frame.end:
-            notes.append("The tokenizer has no end token: the adapter will not learn where an answer ends.")
-        supervision = [sum(label != IGNORED for label in example.get("labels", ())) for example in self.examples]
-        return Encoded(
-            self.examples, [len(example["input_ids"]) for example in self.examples], supervision, self.truncated, notes
-        )
-
-
-def _blocks(made: _Made, frame: Frame, bodies: list[list[int]], max_length: int) -> None:
-    """Plain texts, cut where they are too long; neighbouring blocks share one token."""
-    for index, body in enumerate(bodies):
-        ids = frame.prefix + body + frame.end
-        blocks = [ids[start : start + max_length] for start in range(0, max(len(ids) - 1, 1), max_length - 1)]
-        if len(blocks) > 1:
-            made.truncated += 1
-            made.parts += len(blocks)
-        for block in blocks:
-            made.add(index, block, [IGNORED, *block[1:]])
-
-
-def _answers(made: _Made, frame: Frame, prompts: list[list[int]], answers: list[list[int]], max_length: int) -> None:
-    """Prompts and completions, too long a prompt cut on the left."""
-    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        completion = answer + frame.end
-        room = max_length - len(frame.prefix) - len(completion)
-        if room < min(len(prompt), 1):
-            made.dropped += 1
-            continue
-        if len(prompt) > room:
-            made.truncated += 1
-            prompt = prompt[len(prompt) - room :]
-        start = frame.prefix + prompt
-        labels = [IGNORED] * len(start) + completion
-        # What stands first has nothing before it to be predicted from (no beginning token and a blank prompt).
-        labels[0] = IGNORED
-        made.add(index, start + completion, labels)
-
-
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    out = tokenizer(
-        texts, add_special_tokens=False, padding=False, truncation=False, verbose=False, return_attention_mask=False
-    )
-    return [list(ids) for ids in out["input_ids"]]
+def _answering(table: Table, sign: Sign, prompt: str, completion: str) -> Claim:
+    """The claim on a prompt and a completion, with the context below the prompt where there is one."""
+    context = table.named.get("context")
+    if context is None and prompt.lower() in WITH_CONTEXT and "prompt" not in table.named:
+        context = table.get(*[name for name in CONTEXT if name not in (prompt.lower(), completion.lower())])
+    pairs = [table.pair((pair,)) for pair in PROMPTS]
+    others = [f"{pair[0]!r} and {pair[1]!r}" for pair in pairs if pair and not {prompt, completion} & set(pair)]
+    roles = {"prompt": prompt, **({"context": context} if context else {}), "completion": completion}
+    return Claim(sign, roles, "only the completion is learned", others)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lora.data.problems import Problems
+from lora.data.kinds import Kind
+from lora.data.rows import named, origins, places
 from lora.errors import DataError
 from lora.tasks.base import Row
-from lora.tasks.sequence import REMEDY, SequenceTask, check_texts, label_problem, wrong_type
+from lora.tasks.sequence import SequenceTask, label_problem, wrong_type
 
 KINDS = {"bool": bool, "int": int, "float": float, "str": str}
 
@@ -28,6 +29,7 @@ class ClassificationTask(SequenceTask):
     """
 
     name = "classification"
+    labels_are = Kind.CLASSES
     best_metric = "f1_macro"  # accuracy hides a rare class that is never found
     greater_is_better = True
 
@@ -45,22 +47,20 @@ class ClassificationTask(SequenceTask):
         self._index = {name: place for place, name in enumerate(self.labels)}
 
     @classmethod
-    def from_rows(cls, rows: list[Row], columns: Any) -> ClassificationTask:
+    def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> ClassificationTask:
         """Learn the classes. Raises DataError: rows at fault, or a single class."""
-        problems = Problems()
-        check_texts(rows, [name for name in (columns.text, columns.text_pair) if name], problems)
-        values = [row.get(columns.label) for row in rows]
-        kind = kind_of(values)
-        task = cls([], kind, columns.text, columns.text_pair, columns.label)
-        names = task._labels(rows, problems)
-        problems.raise_if_any(len(rows), REMEDY)
-        found = sort_names(set(names))
+        kind = kind_of([row.get(columns["label"]) for row in rows])
+        task = cls([], kind, **columns)
+        found = sort_names(set(task.read(rows)))
         if len(found) < 2:
             raise DataError(
-                f"column {columns.label!r}: every row has the label {found[0]!r}; "
+                f"{named(rows)}column {task.label!r}: every row has the label {found[0]!r}; "
                 "a classifier needs two classes at least"
             )
-        return cls(found, kind, columns.text, columns.text_pair, columns.label)
+        return cls(found, kind, **columns)
+
+    def classes(self) -> str:
+        return self.label
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
@@ -82,9 +82,9 @@ class ClassificationTask(SequenceTask):
             raise ValueError(problem)
         return name_of(value, self.label_kind)
 
-    def check_labels(self, labels: list[str]) -> None:
+    def check_labels(self, labels: list[str], rows: list[Row]) -> None:
         """Raise DataError naming the labels that training has not seen."""
-        refuse_unseen(Counter(name for name in labels if name not in self._index), self.labels)
+        refuse_unseen([[name] for name in labels], rows, self.labels)
 
     def label_tensor(self, labels: list[str]) -> Tensor:
         """(b,) long."""
@@ -193,25 +193,23 @@ def sort_names(names: set[str]) -> list[str]:
     )
 
 
-def refuse_unseen(unseen: Counter[str], known: list[str]) -> None:
-    """Raise DataError where there are labels that training has not seen."""
+def refuse_unseen(labels: list[list[str]], rows: list[Row], known: list[str]) -> None:
+    """Raise DataError where ``rows``, whose ``labels`` these are, have some that training has not seen."""
+    seen, unseen = set(known), dict[str, list[int]]()
+    for index, names in enumerate(labels):
+        for name in names:
+            if name not in seen:
+                unseen.setdefault(name, []).append(index)
     if not unseen:
         return
-    lines = []
-    for name, count in unseen.most_common(8):
+    lines = [f"{named(rows)}not in the training data, but here as labels ({len(unseen)}):"]
+    for name, indices in sorted(unseen.items(), key=lambda item: -len(item[1]))[:8]:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        lines.append(
-            f"  {name!r}: {count} row{'s' if count > 1 else ''}" + (f" (did you mean {near[0]!r}?)" if near else "")
-        )
-    more = [f"  … and {len(unseen) - 8} more labels"] if len(unseen) > 8 else []
+        count = f"{len(indices)} row{'s' if len(indices) > 1 else ''}"
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        lines.append(f"  {name!r}: {count}{hint}: {places(rows, indices, with_names=len(origins(rows)) > 1)}")
+    if len(unseen) > 8:
+        lines.append(f"  … and {len(unseen) - 8} more labels")
     listed = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
-    raise DataError(
-        "\n".join(
-            [
-                f"not in the training data, but here as labels ({len(unseen)}):",
-                *lines,
-                *more,
-                f"known: {listed}; correct the labels, remove these rows, or add rows of these classes to training",
-            ]
-        )
-    )
+    lines.append(f"known: {listed}; correct the labels, remove these rows, or add rows of these classes to training")
+    raise DataError("\n".join(lines))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lora.data.problems import Problems
+from lora.data.kinds import Kind
+from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Row
 from lora.tasks.classification import KINDS, kind_of, name_of, per_class, refuse_unseen, sort_names
-from lora.tasks.sequence import REMEDY, SequenceTask, check_texts, label_problem, wrong_type
+from lora.tasks.sequence import SequenceTask, label_problem, wrong_type
 
 THRESHOLD = 0.5
 
@@ -28,6 +29,7 @@ class MultiLabelTask(SequenceTask):
     """
 
     name = "multi-label"
+    labels_are = Kind.LISTS
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
     greater_is_better = True
 
@@ -45,23 +47,20 @@ class MultiLabelTask(SequenceTask):
         self._index = {name: place for place, name in enumerate(self.labels)}
 
     @classmethod
-    def from_rows(cls, rows: list[Row], columns: Any) -> MultiLabelTask:
+    def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> MultiLabelTask:
         """Learn the labels. Raises DataError: rows at fault, no label at all, or the same ones in every row."""
-        problems = Problems()
-        check_texts(rows, [name for name in (columns.text, columns.text_pair) if name], problems)
-        kind = kind_of([value for row in rows for value in split_labels(row.get(columns.label)) or []])
-        task = cls([], kind, columns.text, columns.text_pair, columns.label)
-        lists = task._labels(rows, problems)
-        problems.raise_if_any(len(rows), REMEDY)
+        kind = kind_of([value for row in rows for value in split_labels(row.get(columns["label"])) or []])
+        task = cls([], kind, **columns)
+        lists = task.read(rows)
         names = sort_names({name for names in lists for name in names})
         if not names:
-            raise DataError(f"column {columns.label!r}: no row has a label; there is nothing to learn")
+            raise DataError(f"{named(rows)}column {task.label!r}: no row has a label; there is nothing to learn")
         if len(set(map(frozenset, lists))) == 1:
             raise DataError(
-                f"column {columns.label!r}: every row has the same labels ({', '.join(names)}); "
+                f"{named(rows)}column {task.label!r}: every row has the same labels ({', '.join(names)}); "
                 "there is nothing to tell apart"
             )
-        return cls(names, kind, columns.text, columns.text_pair, columns.label)
+        return cls(names, kind, **columns)
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
@@ -85,9 +84,9 @@ class MultiLabelTask(SequenceTask):
                 raise ValueError(f"in the list: {problem or wrong_type(item, 'a single value')}")
         return list(dict.fromkeys(name_of(item, self.label_kind) for item in labels))
 
-    def check_labels(self, labels: list[list[str]]) -> None:
+    def check_labels(self, labels: list[list[str]], rows: list[Row]) -> None:
         """Raise DataError naming the labels that training has not seen."""
-        refuse_unseen(Counter(name for names in labels for name in names if name not in self._index), self.labels)
+        refuse_unseen(labels, rows, self.labels)
 
     def label_tensor(self, labels: list[list[str]]) -> Tensor:
         """(b, c) fp32: 1 where the label applies."""

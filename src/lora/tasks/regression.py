@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lora.data.problems import Problems
+from lora.data.kinds import Kind
+from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Row
-from lora.tasks.sequence import REMEDY, SequenceTask, check_texts, label_problem, wrong_type
+from lora.tasks.sequence import SequenceTask, label_problem, wrong_type
 
 
 class RegressionTask(SequenceTask):
@@ -25,6 +27,7 @@ class RegressionTask(SequenceTask):
     """
 
     name = "regression"
+    labels_are = Kind.QUANTITY
     best_metric = "rmse"
     greater_is_better = False
 
@@ -41,22 +44,20 @@ class RegressionTask(SequenceTask):
         self.std = std
 
     @classmethod
-    def from_rows(cls, rows: list[Row], columns: Any) -> RegressionTask:
+    def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> RegressionTask:
         """Learn mean and standard deviation. Raises DataError: rows at fault, or all labels the same number."""
-        problems = Problems()
-        check_texts(rows, [name for name in (columns.text, columns.text_pair) if name], problems)
-        values = cls(0.0, 1.0, columns.text, columns.text_pair, columns.label)._labels(rows, problems)
-        problems.raise_if_any(len(rows), REMEDY)
+        task = cls(0.0, 1.0, **columns)
+        values = task.read(rows)
         if min(values) == max(values):
             raise DataError(
-                f"column {columns.label!r}: every row has the label {values[0]:g}; there is nothing to learn"
+                f"{named(rows)}column {task.label!r}: every row has the label {values[0]:g}; there is nothing to learn"
             )
         mean = math.fsum(values) / len(values)
         widest = max(
             abs(value - mean) for value in values
         )  # divided out first: squares of 1e-200 or 1e200 leave fp64's range
         std = widest * math.sqrt(math.fsum(((value - mean) / widest) ** 2 for value in values) / len(values))
-        return cls(mean, std, columns.text, columns.text_pair, columns.label)
+        return cls(mean, std, **columns)
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "mean": self.mean, "std": self.std}

@@ -6,31 +6,75 @@ Shapes: b row, t token, c class.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lora.data.columns import TEXT, Claim, Sign, Table
+from lora.data.kinds import Kind
 from lora.data.problems import Problems, excerpt, is_missing
+from lora.data.rows import named
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Row, Task
+from lora.tasks.base import Encoded, Input, Row, Task
 
 REMEDY = "correct or remove these rows"
+PAIRS = (
+    ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"),
+    ("text_1", "text_2"), ("text_a", "text_b"), ("question1", "question2"), ("text", "text_pair"),
+    ("question", "sentence"), ("query", "passage"),
+)  # fmt: skip
+LABEL = (
+    "label", "labels", "intent", "category", "class", "sentiment", "emotion", "emotions", "topic", "target", "score",
+    "rating", "stars",
+)  # fmt: skip
+CLEAR_LABEL = ("label", "labels")  # {question, answer, label} classifies: stronger than two names that make a pair
 
 
 class SequenceTask(Task):
-    """A task with a text, perhaps a second one, and a label.
+    """A task with a text, perhaps a second one, and a label. Which task it is, the labels' values say.
 
     Arguments:
         text, text_pair, label: names of the columns.
+
+    Class attributes:
+        labels_are: the kind of labels that asks for this task.
     """
 
+    labels_are: ClassVar[Kind]
+    roles = ("text", "text_pair", "label")
+    to_name = "data.text_column (--data.text-column) and data.label_column (--data.label-column) to classify"
     auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, text: str = "text", text_pair: str | None = None, label: str = "label") -> None:
         self.text = text
         self.text_pair = text_pair
         self.label = label
+
+    @classmethod
+    def recognise(cls, table: Table, asked: bool) -> Claim | None:
+        roles, others = _text_and_label(table)
+        sign = Sign.NAMED if asked else _sign(table, roles)
+        if sign is None:
+            return None
+        missing = [role for role in ("text", "label") if role not in roles]
+        if missing:
+            settings = " and ".join(f"data.{role}_column (--data.{role}-column)" for role in missing)
+            what = f"no {' and no '.join(missing)} column is recognised; name it with {settings}"
+            return Claim(sign, problem=table.error(what))
+        kind, why = table.kind(roles["label"])
+        if asked:
+            return Claim(sign, roles, "as data.task says", others)
+        if kind is Kind.TEXTS:
+            problem = DataError(
+                f"{named(table.rows)}column {roles['label']!r} holds {why}: is it an answer to be written? Then name "
+                "data.prompt_column and data.completion_column; if these are classes, set data.task classification"
+            )
+            return Claim(sign, problem=problem)
+        return Claim(sign, roles, why, others) if kind is cls.labels_are else None
+
+    def inputs(self) -> list[Input]:
+        return [Input(name) for name in (self.text, self.text_pair) if name]
 
     def state(self) -> dict[str, Any]:
         return {"task": self.name, "text": self.text, "text_pair": self.text_pair, "label": self.label}
@@ -43,7 +87,7 @@ class SequenceTask(Task):
     def label_tensor(self, labels: list[Any]) -> Tensor:
         """Labels of a batch as its ``labels`` tensor."""
 
-    def check_labels(self, labels: list[Any]) -> None:
+    def check_labels(self, labels: list[Any], rows: list[Row]) -> None:
         """Look at all labels of the rows together. Raises DataError."""
 
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
@@ -53,22 +97,30 @@ class SequenceTask(Task):
         Examples hold ``input_ids``, ``token_type_ids`` where the tokenizer makes them, ``row`` (index in ``rows``) and,
         with ``supervised``, ``label``. Raises DataError naming every row at fault.
         """
-        problems = Problems()
-        texts = check_texts(rows, [name for name in (self.text, self.text_pair) if name], problems)
+        problems = Problems(rows)
+        texts = check_texts(rows, [given.column for given in self.inputs()], problems)
         labels = self._labels(rows, problems) if supervised else []
-        problems.raise_if_any(len(rows), REMEDY)
+        problems.raise_if_any(REMEDY)
         if supervised:
-            self.check_labels(labels)
+            self.check_labels(labels, rows)
         encodings, truncated = _tokenise(tokenizer, texts, max_length)
         examples: list[dict[str, Any]] = []
         for index, encoding in enumerate(encodings):
             if not encoding["input_ids"]:
                 problems.add("the text gives no token", index)
             examples.append({**encoding, "row": index} | ({"label": labels[index]} if supervised else {}))
-        problems.raise_if_any(len(rows), REMEDY)
+        problems.raise_if_any(REMEDY)
         notes = [cut_note(truncated, len(rows), max_length, "and {was} cut")] if truncated else []
         lengths = [len(example["input_ids"]) for example in examples]
         return Encoded(examples, lengths, [int(supervised)] * len(examples), truncated, notes)
+
+    def read(self, rows: list[Row]) -> list[Any]:
+        """Labels of ``rows``, whose texts are looked at as well. Raises DataError naming every row at fault."""
+        problems = Problems(rows)
+        check_texts(rows, [given.column for given in self.inputs()], problems)
+        labels = self._labels(rows, problems)
+        problems.raise_if_any(REMEDY)
+        return labels
 
     def _labels(self, rows: list[Row], problems: Problems) -> list[Any]:
         """Labels of ``rows``; what is wrong goes to ``problems`` (and leaves a gap, so raise before using them)."""
@@ -101,6 +153,31 @@ class SequenceTask(Task):
         return [example["label"] for example in examples]
 
 
+def _text_and_label(table: Table) -> tuple[dict[str, str], list[str]]:
+    """The columns of a text, perhaps of a second one, and of a label, by role; and (quoted) what would do as well."""
+    text, pair, label = (table.named.get(role) for role in ("text", "text_pair", "label"))
+    others: list[str] = []
+    if label is None:
+        labels = [name for name in table.every(LABEL) if name not in (text, pair)]
+        label, others = (labels[0], [repr(name) for name in labels[1:]]) if labels else (None, [])
+    if text is None:
+        free = tuple(both for both in PAIRS if label is None or label.lower() not in both)
+        found = table.pair(free) if pair is None else None
+        texts = [name for name in table.every(TEXT) if name not in (label, pair)]
+        text, pair = found or (texts[0] if texts else None, pair)
+        others += [repr(name) for name in texts if name not in (text, pair)]
+    roles = {"text": text, "text_pair": pair, "label": label}
+    return {role: name for role, name in roles.items() if name is not None}, others
+
+
+def _sign(table: Table, roles: dict[str, str]) -> Sign | None:
+    if "label" in table.named or "text_pair" in table.named:
+        return Sign.NAMED
+    if "text" not in roles or "label" not in roles:
+        return None
+    return Sign.CLEAR if "text" in table.named or table.get(*CLEAR_LABEL) else Sign.WEAK
+
+
 def pad(rows: list[list[int]], value: int, side: str) -> Tensor:
     """(b, t) long: ``rows`` filled up with ``value`` on the ``side`` ("right" or "left")."""
     width = max(len(row) for row in rows)
@@ -118,7 +195,7 @@ def require_columns(rows: list[Row], columns: list[str]) -> None:
     if missing:
         there = ", ".join(dict.fromkeys(str(key) for row in rows for key in row))
         raise DataError(
-            f"no row has the column {', '.join(map(repr, missing))}; columns there are: {there}; "
+            f"{named(rows)}no row has the column {', '.join(map(repr, missing))}; columns there are: {there}; "
             "rename them as in the training data"
         )
 

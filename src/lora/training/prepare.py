@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora.config import DataConfig
-from lora.data.columns import recognise
 from lora.data.sources import load_rows, load_splits
 from lora.data.splits import hold_out
-from lora.errors import DataError
-from lora.model.base import load_tokenizer, longest_row, pad_token_id
-from lora.tasks import Encoded, Row, Task, task_class
+from lora.model.base import pad_token_id
+from lora.tasks import Encoded, Row, Task
+from lora.tasks.inputs import Data, as_rows, length_for, task_for, tokenizer_of, with_columns
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
-
-Data = str | Path | Iterable[Row]
 
 
 @dataclass
@@ -71,46 +67,29 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
         held_rows = as_rows(held, "validation data")
     elif isinstance(held, (str, Path)) and held_rows is None:
         held_rows = load_rows(str(held), "validation" if Path(held).is_dir() else None)
-    columns = recognise(rows, settings)
-    notes.append(columns.how)
-    # Before the split, so that a complaint about a row gives its number in the file.
-    task = task or task_class(columns.task).from_rows(rows, columns)
+    # Before the split: what is wrong with a row is said of all rows at once.
+    if task is None:
+        task, how = task_for(rows, settings)
+        notes.append(how)
+    else:
+        task = with_columns(task, settings)
     if held is False:
         held_rows = None
     elif held_rows is None and settings.held_out == 0:
         notes.append("No rows are held out: the last step is the result.")
     elif held_rows is None:
-        kept, out, note = hold_out(rows, columns, settings.held_out, seed)
+        inputs = [given.column for given in task.inputs()]
+        kept, out, note = hold_out(rows, inputs, settings.held_out, seed, task.classes())
         rows, held_rows = [rows[i] for i in kept], [rows[i] for i in out]
         notes.append(note)
     return Rows(rows, held_rows, task, test_rows, notes, sources)
 
 
-def as_rows(data: Iterable[Row], what: str) -> list[Row]:
-    """A list of dicts from a list, a ``datasets.Dataset`` or any iterable of dicts."""
-    if isinstance(data, dict):
-        raise DataError(
-            f"{what}: a dict of data sets, to train several adapters at once, is not supported in this version; "
-            "call fit once per adapter"
-        )
-    rows = list(data)
-    wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
-    if wrong is not None:
-        raise DataError(
-            f"{what}: row {wrong} is a {type(rows[wrong]).__name__}; "
-            "each row must be a dict such as {'text': ..., 'label': ...}"
-        )
-    if not rows:
-        raise DataError(f"{what}: there are no rows")
-    return rows
-
-
 def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | None = None) -> Prepared:
     """Tokenise ``rows`` for ``model``."""
-    if tokenizer is None:
-        tokenizer = load_tokenizer(getattr(model.base.config, "_name_or_path", ""))
+    tokenizer = tokenizer or tokenizer_of(model)
     pad = pad_token_id(tokenizer, model.base)
-    length = longest_row(tokenizer, model.base, max_length)
+    length = length_for(model, [], tokenizer, max_length)
     train = rows.task.encode(rows.train, tokenizer, length)
     held = rows.task.encode(rows.held, tokenizer, length) if rows.held else None
     test = rows.task.encode(rows.test, tokenizer, length) if rows.test else None

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lora.config import DataConfig
-from lora.data.columns import Columns, recognise
+from lora.data.columns import Columns
 from lora.errors import DataError
+from lora.tasks.recognise import recognise
 
 
 def rows(*names: str, label: Any = None, count: int = 60) -> list[dict[str, Any]]:
@@ -21,7 +22,7 @@ def rows(*names: str, label: Any = None, count: int = 60) -> list[dict[str, Any]
 
 
 def roles(columns: Columns) -> dict[str, str]:
-    return {key: value for key, value in columns.__dict__.items() if value is not None and key != "how"}
+    return {"task": columns.task, **columns.roles}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_labels_that_never_repeat_are_answers() -> None:
         recognise(data, DataConfig())
     assert recognise(data, DataConfig(task="classification")).task == "classification"
     named = recognise(data, DataConfig(prompt_column="text"))
-    assert (named.prompt, named.completion) == ("text", "target")
+    assert named.roles == {"prompt": "text", "completion": "target"}
 
 
 def test_the_log_says_what_was_preferred_and_what_is_unused() -> None:
@@ -115,7 +116,7 @@ def test_named_columns_win() -> None:
         row | {"category": ["x", "y"][n % 2], "mr": "m", "ref": "r"}
         for n, row in enumerate(rows("text", label=("label", ["a"])))
     ]
-    assert recognise(data, DataConfig(label_column="category")).label == "category"
+    assert recognise(data, DataConfig(label_column="category")).roles["label"] == "category"
     assert roles(recognise(data, DataConfig(prompt_column="mr", completion_column="ref"))) == {
         "task": "causal",
         "prompt": "mr",
@@ -142,7 +143,7 @@ def test_a_text_named_alone_finds_its_label_or_is_plain_text() -> None:
 
 
 def test_a_column_only_some_rows_have_is_seen() -> None:
-    assert recognise([{"text": "x"}, {"text": "y", "label": "a"}], DataConfig()).label == "label"
+    assert recognise([{"text": "x"}, {"text": "y", "label": "a"}], DataConfig()).roles["label"] == "label"
 
 
 @pytest.mark.parametrize(

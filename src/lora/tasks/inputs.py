@@ -1,0 +1,79 @@
+"""What training and evaluation both need before the first token: rows, task, tokenizer, length.
+
+Rows may come as anything that callers call data; the rest follows from the model, its adapters and the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora.config import DataConfig
+from lora.data.rows import Row, located
+from lora.errors import ConfigError, DataError
+from lora.model.base import load_tokenizer, longest_row
+from lora.tasks import Task, from_state, task_class
+from lora.tasks.recognise import check_roles, recognise
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+Data = str | Path | Iterable[Row]
+
+
+def as_rows(data: Any, what: str) -> list[Row]:
+    """Rows from a list, a ``datasets.Dataset`` or any iterable of dicts; ``what`` they are is said in messages.
+
+    Raises DataError: no rows, or something that is no row.
+    """
+    if isinstance(data, Mapping):
+        splits = ", ".join(map(str, data))
+        raise DataError(
+            f"{what}: one data set is needed, and this is a {type(data).__name__} of several ({splits}); pass one of "
+            "them"
+        )
+    if not isinstance(data, Iterable):
+        raise DataError(f"{what}: must be a path, rows as dicts or a datasets.Dataset, not {type(data).__name__}")
+    rows = [row if isinstance(row, dict) or not isinstance(row, Mapping) else dict(row) for row in data]
+    wrong = next((index for index, row in enumerate(rows) if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise DataError(
+            f"{what}: row {wrong + 1} is a {type(rows[wrong]).__name__}; "
+            "each row must be a dict such as {'text': ..., 'label': ...}"
+        )
+    if not rows:
+        raise DataError(f"{what}: there are no rows")
+    return located(rows, what)
+
+
+def task_for(rows: list[Row], config: DataConfig) -> tuple[Task, str]:
+    """The task that ``rows`` are for, with what it learns from them, and a sentence about it. Raises DataError."""
+    columns = recognise(rows, config)
+    return task_class(columns.task).from_rows(rows, columns.roles), columns.how
+
+
+def with_columns(task: Task, config: DataConfig) -> Task:
+    """``task`` reading the columns that ``config`` names in place of those it was trained with."""
+    check_roles(config)
+    state = task.state()
+    named = {role: name for role, name in config.named_columns().items() if role in state}
+    changed = {role: name for role, name in named.items() if name != state[role]}
+    return from_state({**state, **changed}) if changed else task
+
+
+def tokenizer_of(model: LoRA) -> Any:
+    """The tokenizer of the base model's own folder. Raises ConfigError, ModelError."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ConfigError("this base model does not say where it was loaded from; pass tokenizer=")
+    return load_tokenizer(name)
+
+
+def length_for(model: LoRA, names: Sequence[str], tokenizer: Any, wanted: int | None) -> int:
+    """Tokens kept of a row: ``wanted``, else the least that the adapters ``names`` were trained with, else the model's.
+
+    Raises ModelError where more is wanted than the model takes.
+    """
+    trained = [length for name in names if (length := model.notes.get(name, {}).get("max_length"))]
+    return longest_row(tokenizer, model.base, wanted or min(trained, default=None))

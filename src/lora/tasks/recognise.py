@@ -1,0 +1,117 @@
+"""Which task rows are for and which column is what: as the settings say, else as the clearest claim of a task has it.
+
+Every task looks at the columns (`Task.recognise`); no task is known here by its name. The errors list the columns there
+are and the settings that name one.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from lora.config import DataConfig
+from lora.data.columns import TEXT, Claim, Columns, Sign, Table
+from lora.data.rows import Row
+from lora.errors import DataError
+from lora.registry import unknown
+from lora.tasks import TASKS, task_class
+
+CHAT = ("messages", "conversations", "conversation")
+
+
+def recognise(rows: list[Row], config: DataConfig) -> Columns:
+    """Task and columns of ``rows``: what ``config`` names, else what the names and values say.
+
+    Raises DataError: a named column is not there, nothing is recognisable, data of a kind that no task reads (chat,
+    preferences, labels of single tokens), or settings that contradict each other.
+    """
+    if not rows:
+        raise DataError("there are no rows")
+    table = Table(rows)
+    table.named = _named(table, config)
+    asked = config.task != "auto"
+    if not asked:
+        _refuse_mixture(table)
+    tasks = {config.task: task_class(config.task)} if asked else TASKS
+    claims = [(name, claim) for name, task in tasks.items() if (claim := task.recognise(table, asked))]
+    if not claims:
+        raise _unsupported(table) or _nothing(table)
+    # max() returns the first of several that are equally clear: the order of the registry.
+    task, claim = max(claims, key=lambda pair: pair[1].sign)
+    if claim.sign is Sign.LEFT and not asked and (unsupported := _unsupported(table)):
+        raise unsupported
+    if claim.problem is not None:
+        raise claim.problem
+    return Columns(task, claim.roles, _told(table, task, claim))
+
+
+def check_roles(config: DataConfig) -> None:
+    """Raise DataError where ``data.columns`` names a column for something that no task reads."""
+    roles = list(dict.fromkeys(role for task in TASKS.values() for role in task.roles))
+    wrong = [f"data.columns: {role!r} is {unknown(role, roles)}" for role in config.columns if role not in roles]
+    if wrong:
+        raise DataError("\n".join(wrong))
+
+
+def _named(table: Table, config: DataConfig) -> dict[str, str]:
+    """The columns that the settings name, as the data spells them; all missing ones are reported at once."""
+    check_roles(config)
+    found: dict[str, str] = {}
+    missing = []
+    for role, wanted in config.named_columns().items():
+        name = table.get(wanted)
+        if name is not None:
+            found[role] = name
+            continue
+        near = difflib.get_close_matches(wanted, table.all, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        missing.append(f"{config.setting_of(role)}: there is no column {wanted!r}{hint}")
+    if missing:
+        raise table.error("\n".join(missing))
+    return found
+
+
+def _refuse_mixture(table: Table) -> None:
+    """Raise DataError where the settings name columns that no single task reads."""
+    if any(set(table.named) <= set(task.roles) for task in TASKS.values()):
+        return
+    readers = {role: [name for name, task in TASKS.items() if role in task.roles] for role in table.named}
+    listed = ", ".join(f"a {role.replace('_', ' ')} column ({', '.join(names)})" for role, names in readers.items())
+    raise DataError(f"no task reads all that the settings name: {listed}; remove one kind or set data.task")
+
+
+def _unsupported(table: Table) -> DataError | None:
+    """Data of a kind that no task reads yet, where plain text is all that is left."""
+    # A column of that name with strings in it is a text or an identifier, no list of turns.
+    chat = next((name for name in table.every(CHAT) if table.holds_lists(name)), None)
+    if chat:
+        return table.error(
+            f"column {chat!r} holds chat data, which is not supported yet in this version; flatten it to two "
+            "columns, prompt and completion (one row for each answer), or name columns with data.prompt_column and "
+            "data.completion_column"
+        )
+    if table.get("chosen") and table.get("rejected"):
+        return table.error(
+            "preference data (chosen, rejected) is not supported yet in this version; train on the chosen answers "
+            "with data.prompt_column and data.completion_column"
+        )
+    return None
+
+
+def _nothing(table: Table) -> DataError:
+    if table.get("tokens") and table.get("tags"):
+        return table.error("labels for single tokens (tokens, tags) are not supported yet in this version")
+    text = table.get(*TEXT)
+    what = "no column is recognised"
+    if text:
+        what = f"text is column {text!r}, but none of the others is recognised as its label"
+    settings = ", ".join(dict.fromkeys(task.to_name for task in TASKS.values()))
+    return table.error(f"{what}; name them: {settings}")
+
+
+def _told(table: Table, task: str, claim: Claim) -> str:
+    """What was chosen, why, and what was left unused: a sentence or two for the log."""
+    used = ", ".join(f"{role.replace('_', ' ')} from column {name!r}" for role, name in claim.roles.items())
+    chosen = f" Preferred over {', '.join(claim.others)}." if claim.others else ""
+    unused = [name for name in table.all if name not in claim.roles.values()]
+    left = f" Not used: {', '.join(unused[:12])}{' …' if len(unused) > 12 else ''}." if unused else ""
+    return f"Task {task}: {used} ({claim.why}).{chosen}{left}"
