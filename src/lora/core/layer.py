@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lora.core.geometry import Geometry, geometry_of
 from lora.core.randomness import dropout as seeded_dropout
-from lora.core.randomness import key
+from lora.core.randomness import seed_of
 from lora.core.routing import BASE, Router, Routing
 from lora.core.variant import Dropout, Parameters, Variant, get_variant
 from lora.errors import RoutingError
@@ -175,7 +175,7 @@ class AdaptedLayer(nn.Module):
 
     def _seed(self, routing: Routing, name: str) -> int | None:
         """The seed of what adapter ``name`` draws here in this pass; None: torch's global generator."""
-        return None if routing.seeds is None or name == BASE else key(routing.seeds[name], self.path)
+        return None if routing.seeds is None or name == BASE else seed_of(routing.seeds[name], self.path)
 
     def slot(self, name: str) -> Slot | None:
         """The adapter's slot here, or None for ``base`` and for adapters that leave this layer alone."""
@@ -240,7 +240,9 @@ class OwnedModule(nn.Module):
         pieces = [self._pieces(routing, value) for value in args]
         named = {key: self._pieces(routing, value) for key, value in kwargs.items()}
         for index, group in enumerate(routing.groups):
-            seed = None if routing.seeds is None or group.name == BASE else key(routing.seeds[group.name], self.path)
+            seed = (
+                None if routing.seeds is None or group.name == BASE else seed_of(routing.seeds[group.name], self.path)
+            )
             with self.router.activate(Routing.uniform(group.name, seed)):  # layers inside see these rows alone
                 parts.append(
                     self.module(group.name)(*[p[index] for p in pieces], **{key: p[index] for key, p in named.items()})

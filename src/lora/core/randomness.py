@@ -1,8 +1,8 @@
 """Random numbers of training that depend on nothing but the adapter's own seed, the step, the batch and the place.
 
-torch's global generator is one stream: whoever draws moves it on for all others, so an adapter's dropout would depend on
-its neighbours, and a block recomputed under gradient checkpointing would see other values. Here each draw has a key of
-its own, and a generator seeded with it. Nothing has to be saved to resume.
+torch's global generator is one stream: whoever draws moves it on for all others, so an adapter's dropout would depend
+on its neighbours, and a block recomputed under gradient checkpointing would see other values. Here each draw has a seed
+of its own, made from what names it, and a generator for it alone. Nothing has to be saved to resume.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora.core.routing import Router, Routing
 
 
-def key(*parts: int | str) -> int:
+def seed_of(*parts: int | str) -> int:
     """A seed below 2^63 from anything that names a draw: the same parts give the same seed on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
@@ -41,8 +41,8 @@ def mask(x: Tensor, p: float, seed: int) -> Tensor:
 class SeededDropout(TorchFunctionMode):
     """While in force, the base model's own dropout is drawn per adapter, by the seeds of the routing in hand.
 
-    It catches ``F.dropout`` (and so ``nn.Dropout``) and the dropout inside scaled dot-product attention. A draw's key is
-    its adapter's seed and the number of the draw within the pass, which is the same whatever else is in the batch.
+    It catches ``F.dropout`` (and so ``nn.Dropout``) and the dropout inside scaled dot-product attention. A draw's seed
+    comes from its adapter's and from the number of the draw within the pass, the same whatever else is in the batch.
     """
 
     def __init__(self, router: Router) -> None:
@@ -63,29 +63,30 @@ class SeededDropout(TorchFunctionMode):
             return F.dropout(input, p, training, inplace)
         draw = routing.next_draw()
         if routing.single is not None:
-            return dropout(input, p, key(routing.seeds[routing.single], draw))
-        routing = routing.fitting(input.shape[0])
+            return dropout(input, p, seed_of(routing.seeds[routing.single], draw))
+        seeds, routing = routing.seeds, routing.fitting(input.shape[0])
         parts = [
-            dropout(rows, p, key(routing.seeds[group.name], draw))
+            dropout(rows, p, seed_of(seeds[group.name], draw))
             for group, rows in zip(routing.groups, routing.split(input, "dropout"), strict=True)
         ]
         return routing.join(parts, input)
 
     def _attention(
-        self, query: Tensor, key_: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         **options: Any,
     ) -> Tensor:  # fmt: skip
         routing = self.router.resolve()
         if dropout_p == 0 or routing.seeds is None:
-            return F.scaled_dot_product_attention(query, key_, value, attn_mask, dropout_p, **options)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **options)
         draw = routing.next_draw()
         parts = []
-        for group, *rows in _by_group(routing, query, key_, value, attn_mask):
+        for group, *rows in _by_group(routing, query, key, value, attn_mask):
             # The kernel draws from the global generator, which is put back as it was.
             devices = [query.device] if query.device.type != "cpu" else []
             with torch.random.fork_rng(devices, device_type=query.device.type if devices else "cuda"):
-                torch.manual_seed(key(routing.seeds[group], draw))
-                parts.append(F.scaled_dot_product_attention(*rows, dropout_p, **options))
+                torch.manual_seed(seed_of(routing.seeds[group], draw))
+                q, k, v, shown = rows
+                parts.append(F.scaled_dot_product_attention(q, k, v, shown, dropout_p, **options))
         return parts[0] if len(parts) == 1 else routing.join(parts, query)
 
 

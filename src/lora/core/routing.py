@@ -50,9 +50,7 @@ class Routing:
 
     __slots__ = ("_order", "_orders", "_single_rows", "draws", "groups", "names", "packed", "seeds", "size", "tokens")
 
-    def __init__(
-        self, names: Sequence[str], tokens: int | None = None, seeds: Mapping[str, int] | None = None
-    ) -> None:
+    def __init__(self, names: Sequence[str], tokens: int | None = None, seeds: Mapping[str, int] | None = None) -> None:
         if not names:
             raise RoutingError("a batch needs at least one row, and a name for each")
         self.names = tuple(names)
@@ -138,8 +136,8 @@ class Routing:
     def split(self, x: Tensor, where: str, ids: bool = False) -> list[Tensor]:
         """The rows of ``x`` (b[·t], ...) of each group, in the order of ``groups``. Views where rows lie together.
 
-        ``ids`` says that ``x`` holds token ids, which have no feature axis: (b, t) is rows and tokens. Of a packed batch
-        each group's documents are given as one row (1, n', ...), or as tokens (n', ...) where ``x`` is (n, ...).
+        ``ids`` says that ``x`` holds token ids, which have no feature axis: (b, t) is rows and tokens. Of a packed
+        batch each group's documents are given as one row (1, n', ...), or as tokens (n', ...) where ``x`` is (n, ...).
         """
         if self.packed:
             axis = self._token_axis(x, where)
@@ -233,7 +231,7 @@ class Router(threading.local):
             self.current = previous
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """For torch's ``checkpoint(context_fn=...)``: the recomputation sees the routing and the draws of the forward."""
+        """For torch's ``checkpoint(context_fn=...)``: recomputing sees the routing and the draws of the forward."""
         return nullcontext(), self._again(self.resolve())
 
     def _again(self, routing: Routing) -> AbstractContextManager[None]:

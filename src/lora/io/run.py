@@ -100,12 +100,6 @@ class RunFolder:
         found = (self.path / "checkpoints").glob("step-*")
         return sorted(path for path in found if re.fullmatch(r"step-\d+", path.name) and (path / STATE).is_file())
 
-    def how_to_resume(self) -> str:
-        """What to type to go on with this run."""
-        if (self.path / "config.yaml").is_file():
-            return f"lora train --resume {self.path}"
-        return f"fit(..., output_dir={str(self.path)!r}, resume=True)"
-
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         with saving(self.metrics):
@@ -128,6 +122,13 @@ class RunFolder:
         """Drop the lines of steps that will be done again."""
         kept = [entry for entry in self.history() if entry.get("step", 0) <= step]
         write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def how_to_resume(path: Path) -> str:
+    """What to type to go on with the run, or the set of runs, in ``path``."""
+    if (path / "config.yaml").is_file():
+        return f"lora train --resume {path}"
+    return f"fit(..., output_dir={str(path)!r}, resume=True)"
 
 
 def save_checkpoint(

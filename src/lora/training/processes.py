@@ -26,10 +26,6 @@ class Processes:
         self.device: torch.device = self._state.device
         self.main: bool = self._state.is_main_process
 
-    def mine(self, batches: list[list[int]]) -> list[list[int]]:
-        """This process's share of a step's batches."""
-        return batches[self.rank :: self.count]
-
     def share(self, parameters: dict[str, Any]) -> None:
         """Start all processes from the first one's values."""
         if self.count > 1:
@@ -56,6 +52,14 @@ class Processes:
             return float(total)
         return loss
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's ``value``, in the order of their ranks, on all of them."""
+        everyone: list[Any] = [value]
+        if self.count > 1:
+            everyone = [None] * self.count
+            torch.distributed.all_gather_object(everyone, value)
+        return everyone
+
     def agree(self, value: Any) -> Any:
         """The first process's ``value`` on all of them: decisions must not part."""
         if self.count > 1:
@@ -81,10 +85,7 @@ class Processes:
         mine = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             mine["cuda"] = torch.cuda.get_rng_state(self.device)
-        if self.count == 1:
-            return {f"random.{key}.0": tensor for key, tensor in mine.items()}
-        everyone: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(everyone, mine)
+        everyone = self.gather(mine)
         return {f"random.{key}.{rank}": state for rank, each in enumerate(everyone) for key, state in each.items()}
 
     def restore_random(self, tensors: dict[str, Tensor]) -> None:

@@ -3,43 +3,98 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
 
 from lora.training.device import memory_in_use
 
+if TYPE_CHECKING:
+    from lora.training.participant import Participant
+
 
 class Progress:
-    """Progress bar with loss, learning rate, tokens per second, memory and time left; silent when not shown."""
+    """What is shown of the adapters in training. This one shows nothing: output is no terminal."""
 
-    def __init__(self, total: int, done: int, show: bool | None = None) -> None:
-        self._bar: Any = None
-        if sys.stderr.isatty() if show is None else show:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+    def join(self, participant: Participant) -> None:
+        """``participant`` begins, or goes on where it stopped."""
 
-            self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"), TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
-            self._task = self._bar.add_task("training", total=total, completed=done, facts="")
-            self._bar.start()
+    def step(self, participant: Participant) -> None:
+        """``participant`` has taken a step."""
 
-    def step(self, step: int, loss: float, rate: float, tokens_per_second: float) -> None:
-        if self._bar is not None:
-            memory = memory_in_use() / 2**30
-            facts = f"loss {loss:.4f}  rate {rate:.2e}  {tokens_per_second:,.0f} tokens/s  {memory:.1f} GiB"
-            self._bar.update(self._task, completed=step, facts=facts)
+    def leave(self, participant: Participant) -> None:
+        """``participant`` is done, or was stopped."""
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+
+    def teller(self, name: str) -> Callable[[str], None]:
+        """`say` for the adapter ``name``."""
+        return self.say
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        """Leave the terminal as it is now."""
+
+
+class Bars(Progress):
+    """A bar with loss, learning rate, tokens per second, memory and time left; of several adapters a row for each."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._several = len(names) > 1
+        self._bar = Bar(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"), TimeRemainingColumn(), console=Console(stderr=True),
+        )  # fmt: skip
+        self._tasks = {
+            # markup would be read in names
+            name: self._bar.add_task(escape(name) if self._several else "training", total=None, facts="", start=False)
+            for name in names
+        }
+        if self._several:
+            for task in self._tasks.values():
+                self._bar.update(task, facts="waiting")
+        self._bar.start()
+
+    def join(self, participant: Participant) -> None:
+        task, trainee = self._tasks[participant.name], participant.trainee
+        self._bar.start_task(task)
+        self._bar.update(task, total=trainee.total_steps, completed=trainee.step, facts="")
+
+    def step(self, participant: Participant) -> None:
+        last = next(entry for entry in reversed(participant.history) if "loss" in entry)
+        facts = f"loss {last['loss']:.4f}  rate {last['learning_rate']:.2e}  {last['tokens_per_second']:,.0f} tokens/s"
+        if self._several:
+            best = participant.trainee.best_value
+            facts += "" if best is None else f"  best {participant.metric} {best:.4f}"
+        else:
+            facts += f"  {memory_in_use() / 2**30:.1f} GiB"
+        self._bar.update(self._tasks[participant.name], completed=participant.trainee.step, facts=facts)
+
+    def leave(self, participant: Participant) -> None:
+        task = self._tasks[participant.name]
+        self._bar.stop_task(task)
+        if participant.error:
+            self._bar.update(task, facts=f"[red]stopped:[/red] {escape(participant.error.splitlines()[0][:80])}")
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+    def teller(self, name: str) -> Callable[[str], None]:
+        return (lambda text: self.say(f"{name}: {text}")) if self._several else self.say
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def progress_for(names: Sequence[str], show: bool | None = None) -> Progress:
+    """Bars for the adapters ``names`` where standard error is a terminal (or ``show`` says so), else silence."""
+    return Bars(names) if (sys.stderr.isatty() if show is None else show) else Progress()
 
 
 class Events:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora.config import TrainingConfig
+from lora.core.randomness import seed_of
 from lora.data.batches import BatchPlan
 from lora.errors import ConfigError, TrainingError
 from lora.tasks import Encoded, Task
@@ -36,11 +37,13 @@ class Trainee:
         data: training rows.
         settings: how to train; ``learning_rate`` resolved.
         processes: number of processes that share each step.
+        rank: which of them this is.
     """
 
     def __init__(
-        self, model: LoRA, name: str, task: Task, data: Encoded, settings: TrainingConfig, processes: int = 1
-    ) -> None:
+        self, model: LoRA, name: str, task: Task, data: Encoded, settings: TrainingConfig, processes: int = 1,
+        rank: int = 0,
+    ) -> None:  # fmt: skip
         self.name, self.task, self.data, self.settings = name, task, data, settings
         self.greater_is_better(settings.best_metric or task.best_metric)  # complains now, not after an epoch
         self.parameters = {key: p for key, p in model.adapter_parameters(name).items() if p.requires_grad}
@@ -55,7 +58,9 @@ class Trainee:
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon
         )
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self.plan = BatchPlan(data.lengths, settings.batch_size, settings.seed, settings.length_grouped)
+        self.processes, self.rank = processes, rank
         self.batches_per_step = settings.accumulation * processes
         self.steps_per_epoch = -(-len(self.plan) // self.batches_per_step)
         self.total_steps = max(1, round(settings.epochs * self.steps_per_epoch))
@@ -63,12 +68,12 @@ class Trainee:
             self.total_steps = min(self.total_steps, settings.max_steps)
         self.warmup = warmup_steps(self.total_steps, settings.warmup_ratio, settings.warmup_steps)
         self.step = 0
+        self.begin_step()
         self.best_value: float | None = None
         self.best_step = 0
         self.best_tensors: dict[str, Tensor] | None = None
         self.reference: float | None = None  # what patience measures against: the last value that gained enough
         self.evaluations_without_gain = 0
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
     def _groups(self) -> list[dict[str, Any]]:
         """Decay for matrices alone: pulling biases, norms and magnitudes to zero changes what the model computes."""
@@ -81,6 +86,41 @@ class Trainee:
         return [group for group in groups if group["params"]]
 
     # -- data ---------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Forget a step begun and not ended: gradients, sums, and which batch is next."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.round = 0  # batches of this step that each process has done
+        # Of this step so far, over the whole step's count. A tensor: it is fetched once a step, each time one waits.
+        self.loss: float | Tensor = 0.0
+        self.seconds = 0.0  # this adapter's part of the time spent on this step
+
+    def share(self) -> tuple[int, list[int]] | None:
+        """This process's next batch of the step in hand: its number in the step, and its rows; None: no more of it.
+
+        The number counts over all processes, so that what is drawn for a batch does not depend on who computes it.
+        """
+        number = self.round * self.processes + self.rank
+        batches = self.batches(self.step)
+        return (number, batches[number]) if number < len(batches) else None
+
+    def count_round(self) -> bool:
+        """Count a batch as done, on every process alike; True where the step is full."""
+        self.round += 1
+        return self.round >= -(-len(self.batches(self.step)) // self.processes)
+
+    def seed(self, number: int) -> int:
+        """The seed of whatever is drawn for batch ``number`` of the step in hand."""
+        return seed_of("batch", self.settings.seed, self.step, number)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the step in hand, all processes together."""
+        return sum(self.data.lengths[i] for batch in self.batches(self.step) for i in batch)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps or self.out_of_patience
 
     def batches(self, step: int) -> list[list[int]]:
         """Row indices of each forward pass of ``step`` (from 0), all processes together: a function of ``step``."""
@@ -106,8 +146,8 @@ class Trainee:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.begin_step()
         return norm
 
     @property
@@ -246,6 +286,7 @@ class Trainee:
         best = {key: tensors[f"best.{key}"].to(own[key].device) for key in own if f"best.{key}" in tensors}
         self.best_tensors = best or None
         self.step = state["step"]
+        self.begin_step()
         self.best_value, self.best_step = state["best_value"], state["best_step"]
         self.evaluations_without_gain, self.reference = state["evaluations_without_gain"], state["reference"]
 

@@ -1,0 +1,152 @@
+"""Which batches go through the base together, and how many adapters that keeps busy.
+
+A pass costs about max(F, c·b) seconds for b tokens: F for launches and for reading the weights, c for the arithmetic.
+As long as a pass is below the knee b* = F/c, more tokens in it are nearly free, and so is another adapter's batch;
+beyond it nothing is gained. So passes are filled up to the knee and no further: several adapters then take as long as
+one after another at the worst. Because no adapter's result depends on its neighbours, what is mixed with what is a
+matter of speed alone, and may follow a measurement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora.errors import RoutingError
+from lora.training.passes import Passes, Share
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+GAIN = 1.05  # a doubled pass that is not this much faster per token is past the knee
+LONGEST = 4.0  # seconds that the calibration may take
+MEMORY_SHARE = 0.7  # of the memory that is free when training begins: the rest is for optimisers and evaluations
+
+
+@dataclass
+class Knee:
+    """What the calibration found.
+
+    Attributes:
+        tokens: of a pass beyond which nothing is gained, or for which memory does not suffice.
+        speeds: (tokens of a pass, tokens per second), as measured.
+        bytes_per_token: that autograd keeps from forward to backward.
+    """
+
+    tokens: int
+    speeds: list[tuple[int, float]]
+    bytes_per_token: float
+
+    def describe(self, adapters: int) -> str:
+        """A sentence for the log."""
+        measured = ", ".join(f"{tokens:,} tokens {speed:,.0f}/s" for tokens, speed in self.speeds)
+        return f"{adapters} at once, passes of up to {self.tokens:,} tokens (measured: {measured})."
+
+
+class Mixer:
+    """Fills passes.
+
+    Args:
+        most_tokens: of a pass; a batch that is larger by itself makes a pass of its own. None: no limit.
+    """
+
+    def __init__(self, passes: Passes, most_tokens: int | None = None) -> None:
+        self.passes = passes
+        self.most_tokens = most_tokens
+        self.note: str | None = None
+        self._apart = False
+
+    def run(self, shares: Sequence[Share]) -> None:
+        """Compute ``shares`` in as few passes as the limit allows."""
+        for group in self._groups(shares):
+            if len(group) == 1 or self._apart:
+                for share in group:
+                    self.passes.run([share])
+                continue
+            try:
+                self.passes.run(group)
+            except RoutingError as error:
+                # A base whose rows cannot be told apart (experts, time-major models): still all in one loop. Nothing
+                # has been added to any gradient, since the backward comes last.
+                self._apart = True
+                self.note = f"Adapters take turns instead of sharing passes: {error}"
+                for share in group:
+                    self.passes.run([share])
+
+    def _groups(self, shares: Sequence[Share]) -> list[list[Share]]:
+        """Shares of like layout together, in the order they come, up to the limit."""
+        open_groups: dict[Any, list[Share]] = {}
+        groups: list[list[Share]] = []
+        for share in shares:
+            group = open_groups.get(share.layout)
+            full = (
+                group is not None
+                and self.most_tokens is not None
+                and sum(s.tokens for s in group) + share.tokens > self.most_tokens
+            )
+            if group is None or full:
+                group = open_groups[share.layout] = []
+                groups.append(group)
+            group.append(share)
+        return groups
+
+
+def find_knee(model: LoRA, passes: Passes, share: Share, budget: int | None = None) -> Knee:
+    """Time passes of growing size, made of copies of ``share``; gradients are thrown away.
+
+    Args:
+        budget: bytes for what autograd keeps; None: a share of the memory that is free.
+    """
+    kept = _bytes_kept(passes, share)
+    most = max(share.tokens, int((budget if budget is not None else free_memory(model) * MEMORY_SHARE) / kept))
+    speeds: list[tuple[int, float]] = []
+    begun, copies = time.perf_counter(), 1
+    while True:
+        larger = Share(share.trainee, share.number, {k: torch.cat([v] * copies) for k, v in share.batch.items()})
+        seconds = min(_timed(passes, larger), _timed(passes, larger))
+        speeds.append((larger.tokens, larger.tokens / seconds))
+        slow = len(speeds) > 1 and speeds[-1][1] < GAIN * speeds[-2][1]
+        if slow or 2 * larger.tokens > most or time.perf_counter() - begun + 4 * seconds > LONGEST:
+            break
+        copies *= 2
+    share.trainee.begin_step()
+    best = speeds[-2][0] if len(speeds) > 1 and speeds[-1][1] < GAIN * speeds[-2][1] else speeds[-1][0]
+    return Knee(best, speeds, kept)
+
+
+def _timed(passes: Passes, share: Share) -> float:
+    begun = time.perf_counter()
+    passes.run([share])
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - begun
+
+
+def _bytes_kept(passes: Passes, share: Share) -> float:
+    """Bytes per token that autograd keeps for the backward, the weights of the base left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in passes.model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        passes.run([share])
+    return max(1.0, sum(seen.values()) / share.tokens)
+
+
+def free_memory(model: LoRA) -> int:
+    """Bytes that are free on the model's device."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available

@@ -1,0 +1,279 @@
+"""One adapter's run inside of `fit`: its trainee, its folder, its evaluations, and what becomes of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora.config import TrainingConfig
+from lora.errors import ConfigError, TrainingError
+from lora.io.fingerprint import fingerprint
+from lora.io.peft import save_adapter
+from lora.io.run import RunFolder, load_checkpoint, save_checkpoint
+from lora.training.checks import locate_non_finite, untouched_modules
+from lora.training.held_out import evaluator
+from lora.training.job import Evaluate
+from lora.training.prepare import Prepared, digest
+from lora.training.processes import Processes
+from lora.training.progress import Events
+from lora.training.trainee import Trainee
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+
+@dataclass
+class FitResult:
+    """What the training of one adapter came to.
+
+    Attributes:
+        adapter: its name in the model; the model holds the best checkpoint's parameters.
+        steps, epochs: what was done, earlier parts of a resumed run included.
+        learning_rate: the peak rate, given or derived.
+        best_step, best_metric, best_value: the evaluation that picked the result; None without held-out data.
+        stopped_early: patience ran out before the last step.
+        error: why it was stopped, where it could not go on beside others that did; None: it ended well.
+        history: lines of ``metrics.jsonl``.
+        seconds, tokens: of this call.
+        output: the run's folder; None if nothing was written.
+        data: tokenised data and task, ready for ``evaluate``.
+        notes: what a user should know (split, truncation, modules without gradient).
+    """
+
+    adapter: str
+    steps: int
+    epochs: float
+    best_step: int | None
+    best_metric: str
+    best_value: float | None
+    stopped_early: bool
+    seconds: float
+    tokens: int
+    output: Path | None
+    data: Prepared
+    learning_rate: float
+    error: str | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Participant:
+    """An adapter that joins the loop, takes its steps, and leaves with a `FitResult`.
+
+    Nothing here is shared with another participant but the base model.
+
+    Args:
+        name: of an adapter that the model has by the time of `join`.
+        settings: ``learning_rate`` resolved.
+        run: where it writes; None: nowhere.
+        evaluate: in place of the task's own metrics on the held-out data.
+        say: called with lines for a person to read.
+    """
+
+    def __init__(
+        self, model: LoRA, name: str, prepared: Prepared, settings: TrainingConfig, processes: Processes,
+        run: RunFolder | None = None, evaluate: Evaluate | None = None, say: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        self.model, self.name, self.prepared, self.settings = model, name, prepared, settings
+        self.processes, self.run, self.say = processes, run, say
+        if evaluate is None and prepared.held is not None:
+            evaluate = evaluator(prepared, settings, processes)
+        self.evaluate = evaluate
+        self.error: str | None = None
+        self.notes = list(prepared.notes)
+        self.history: list[dict[str, Any]] = []
+        self.tokens = 0
+        self.started = time.perf_counter()
+        self.trainee: Trainee
+
+    @property
+    def label(self) -> str:
+        """How many steps of how many, for messages."""
+        return f"{self.trainee.step} of {self.trainee.total_steps}"
+
+    # -- joining ------------------------------------------------------------------------------------------------------
+
+    def join(self, resume: bool, alone: bool = True) -> None:
+        """Begin, or go on where the newest checkpoint stands.
+
+        Args:
+            alone: whether this is the only adapter in training, which then goes on with torch's global random stream.
+        """
+        self.trainee = Trainee(
+            self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
+            self.processes.rank,
+        )  # fmt: skip
+        self.processes.share(self.trainee.parameters)
+        self.model.notes[self.name] = {**self.model.notes.get(self.name, {}), **_notes(self.prepared, self.settings)}
+        self.identity = _identity(self.model, self.name, self.prepared)
+        run, main = self.run, self.processes.main
+        # At a checkpoint, or at step 0, which is saved too: a full disk shows now, not after hours. A run cut short
+        # before that begins anew.
+        if run is not None and main:
+            run.recover() if resume else run.clear()
+        self.processes.wait()
+        found = run.checkpoints() if run is not None and resume else []
+        if found:
+            self._restore(found[-1], alone)
+        if run is not None and main:
+            run.forget_after(self.trainee.step)
+        if run is not None and not found:
+            self.checkpoint()
+        self.processes.wait()
+        self.history = run.history() if run else []
+        # TensorBoard hides what a killed run wrote from this step on; the checkpoint's own step stands.
+        writes = run is not None and self.settings.tensorboard and main
+        self.events = Events(run.tensorboard if run and writes else None, self.trainee.step + 1 if found else None)
+
+    def _restore(self, folder: Path, alone: bool) -> None:
+        state, tensors = load_checkpoint(folder)
+        other = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
+        if "adapter" in other:
+            then, now = state["identity"]["adapter"], self.identity["adapter"]
+            other.remove("adapter")
+            other += [
+                f"adapter.{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]
+            ]
+        if other:
+            raise ConfigError(
+                f"{folder.parent.parent}: the run began with other things than are given now, so it cannot go on:\n  "
+                + "\n  ".join(other)
+                + "\nBring them back, or start a new run"
+            )
+        self.trainee.load(state, tensors)
+        if alone:
+            self.processes.restore_random(tensors)
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def end_round(self) -> bool:
+        """After a pass with its batch: step, log, evaluate and save as they fall due. True where a step was taken.
+
+        Raises:
+            TrainingError: it cannot go on; its parameters are those of the step before.
+        """
+        if not self.trainee.count_round():
+            return False
+        trainee, s = self.trainee, self.settings
+        rate, tokens, seconds = trainee.rate, trainee.tokens, trainee.seconds
+        loss = self.processes.sum_up(trainee.parameters.values(), float(trainee.loss))
+        if trainee.step == 0:
+            self.notes += untouched_modules(trainee)
+        norm = trainee.update() if math.isfinite(loss) else math.nan
+        if not math.isfinite(norm):
+            trainee.begin_step()
+            raise TrainingError(self._diverged(loss, norm))
+        self.tokens += tokens
+        speed = tokens / max(seconds, 1e-9)
+        self._log({"loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": tokens,
+                   "tokens_per_second": round(speed, 1)})  # fmt: skip
+        if trainee.step % s.log_every == 0:
+            self.events.write(trainee.step, {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm})
+        if self.evaluate is not None and trainee.due(s.eval_every):
+            self._evaluate(self.evaluate)
+        if self.run is not None and trainee.due(s.save_every):
+            self.checkpoint()
+        return True
+
+    def _evaluate(self, evaluate: Evaluate) -> None:
+        metrics = self.processes.agree(evaluate(self.model, self.name))
+        better = self.trainee.record(metrics)
+        self._log({"eval": metrics, "best": better})
+        self.events.write(self.trainee.step, {f"eval/{key}": value for key, value in metrics.items()})
+        key = self.metric
+        loss = f", loss {metrics['loss']:.4f}" if isinstance(metrics.get("loss"), float) and key != "loss" else ""
+        best = " (best so far)" if better else ""
+        self.say(f"step {self.trainee.step}: {key} {metrics[key]:.4f}{loss}{best}")
+        if better and self.run is not None and self.processes.main:
+            save_adapter(self.model, self.name, self.run.best)
+
+    @property
+    def metric(self) -> str:
+        return self.settings.best_metric or self.prepared.task.best_metric
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        entry = {"step": self.trainee.step, "epoch": round(self.trainee.epoch, 4), **entry}
+        self.history.append(entry)
+        if self.run is not None and self.processes.main:
+            self.run.log(entry)
+
+    def checkpoint(self) -> None:
+        """Save everything that going on needs, on all processes together. Raises SaveError."""
+        if self.run is None:
+            return
+        state = self.trainee.state() | {"identity": self.identity}
+        tensors = self.trainee.tensors() | self.processes.random_states()
+        if self.processes.main:
+            keep = self.settings.keep_checkpoints
+            save_checkpoint(self.run, self.model, self.name, self.trainee.step, state, tensors, keep)
+        self.processes.wait()
+
+    def _diverged(self, loss: float, norm: float) -> str:
+        what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        where = locate_non_finite(self.model, self.trainee, self.prepared)
+        kept = f" Checkpoints up to here are in {self.run.path / 'checkpoints'}." if self.run else ""
+        return (
+            f"step {self.trainee.step + 1}: {what}{where}. "
+            f"Lower learning_rate (now {self.settings.learning_rate:g}), or clip harder.{kept}"
+        )
+
+    # -- leaving ------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> FitResult:
+        """Keep the best parameters, save the adapter, let go of the optimiser. Raises SaveError."""
+        if self.error is None:
+            self.trainee.restore_best()
+            if self.run is not None and self.processes.main:
+                save_adapter(self.model, self.name, self.run.adapter)
+            self.processes.wait()
+        return self.result()
+
+    def result(self) -> FitResult:
+        trainee = self.trainee
+        assert self.settings.learning_rate is not None, "resolved before"
+        return FitResult(
+            adapter=self.name,
+            steps=trainee.step,
+            epochs=trainee.epoch,
+            best_step=trainee.best_step if trainee.best_value is not None else None,
+            best_metric=self.metric,
+            best_value=trainee.best_value,
+            stopped_early=self.error is None and trainee.step < trainee.total_steps,
+            seconds=time.perf_counter() - self.started,
+            tokens=self.tokens,
+            output=self.run.path if self.run else None,
+            data=self.prepared,
+            learning_rate=self.settings.learning_rate,
+            error=self.error,
+            history=self.history,
+            notes=self.notes,
+        )
+
+    def close(self) -> None:
+        """Flush what is written aside; whatever happened."""
+        if hasattr(self, "events"):
+            self.events.close()
+
+
+def _notes(prepared: Prepared, settings: TrainingConfig) -> dict[str, Any]:
+    """What is stored beside the adapter: enough to use it without the run."""
+    return {
+        "task": prepared.task.state(),
+        "max_length": prepared.max_length,
+        "trained_on": {"rows": len(prepared.train), "digest": prepared.digest},
+        "training": settings.model_dump(mode="json"),
+    }
+
+
+def _identity(model: LoRA, name: str, prepared: Prepared) -> dict[str, Any]:
+    """What must be the same for a run to go on: by the words that a message uses."""
+    return {
+        "training data": prepared.digest,
+        "held-out data": digest(prepared.held) if prepared.held is not None else None,
+        "base model": fingerprint(model.base),
+        "adapter": model.adapters[name].model_dump(mode="json"),
+    }
