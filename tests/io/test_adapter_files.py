@@ -179,18 +179,42 @@ def test_names_and_places_that_cannot_be(folder: Path, tmp_path: Path) -> None:
     assert repr(model) == structure and not (tmp_path / "x").exists()
 
 
-def test_another_class_or_other_weights(folder: Path) -> None:
-    for base in (tiny("bert", seed=5), tiny("roberta"), tiny("llama-cls")):
-        model = LoRA(base, name=None)
-        with pytest.raises(AdapterFileError, match="trained on other base weights"):
-            model.load_adapter(folder)
+def test_other_weights_of_the_same_shape_may_be_allowed(folder: Path) -> None:
+    with pytest.raises(AdapterFileError, match=r"trained on other base weights: .*\(--allow-other-base\)"):
+        LoRA(tiny("bert", seed=5), name=None).load_adapter(folder)
     other = LoRA(tiny("bert", seed=5), name=None)
     assert other.load_adapter(folder, allow_other_base=True) == "good"
-    with pytest.raises(AdapterFileError, match=r"does not fit the base RobertaFor.*\n  .*classifier") as caught:
-        LoRA(tiny("roberta"), name=None).load_adapter(folder, allow_other_base=True)
-    assert "more" in str(caught.value)
-    with pytest.raises(AdapterFileError, match="no place for tensor bert.encoder"):
-        LoRA(tiny("bert").bert, name=None).load_adapter(folder, allow_other_base=True)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_another_shape_is_named_and_no_permission_offered(folder: Path, allowed: bool) -> None:
+    def refusal(base: Any) -> str:
+        with pytest.raises(AdapterFileError, match="does not fit the base") as caught:
+            LoRA(base, name=None).load_adapter(folder, allow_other_base=allowed)
+        assert "allow" not in str(caught.value)
+        return str(caught.value)
+
+    edit_sidecar(folder, name="somewhere/bert")
+    wider = refusal(tiny("bert", hidden_size=64))
+    assert "classifier.weight: shape (3, 32), the base has (3, 64)" in wider
+    assert "bert.encoder.layer.0.attention.self.query.A: shape (2, 32), the base needs (2, 64)" in wider
+    assert wider.endswith(
+        "It was made for somewhere/bert (BertForSequenceClassification): load it on that. "
+        "Only weights, not shapes, may be those of another base"
+    )
+    assert "layer.1.attention.self.query.lora_A.weight (2, 32)" in refusal(tiny("bert", num_hidden_layers=1))
+    assert "classifier.dense.weight is missing" in refusal(tiny("roberta"))
+    assert "no place for tensor bert.encoder.layer.0" in refusal(tiny("llama-cls"))
+    assert "no place for tensor bert.encoder" in refusal(tiny("bert").bert)
+    (folder / SIDECAR).unlink()  # of a folder that PEFT wrote less is known
+    edit_config(folder, base_model_name_or_path="elsewhere/bert")
+    assert "It was made for elsewhere/bert: load it on that" in refusal(tiny("bert", hidden_size=64))
+
+
+def test_a_broken_folder_for_this_base_is_called_so(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.pop(f"{QUERY}.lora_B.weight"))
+    with pytest.raises(AdapterFileError, match="made for this base, so its files are damaged"):
+        LoRA(tiny("bert"), name=None).load_adapter(folder)
 
 
 def test_neutral_keys_of_other_versions_are_no_obstacle(folder: Path) -> None:
@@ -255,7 +279,9 @@ def test_embedding_weights_of_another_base(tmp_path: Path) -> None:
     folder = model.save_adapter("default", tmp_path / "a")
     LoRA(tiny("llama").to(torch.bfloat16), name=None).load_adapter(folder)  # the same weights, rounded
     edit_tensors(folder, lambda t: t["base_model.model.model.embed_tokens.base_layer.weight"].add_(1))
-    with pytest.raises(AdapterFileError, match="trained on other embedding weights"):
+    with pytest.raises(
+        AdapterFileError, match=r"other embedding weights than .*\(model.embed_tokens\).*allow-other-base"
+    ):
         LoRA(tiny("llama"), name=None).load_adapter(folder)
     LoRA(tiny("llama"), name=None).load_adapter(folder, allow_other_base=True)
 

@@ -90,25 +90,31 @@ def read_folder(folder: Path) -> Stored:
 def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     """Check ``stored`` against ``model``'s base and say what goes where; the model is not touched."""
     _check_kind(stored)
-    _check_base(model, stored, allow_other_base)
     modules = unwrapped_modules(model.base)
     variant = variant_of(stored)
     left = {_local(key, stored): tensor for key, tensor in stored.tensors.items()}
     problems: list[str] = []
     owned = tensors_of.modules_in_full(left, stored.config, modules, problems)
     layers = tensors_of.layers(left, tuple(owned), modules, variant, problems)
-    owned |= tensors_of.embeddings(left, modules, output_heads(model.base), allow_other_base, problems)
+    embeddings, foreign = tensors_of.embeddings(left, modules, output_heads(model.base), problems)
+    owned |= embeddings
     problems += [f"no place for tensor {key} {tuple(tensor.shape)}" for key, tensor in left.items()]
     problems += tensors_of.absent(stored.config, modules, layers, owned)
     if stored.config.get("ensure_weight_tying"):
         problems += tensors_of.half_of_a_tie(model.base, owned)
     if not layers and not problems:
         problems.append("it holds no low-rank tensors at all")
+    # What does not fit comes before whose weights they are: no permission makes it fit.
     if problems:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AdapterFileError(
-            f"{stored.folder}: does not fit the base {_name(model)}:\n  " + "\n  ".join(problems[:5]) + more
+            f"{stored.folder}: does not fit the base {_name(model)}:\n  "
+            + "\n  ".join(problems[:5])
+            + more
+            + _made_for(model, stored)
         )
+    if not allow_other_base:
+        _check_weights(model, stored, foreign)
     tied = tensors_of.shared_update(model.base, stored.config, layers, variant)
     return Planned(_config(stored, variant, layers, owned, tied), layers, owned, _notes(stored))
 
@@ -204,19 +210,37 @@ def _check_kind(stored: Stored) -> None:
             raise AdapterFileError(f"{where}: {key} must be a positive number, found {config.get(key)!r}")
 
 
-def _check_base(model: LoRA, stored: Stored, allow_other_base: bool) -> None:
+def _check_weights(model: LoRA, stored: Stored, foreign: list[str]) -> None:
+    """Refuse a base of the right shape whose weights are others than the adapter was trained on."""
+    remedy = "Load the base it was trained on, or pass allow_other_base=True (--allow-other-base) if you know better"
+    base = _lineage(stored)
+    expected, found = base.get("fingerprint"), fingerprint(model.base)
+    if expected and found != expected:
+        raise AdapterFileError(
+            f"{stored.folder}: trained on other base weights: {base.get('name') or 'unnamed'} "
+            f"({base.get('class')}, fingerprint {expected}); this base is {_name(model)} "
+            f"({type(model.base).__name__}, fingerprint {found}). {remedy}"
+        )
+    if foreign:
+        raise AdapterFileError(
+            f"{stored.folder}: trained on other embedding weights than {_name(model)} has ({', '.join(foreign)}). "
+            + remedy
+        )
+
+
+def _made_for(model: LoRA, stored: Stored) -> str:
+    """A line on the base that the adapter was made for, where that is known to be another or not known to be this."""
+    base = _lineage(stored)
+    if base.get("fingerprint") == fingerprint(model.base):
+        return "\nIt was made for this base, so its files are damaged: copy or download them again"
+    name = base.get("name") or stored.config.get("base_model_name_or_path") or "another base"
+    kind = f" ({base['class']})" if base.get("class") else ""
+    return f"\nIt was made for {name}{kind}: load it on that. Only weights, not shapes, may be those of another base"
+
+
+def _lineage(stored: Stored) -> dict[str, Any]:
     base = stored.sidecar.get("base")
-    base = base if isinstance(base, dict) else {}
-    expected = base.get("fingerprint")
-    if expected and not allow_other_base:
-        found = fingerprint(model.base)
-        if found != expected:
-            raise AdapterFileError(
-                f"{stored.folder}: trained on other base weights: {base.get('name') or 'unnamed'} "
-                f"({base.get('class')}, fingerprint {expected}); this base is {_name(model)} "
-                f"({type(model.base).__name__}, fingerprint {found}). "
-                "Load the base it was trained on, or pass allow_other_base=True (--allow-other-base) if you know better"
-            )
+    return base if isinstance(base, dict) else {}
 
 
 def variant_of(stored: Stored) -> Variant:

@@ -110,10 +110,15 @@ def _expected_shapes(geometry: Geometry, rank: int, variant: Variant) -> dict[st
 
 
 def embeddings(
-    left: Tensors, modules: dict[str, nn.Module], heads: set[str], allow_other_base: bool, problems: list[str]
-) -> dict[str, Tensors]:
-    """Base weights of embeddings stored along: equal ones need nothing, others become the adapter's own copy."""
+    left: Tensors, modules: dict[str, nn.Module], heads: set[str], problems: list[str]
+) -> tuple[dict[str, Tensors], list[str]]:
+    """Base weights of embeddings stored along: equal ones need nothing, others become the adapter's own copy.
+
+    Returns:
+        the copies, and the paths of adapted embeddings whose frozen weights are others than the base's.
+    """
     own: dict[str, Tensors] = {}
+    foreign = []
     for key in list(left):
         path, _, name = key.rpartition(".")
         targeted = path.endswith(".base_layer")
@@ -132,11 +137,11 @@ def embeddings(
         elif not _same(stored, weight):
             if not targeted:
                 own.setdefault(path, {})[name] = stored
-            elif not allow_other_base:
-                problems.append(f"{path}: the adapter was trained on other embedding weights than this base's")
+            else:
+                foreign.append(path)
     for path, tensors in own.items():  # a copy is whole or not at all
         own[path] = {**modules[path].state_dict(), **tensors}
-    return own
+    return own, foreign
 
 
 def _same(stored: Tensor, weight: Tensor) -> bool:
