@@ -218,18 +218,25 @@ def merge_folder(
     model: str | None = None,
     *,
     dtype: str = "float32",
+    trust_remote_code: bool = False,
     allow_other_base: bool = False,
 ) -> float:
     """Merge an adapter folder into its base and write a plain model folder, tokenizer included, atomically.
 
     Returns:
         the largest absolute difference between merged and unmerged outputs on a probe, relative to the largest output.
+
+    Raises:
+        ConfigError, ModelError, AdapterFileError: before anything is written.
+        SaveError: disk full or no permission; nothing half-written is left.
     """
     output = output.expanduser()
     sources = [Path(adapter).expanduser().resolve(), *([Path(model).expanduser().resolve()] if model else [])]
     if any(output.resolve() == source or output.resolve() in source.parents for source in sources):
         raise ConfigError(f"output: {output} holds what is being merged; name another folder")
-    tuned, name, tokenizer, _ = load_tuned(adapter, model, dtype=dtype, allow_other_base=allow_other_base)
+    tuned, name, tokenizer, _ = load_tuned(
+        adapter, model, dtype=dtype, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
+    )
     if output.resolve() == Path(getattr(tuned.base.config, "_name_or_path", "") or ".").resolve():
         raise ConfigError(f"output: {output} is the base model's own folder; name another")
     merged: Any = tuned.merge(name).eval()

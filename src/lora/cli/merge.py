@@ -21,8 +21,17 @@ from lora.errors import ConfigError
     help="type of the merged weights",
 )
 @click.option("--overwrite", is_flag=True, help="replace what the output folder holds")
+@click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
-def command(adapter: str, output: str, model: str | None, dtype: str, overwrite: bool, allow_other_base: bool) -> None:
+def command(
+    adapter: str,
+    output: str,
+    model: str | None,
+    dtype: str,
+    overwrite: bool,
+    trust_remote_code: bool,
+    allow_other_base: bool,
+) -> None:
     """Merge ADAPTER (an adapter or a run's folder) into its base: the result is a plain model folder of transformers.
 
     \b
@@ -38,6 +47,8 @@ def command(adapter: str, output: str, model: str | None, dtype: str, overwrite:
     quiet_libraries()
     from lora.workflow import merge_folder
 
-    difference = merge_folder(adapter, folder, model, dtype=dtype, allow_other_base=allow_other_base)
+    difference = merge_folder(
+        adapter, folder, model, dtype=dtype, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
+    )
     print(f"merged model: {folder}")
     print(f"largest difference between merged and unmerged outputs on a probe: {difference:.1e}")

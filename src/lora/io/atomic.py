@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora.errors import SaveError
+
+NOTHING_LOST = "nothing saved before was touched"
+NOTHING_LEFT = f"nothing half-written is left, and {NOTHING_LOST}"
 
 
 @contextmanager
@@ -24,22 +28,20 @@ def atomic_folder(folder: str | Path, keep_others: bool = False) -> Iterator[Pat
         keep_others: files of the old folder that the block did not write stay.
 
     Raises:
-        SaveError: disk full, no permission, or a file of that name in the way.
+        SaveError: disk full, no permission, or a file of that name in the way; in the block too.
     """
-    folder = Path(os.path.realpath(folder))  # a link stays a link: what it leads to is replaced
+    named, folder = folder, Path(os.path.realpath(folder))  # a link stays a link: what it leads to is replaced
     stage, old = _beside(folder, f"tmp-{os.getpid()}"), _beside(folder, "old")
     try:
-        with saving(folder):
+        with saving(named, NOTHING_LEFT):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.exists() and not folder.is_dir():
-                raise SaveError(f"{folder}: is a file; a folder is to be written there. Name another place")
+            _check_no_file(folder)
             if folder == Path.cwd():
                 raise SaveError(f"{folder}: is the working folder, which cannot be replaced; name a folder inside it")
             recover(folder)
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
-        yield stage
-        with saving(folder):
+            yield stage
             if keep_others and folder.is_dir():
                 _carry_over(folder, stage)
             for path in stage.rglob("*"):
@@ -64,19 +66,17 @@ def atomic_files(folder: str | Path) -> Iterator[Path]:
     may leave some of the files new and others old.
 
     Raises:
-        SaveError: disk full, no permission, or a file of that name in the way.
+        SaveError: as `atomic_folder`.
     """
     folder = Path(folder)
     stage, new = folder / f".tmp-{os.getpid()}", not folder.exists()
     try:
-        with saving(folder):
-            if folder.exists() and not folder.is_dir():
-                raise SaveError(f"{folder}: is a file; a folder is to be written there. Name another place")
+        with saving(folder, NOTHING_LEFT):
+            _check_no_file(folder)
             folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
-        yield stage
-        with saving(folder):
+            yield stage
             for path in stage.iterdir():
                 _flush(path)
             for path in stage.iterdir():
@@ -88,6 +88,11 @@ def atomic_files(folder: str | Path) -> Iterator[Path]:
         if new:
             with suppress(OSError):  # not there, or something else lies in it by now
                 folder.rmdir()
+
+
+def _check_no_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise SaveError(f"{folder}: is a file; a folder is to be written there. Name another place")
 
 
 def _carry_over(old: Path, new: Path) -> None:
@@ -134,27 +139,32 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def saving(what: str | Path) -> Iterator[None]:
-    """Turn the errors of writing into SaveError with what to do about it."""
+def saving(what: str | Path, comfort: str = NOTHING_LOST) -> Iterator[None]:
+    """Turn the errors of writing into SaveError: what could not be written, why, what is left, what to do."""
     try:
         yield
     except SaveError:
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SaveError(
-                f"{what}: no space left on the disk; nothing saved before was touched. "
-                "Free some space, or name another place"
-            ) from error
-        raise SaveError(
-            f"{what}: cannot be written ({error.strerror or error}); nothing saved before was touched"
-        ) from error
     except Exception as error:
-        # safetensors reports failures of the operating system as an exception of its own.
-        if type(error).__name__ != "SafetensorError":
+        code, reason = _cause(error)
+        if reason is None:
             raise
-        hint = "no space left on the disk" if "os error 28" in str(error) or "No space" in str(error) else str(error)
-        raise SaveError(f"{what}: cannot be written ({hint}); nothing saved before was touched") from error
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise SaveError(
+                f"{what}: no space left on the disk; {comfort}. Free some space, or name another place"
+            ) from error
+        raise SaveError(f"{what}: cannot be written ({reason}); {comfort}") from error
+
+
+def _cause(error: Exception) -> tuple[int | None, str | None]:
+    """Number and words of a failure of the operating system; no words where it is none."""
+    if isinstance(error, OSError):
+        return error.errno, error.strerror or str(error)
+    # safetensors and tokenizers are written in Rust and report such failures as exceptions of their own.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number:
+        return int(number.group(1)), os.strerror(int(number.group(1)))
+    return None, str(error) if type(error).__name__ == "SafetensorError" else None
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -98,7 +98,8 @@ def _auto_class(config: Any) -> str:
     }.items():
         if architecture.endswith(ending):
             return auto
-    return "AutoModel"
+    # A model with code of its own says which of these classes its code gives.
+    return next((auto for auto in getattr(config, "auto_map", None) or {} if auto.startswith("AutoModel")), "AutoModel")
 
 
 def _numel(shape: tuple[int, ...]) -> int:

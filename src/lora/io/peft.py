@@ -18,7 +18,7 @@ from lora.core.geometry import geometry_of
 from lora.core.layer import TiedSlot
 from lora.core.variant import variants
 from lora.errors import AdapterFileError
-from lora.io.atomic import atomic_files, atomic_folder, recover, saving
+from lora.io.atomic import atomic_files, atomic_folder, recover
 from lora.io.fingerprint import fingerprint
 from lora.model.heads import input_embedding, output_heads
 from lora.model.tree import inside, matches, unwrapped_modules
@@ -54,7 +54,7 @@ def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool =
     """
     folder = Path(folder)
     tensors, config, sidecar = adapter_tensors(model, name), adapter_config(model, name), _sidecar(model, name)
-    with atomic_files(folder) if in_place else atomic_folder(folder, keep_others=True) as stage, saving(folder):
+    with atomic_files(folder) if in_place else atomic_folder(folder, keep_others=True) as stage:
         save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
         (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (stage / SIDECAR).write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

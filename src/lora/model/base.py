@@ -109,5 +109,7 @@ def _place(name: str) -> str:
 
 def short(error: Exception) -> str:
     """The first line of an error of transformers, which can run over a screen."""
+    if "trust_remote_code" in str(error):  # its last line, and a first that does not say what to do
+        return "it brings code of its own; read it, then say --trust-remote-code (trust_remote_code=True)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
