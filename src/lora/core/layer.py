@@ -49,7 +49,9 @@ class Slot(nn.Module):
         if self.dropout and self.training:
             rate = self.dropout
             dropout = (lambda t: F.dropout(t, rate)) if seed is None else (lambda t: seeded_dropout(t, rate, seed))
-        return self.variant.apply(geometry, self.factors(geometry), x, base_out, self.scaling, dropout)
+        x, base_out = _summed_here(x), _summed_here(base_out)
+        out = self.variant.apply(geometry, self.factors(geometry), x, base_out, self.scaling, dropout)
+        return _Contiguous.apply(out) if out.requires_grad else out
 
     def merged(self, geometry: Geometry) -> Tensor:
         return self.variant.merged(geometry, self.factors(geometry), self.scaling)
@@ -96,6 +98,29 @@ def _check_rows(path: str, layer: nn.Module) -> None:
             f"{path}: a {type(layer).__name__} that does not see the batch row by row; run this model with one adapter "
             "per batch (`with model.using(name): ...`), or leave that module out"
         )
+
+
+def _summed_here(x: Tensor) -> Tensor:
+    """``x`` as a node of its own: the gradients of all its uses behind this point are added before they go on.
+
+    Sums of floating-point numbers depend on their order. Without this node autograd would add the uses inside a layer
+    (the frozen one's, each adapter's) and those in neighbouring layers (query, key, value) in an order that changes
+    with the number of adapters in the batch.
+    """
+    return x.view_as(x) if x.requires_grad else x
+
+
+class _Contiguous(torch.autograd.Function):
+    """Identity. Its gradient is laid out by rows: alone it may come transposed (from an attention), in a mixed batch
+    never, and sums over it (of a magnitude, say) go by the order in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
 
 
 def _one_for_all(routing: Routing, value: Tensor) -> Tensor:
@@ -149,6 +174,7 @@ class AdaptedLayer(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Rows x (b, ..., i) to (b, ..., o), each by the adapter that the routing in force names for it."""
+        x = _summed_here(x)
         base_out = self.base_layer(x, *args, **kwargs)
         routing = self.router.resolve()
         if routing.single is not None:

@@ -1,0 +1,255 @@
+"""The law of isolation: K adapters trained together come out as each does alone, on the CPU to the last bit.
+
+Together and alone differ in everything that must not matter: what else is in the batch, who joins and leaves when, who
+diverges, how often the loop has gone round. What must not differ: parameters, buffers, optimiser moments, losses, norms.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lora import LoRA, fit
+from lora.core.variant import variants
+from lora.training.job import Job
+from small_base import labelled, stories
+
+VARIANTS = sorted(variants())
+
+
+def base(folder: Any, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    if "llama" in str(folder):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, dtype=dtype)
+
+
+def rows(folder: Any, count: int, seed: int) -> list[dict[str, Any]]:
+    return stories(count, seed) if "llama" in str(folder) else labelled(count, seed, longest=5)
+
+
+def train(folder: Any, jobs: dict[str, Job], dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
+    """What became of each adapter: every parameter, and every loss and norm on the way."""
+    model = LoRA(base(folder, dtype), name=None)
+    results = fit(model, jobs, progress=False, **options)
+    return {
+        name: {
+            "parameters": {key: p.detach().clone() for key, p in model.adapter_parameters(name).items()},
+            "history": [{k: v for k, v in e.items() if k != "tokens_per_second"} for e in result.history],
+            "error": result.error,
+        }
+        for name, result in results.items()
+    }
+
+
+def check(folder: Any, jobs: dict[str, Job], dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
+    """Train together, then each alone, and hold one against the other bit by bit."""
+    together = train(folder, jobs, dtype, **options)
+    for name, job in jobs.items():
+        same_bits(name, together[name], train(folder, {name: job}, dtype)[name])
+    return together
+
+
+def same_bits(name: str, together: dict[str, Any], alone: dict[str, Any]) -> None:
+    assert together["error"] == alone["error"], name
+    # repr: NaN equals NaN, and 0.1 nothing but itself.
+    for one, other in zip(together["history"], alone["history"], strict=True):
+        assert repr(one) == repr(other), name
+    for key, parameter in alone["parameters"].items():
+        assert torch.equal(parameter, together["parameters"][key]), f"{name}: {key}"
+
+
+def mixed_jobs(folder: Any, variant: str, held: bool = True) -> dict[str, Job]:
+    """Four adapters that have nothing in common but the base."""
+    return {
+        "small": Job(
+            rows(folder, 40, 0), rows(folder, 12, 9) if held else False,
+            {"rank": 2, "alpha": 4, "targets": "attention", "variant": variant},
+            {"learning_rate": 1e-2, "batch_size": 8, "epochs": 2, "seed": 1, "clip": None, "schedule": "cosine"},
+        ),
+        "dropped": Job(
+            rows(folder, 32, 1), False, {"rank": 7, "alpha": 64, "dropout": 0.3, "variant": "plain"},
+            {"learning_rate": 3e-3, "batch_size": 16, "epochs": 4, "seed": 2, "weight_decay": 0.1},
+        ),
+        "accumulated": Job(
+            rows(folder, 48, 2), False, {"rank": 4, "targets": "mlp", "dropout": 0.1, "variant": variant},
+            {"learning_rate": 5e-3, "batch_size": 8, "accumulation": 3, "epochs": 3, "seed": 3, "clip": 0.1},
+        ),
+        "patient": Job(
+            rows(folder, 24, 3), rows(folder, 12, 8), {"rank": 3, "rslora": True, "variant": variant, "layers": [1]},
+            {"learning_rate": 1e-3, "batch_size": 8, "epochs": 6, "seed": 4, "patience": 1, "eval_every": 2,
+             "warmup_ratio": 0.5, "label_smoothing": 0.1},
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_together_as_alone(request: Any, kind: str, dtype: torch.dtype, variant: str) -> None:
+    folder = request.getfixturevalue(kind)
+    check(folder, mixed_jobs(folder, variant), dtype, at_once=4)
+
+
+def test_leaving_and_joining_in_mid_run(bert: Any) -> None:
+    """Two places, four adapters of different length: each change of company falls into somebody's run."""
+    check(bert, mixed_jobs(bert, "plain"), at_once=2)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
+    """The recomputed blocks draw the dropout of their forward again, their own and the base's."""
+    folder = request.getfixturevalue(kind)
+    jobs = mixed_jobs(folder, "plain", held=False)
+    plain = train(folder, jobs, at_once=4)
+    checkpointed = train(folder, jobs, at_once=4, gradient_checkpointing=True)
+    for name, result in plain.items():
+        same_bits(name, checkpointed[name], result)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, 1e6], ids=["nan", "1e6"])
+def test_one_that_diverges_is_stopped_alone(bert: Any, bad: float) -> None:
+    jobs = mixed_jobs(bert, "plain")
+    alone = {name: train(bert, {name: jobs[name]})[name] for name in jobs if name != "dropped"}
+    model = LoRA(base(bert), name=None)
+    model.add_adapter("dropped", jobs["dropped"].adapter_settings("dropped"), seed=2)
+    with torch.no_grad():
+        for key, parameter in model.adapter_parameters("dropped").items():
+            if key.endswith(".B"):
+                parameter.fill_(bad)
+    results = fit(model, jobs, progress=False, at_once=4)
+    if bad != bad:
+        assert "loss is nan" in str(results["dropped"].error) and results["dropped"].steps == 0
+        assert "first in" in str(results["dropped"].error), "the message says where"
+    for name, expected in alone.items():
+        assert results[name].error is None
+        for key, parameter in model.adapter_parameters(name).items():
+            assert torch.equal(parameter, expected["parameters"][key]), f"{name}: {key}"
+
+
+def test_an_absent_adapter_does_not_move(bert: Any) -> None:
+    model = LoRA(base(bert), name="bystander", rank=4, variant="dora")
+    before = {key: p.detach().clone() for key, p in model.adapter_parameters("bystander").items()}
+    fit(model, mixed_jobs(bert, "plain"), progress=False, weight_decay=0.1)
+    after = model.adapter_parameters("bystander")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.grad is None for parameter in after.values())
+
+
+def test_the_set_resumes_to_the_same_bits(bert: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    """Cut off in the middle: some adapters are done, some under way, one has not begun."""
+    from lora.io.run import RunFolder
+
+    jobs = mixed_jobs(bert, "plain")
+    whole = train(bert, jobs, at_once=2, output_dir=tmp_path / "whole", save_every=2)
+    entries, log = 0, RunFolder.log
+
+    class Killed(BaseException):
+        pass
+
+    def failing(self: RunFolder, entry: dict[str, Any]) -> None:
+        nonlocal entries
+        entries += 1
+        if entries == 21:
+            raise Killed
+        log(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", failing)
+        with pytest.raises(Killed):
+            train(bert, jobs, at_once=2, output_dir=tmp_path / "cut", save_every=2)
+    states = {name: (tmp_path / "cut" / name / "adapter").exists() for name in jobs}
+    assert any(states.values()) and not all(states.values()), states
+    resumed = train(bert, jobs, at_once=2, output_dir=tmp_path / "cut", save_every=2, resume=True)
+    for name in jobs:
+        for key, parameter in whole[name]["parameters"].items():
+            assert torch.equal(parameter, resumed[name]["parameters"][key]), f"{name}: {key}"
+        lines = [(tmp_path / run / name / "metrics.jsonl").read_text().splitlines() for run in ("whole", "cut")]
+        one, other = ([{k: v for k, v in json.loads(x).items() if k != "tokens_per_second"} for x in y] for y in lines)
+        assert one == other, name
+
+
+def test_each_folder_is_a_run_of_its_own(bert: Any, tmp_path: Any) -> None:
+    jobs = mixed_jobs(bert, "dora")
+    fit(LoRA(base(bert), name=None), jobs, output_dir=tmp_path / "set", progress=False)
+    job = jobs["patient"]
+    fit(LoRA(base(bert), name=None), {"patient": job}, output_dir=tmp_path / "alone", progress=False)
+    for file in ("adapter_model.safetensors", "adapter_config.json", "lora.json"):
+        one, other = ((tmp_path / run / "patient" / "adapter" / file).read_bytes() for run in ("set", "alone"))
+        assert one == other, file
+
+
+def test_passes_are_shared(bert: Any, monkeypatch: Any) -> None:
+    """Trials on the same data have batches of like width: their rows do go through the base together."""
+    from lora.training.passes import Passes
+
+    sizes, run = [], Passes.run
+
+    def counted(self: Passes, shares: Any) -> None:
+        sizes.append(len(shares))
+        run(self, shares)
+
+    monkeypatch.setattr(Passes, "run", counted)
+    data = rows(bert, 40, 0)
+    jobs = {f"rank {r}": Job(data, False, {"rank": r}, {"learning_rate": 1e-3 * r, "batch_size": 8}) for r in (1, 2, 4)}
+    train(bert, jobs, at_once=3)
+    assert set(sizes) == {3}
+
+
+def test_where_rows_cannot_be_told_apart_adapters_take_turns(bert: Any, monkeypatch: Any) -> None:
+    from lora.core.routing import Router, Routing
+    from lora.errors import RoutingError
+
+    data = rows(bert, 24, 0)
+    jobs = {name: Job(data, False, {"rank": 2}, {"learning_rate": 1e-3, "batch_size": 8}) for name in "ab"}
+    expected = train(bert, jobs, at_once=2)
+    activate = Router.activate
+
+    def refusing(self: Router, routing: Routing | None) -> Any:
+        if routing is not None and routing.single is None:
+            raise RoutingError("this model has no rows to tell apart")
+        return activate(self, routing)
+
+    monkeypatch.setattr(Router, "activate", refusing)
+    model = LoRA(base(bert), name=None)
+    results = fit(model, jobs, progress=False, at_once=2)
+    assert any("take turns" in note and "no rows to tell apart" in note for note in results["a"].notes)
+    for name in jobs:
+        for key, parameter in model.adapter_parameters(name).items():
+            assert torch.equal(parameter, expected[name]["parameters"][key])
+
+
+job_settings = st.fixed_dictionaries(
+    {
+        "rank": st.integers(1, 9), "alpha": st.sampled_from([1.0, 8.0, 32.0]), "variant": st.sampled_from(VARIANTS),
+        "targets": st.sampled_from(["all-linear", "attention", "mlp", ["query", "dense"]]),
+        "dropout": st.sampled_from([0.0, 0.2]),
+    }
+)  # fmt: skip
+training_settings = st.fixed_dictionaries(
+    {
+        "learning_rate": st.sampled_from([1e-4, 3e-3, 3e-2]), "batch_size": st.sampled_from([8, 12, 16]),
+        "accumulation": st.integers(1, 2), "seed": st.integers(0, 3), "max_steps": st.integers(1, 4),
+        "weight_decay": st.sampled_from([0.0, 0.1]), "clip": st.sampled_from([None, 0.05]),
+    }
+)  # fmt: skip
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    drawn=st.lists(st.tuples(job_settings, training_settings, st.integers(0, 5)), min_size=2, max_size=5),
+    at_once=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_any_company(bert: Any, drawn: list[Any], at_once: int, dtype: torch.dtype) -> None:
+    jobs = {
+        f"job {number}": Job(rows(bert, 40, seed), False, adapter, training)
+        for number, (adapter, training, seed) in enumerate(drawn)
+    }
+    check(bert, jobs, dtype, at_once=at_once)
