@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from lora.io.peft import PREFIX
 from lora.io.peft_load import read_folder, variant_of
 from lora.model.base import check_folder, short
 from lora.model.heads import task_heads
-from lora.model.targets import PRESETS, find_targets, summary
+from lora.model.targets import PRESETS, find_targets
+from lora.model.ties import share_tied
+from lora.model.tree import summary
 
 
 def describe_adapter(folder: Path) -> dict[str, Any]:
@@ -61,14 +64,17 @@ def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = 
     presets: dict[str, Any] = {}
     total = sum(p.numel() for p in model.parameters())
     for preset in PRESETS:
+        adapter = AdapterConfig(rank=rank, targets=preset)
         try:
-            report = find_targets(model, AdapterConfig(rank=rank, targets=preset), task_heads(model))
+            report = find_targets(model, adapter, task_heads(model))
+            share_tied(model, adapter, report)  # tied places have one update between them
         except ConfigError as error:
             presets[preset] = str(error).split(". ")[0]
             continue
-        count = sum(sum(_numel(shape) for shape in t.geometry.shapes(t.rank)) for t in report.adapted)
+        count = sum(math.prod(shape) for t in report.adapted for shape in t.geometry.shapes(t.rank))
+        modules = f"{len(report.adapted)} module{'s' * (len(report.adapted) != 1)}"
         presets[preset] = (
-            f"{len(report.adapted)} modules, {count:,} parameters at rank {rank} ({100 * count / total:.2f} %): "
+            f"{modules}, {count:,} parameters at rank {rank} ({100 * count / total:.2f} %): "
             f"{summary(t.path for t in report.adapted)}"
         )
     return {
@@ -100,10 +106,3 @@ def _auto_class(config: Any) -> str:
             return auto
     # A model with code of its own says which of these classes its code gives.
     return next((auto for auto in getattr(config, "auto_map", None) or {} if auto.startswith("AutoModel")), "AutoModel")
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    out = 1
-    for size in shape:
-        out *= size
-    return out
