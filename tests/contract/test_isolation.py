@@ -1,7 +1,7 @@
 """The law of isolation: K adapters trained together come out as each does alone, on the CPU to the last bit.
 
-Together and alone differ in everything that must not matter: what else is in the batch, who joins and leaves when, who
-diverges, how often the loop has gone round. What must not differ: parameters, buffers, optimiser moments, losses, norms.
+Together and alone differ in everything that must not matter: what else is in the batch, who joins and leaves when,
+who diverges, how often the loop has gone round. What must not differ: parameters, losses, gradient norms, metrics.
 """
 
 from __future__ import annotations

@@ -23,13 +23,22 @@ model.base.config.hidden_dropout_prob = 0.0
 for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = 0.0
-batch, accumulation = int(sys.argv[5]), int(sys.argv[6])
+batch, accumulation, cut_at = int(sys.argv[5]), int(sys.argv[6]), int(sys.argv[7])
+if cut_at > 0:
+    from lora.io.run import RunFolder
+    log = RunFolder.log
+    def dying(self, entry):
+        if entry["step"] == cut_at:
+            __import__("os")._exit(9)
+        log(self, entry)
+    RunFolder.log = dying
 fit(model, rows, rows[:9], output_dir=sys.argv[4], epochs=2, batch_size=batch, accumulation=accumulation,
-    learning_rate=1e-2, length_grouped=False, seed=3)
+    learning_rate=1e-2, length_grouped=False, seed=3, save_every=2, resume=cut_at < 0)
 """
 
 
-def launch(processes, arguments, tmp_path):
+def launch(processes, arguments, tmp_path, cut_at=0):
+    """Train; ``cut_at``: the first process dies at this step; -1: go on with what is there."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
@@ -37,9 +46,14 @@ def launch(processes, arguments, tmp_path):
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(script), *arguments, str(cut_at)], env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode == 0) == (cut_at <= 0), done.stderr[-3000:]
+
+
+def history(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
 
 
 @pytest.mark.parametrize("rows", [48, 45], ids=["even", "uneven"])
@@ -48,13 +62,20 @@ def test_two_processes_equal_one(bert, tmp_path, rows):
     source = str(Path(__file__).parents[2] / "src")
     launch(1, [source, str(bert), str(data), str(tmp_path / "one"), "4", "2"], tmp_path)
     launch(2, [source, str(bert), str(data), str(tmp_path / "two"), "4", "1"], tmp_path)
-    histories = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        histories.append([json.loads(line) for line in lines])
-    one, two = histories
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
     for a, b in zip(one, two, strict=True):
         if "loss" in a:
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-3), a["step"]
     assert list((tmp_path / "two" / "checkpoints").glob("step-*")), "the first process saves"
+
+
+def test_resume_under_two_processes_gives_the_same_bits(bert, tmp_path):
+    data = write_jsonl(tmp_path / "train.jsonl", labelled(48))
+    source = str(Path(__file__).parents[2] / "src")
+    for name, cuts in (("whole", [0]), ("cut", [5, -1])):
+        for cut_at in cuts:
+            launch(2, [source, str(bert), str(data), str(tmp_path / name), "4", "1"], tmp_path, cut_at)
+    assert history(tmp_path / "whole") == history(tmp_path / "cut")
+    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
