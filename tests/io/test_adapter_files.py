@@ -127,8 +127,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "trained on other base weights: .*fingerprint 0123456789abcdef.*allow_other_base=True",
     ),
     "unknown key": (lambda f: edit_config(f, use_frobnication=True), "use_frobnication=True is not known here"),
-    "bias of LoRA": (lambda f: edit_config(f, lora_bias=True), "lora_bias=True is not known here"),
-    "bias": (lambda f: edit_config(f, bias="all"), "bias 'all' trains the base's own biases"),
+    "bias": (lambda f: edit_config(f, bias="all"), "bias='all', which trains the base's own biases"),
+    "unknown start": (lambda f: edit_config(f, init_lora_weights="novel"), "'novel', a start that is not known here"),
     "changed base": (lambda f: edit_config(f, init_lora_weights="pissa_niter_4"), "'pissa_niter_4', which changes"),
     "another method": (lambda f: edit_config(f, peft_type="IA3"), "peft_type 'IA3'; only LORA"),
     "mlx": (mlx, "looks like one of mlx-lm"),
@@ -199,8 +199,8 @@ def test_another_shape_is_named_and_no_permission_offered(folder: Path, allowed:
     assert "classifier.weight: shape (3, 32), the base has (3, 64)" in wider
     assert "bert.encoder.layer.0.attention.self.query.A: shape (2, 32), the base needs (2, 64)" in wider
     assert wider.endswith(
-        "It was made for somewhere/bert (BertForSequenceClassification): load it on that. "
-        "Only weights, not shapes, may be those of another base"
+        "It was made for somewhere/bert (BertForSequenceClassification): load it on that; "
+        "only weights, not shapes, may be those of another base"
     )
     assert "layer.1.attention.self.query.lora_A.weight (2, 32)" in refusal(tiny("bert", num_hidden_layers=1))
     assert "classifier.dense.weight is missing" in refusal(tiny("roberta"))

@@ -19,6 +19,7 @@ from lora.errors import AdapterFileError, ConfigError
 from lora.io import peft_tensors as tensors_of
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import CONFIG, PREFIX, WEIGHTS, read_sidecar
+from lora.io.peft_kinds import check_kind
 from lora.model.heads import fit_width, output_heads
 from lora.model.targets import find_targets
 from lora.model.tree import match_pattern, unwrapped_modules
@@ -26,17 +27,7 @@ from lora.model.tree import match_pattern, unwrapped_modules
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
-# Keys of PEFT's configuration that say nothing about the function computed, or that are understood below.
-UNDERSTOOD = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules",
-    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
-    "lora_dropout", "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern", "revision", "target_modules",
-    "task_type", "use_dora", "use_rslora", "runtime_config", "loftq_config", "eva_config", "megatron_core",
-    "modules_to_tie", "target_modules_to_tie", "qalora_group_size", "lora_ga_config",
-}  # fmt: skip
 NOT_NOTES = ("format", "lora_version", "variant", "base")  # what `save_adapter` writes anew
-# Starts that change the base weights: the adapter means nothing on the original base.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass
@@ -89,7 +80,7 @@ def read_folder(folder: Path) -> Stored:
 
 def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     """Check ``stored`` against ``model``'s base and say what goes where; the model is not touched."""
-    _check_kind(stored)
+    check_kind(stored.config, stored.folder / CONFIG)
     modules = unwrapped_modules(model.base)
     variant = variant_of(stored)
     left = {_local(key, stored): tensor for key, tensor in stored.tensors.items()}
@@ -98,7 +89,7 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     layers = tensors_of.layers(left, tuple(owned), modules, variant, problems)
     embeddings, foreign = tensors_of.embeddings(left, modules, output_heads(model.base), problems)
     owned |= embeddings
-    problems += [f"no place for tensor {key} {tuple(tensor.shape)}" for key, tensor in left.items()]
+    problems += tensors_of.left_over(left, modules)
     problems += tensors_of.absent(stored.config, modules, layers, owned)
     if stored.config.get("ensure_weight_tying"):
         problems += tensors_of.half_of_a_tie(model.base, owned)
@@ -182,34 +173,6 @@ def _fill(model: LoRA, name: str, planned: Planned) -> None:
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_kind(stored: Stored) -> None:
-    """Refuse what this version cannot compute exactly."""
-    config, where = stored.config, stored.folder / CONFIG
-    if "peft_type" not in config:
-        hint = " (it looks like one of mlx-lm, whose layout is transposed)" if "lora_parameters" in config else ""
-        raise AdapterFileError(f"{where}: no peft_type; this is not an adapter of PEFT's format{hint}")
-    if config["peft_type"] != "LORA":
-        raise AdapterFileError(f"{where}: peft_type {config['peft_type']!r}; only LORA adapters can be loaded")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
-        raise AdapterFileError(
-            f"{where}: started with {start!r}, which changes the base weights, so the adapter means nothing on the "
-            "original base. Save it with PEFT's path_initial_model_for_weight_conversion to turn it into plain LoRA"
-        )
-    if config.get("bias", "none") != "none":
-        raise AdapterFileError(
-            f"{where}: bias {config['bias']!r} trains the base's own biases, which cannot be loaded here"
-        )
-    known_variants = {key for variant in variants().values() for key in variant.peft_keys}
-    unknown = [key for key, value in config.items() if value and key not in UNDERSTOOD | known_variants]
-    if unknown:
-        shown = ", ".join(f"{key}={config[key]!r}" for key in unknown[:3])
-        raise AdapterFileError(f"{where}: {shown} is not known here, and leaving it out would change the results")
-    for key in ("r", "lora_alpha"):
-        if isinstance(config.get(key), bool) or not isinstance(config.get(key), (int, float)) or config[key] <= 0:
-            raise AdapterFileError(f"{where}: {key} must be a positive number, found {config.get(key)!r}")
-
-
 def _check_weights(model: LoRA, stored: Stored, foreign: list[str]) -> None:
     """Refuse a base of the right shape whose weights are others than the adapter was trained on."""
     remedy = "Load the base it was trained on, or pass allow_other_base=True (--allow-other-base) if you know better"
@@ -229,13 +192,16 @@ def _check_weights(model: LoRA, stored: Stored, foreign: list[str]) -> None:
 
 
 def _made_for(model: LoRA, stored: Stored) -> str:
-    """A line on the base that the adapter was made for, where that is known to be another or not known to be this."""
-    base = _lineage(stored)
-    if base.get("fingerprint") == fingerprint(model.base):
-        return "\nIt was made for this base, so its files are damaged: copy or download them again"
-    name = base.get("name") or stored.config.get("base_model_name_or_path") or "another base"
-    kind = f" ({base['class']})" if base.get("class") else ""
-    return f"\nIt was made for {name}{kind}: load it on that. Only weights, not shapes, may be those of another base"
+    """A line on the base that the adapter was made for, unless all that is known is that it bears this one's name."""
+    base, rule = _lineage(stored), "only weights, not shapes, may be those of another base"
+    name = base.get("name") or stored.config.get("base_model_name_or_path")
+    if base.get("fingerprint"):
+        if base["fingerprint"] == fingerprint(model.base):
+            return "\nIt was made for this base, so its files are damaged: copy or download them again"
+        return f"\nIt was made for {name or 'another base'} ({base.get('class')}): load it on that; {rule}"
+    if not name:
+        return f"\nIf it was made for another base, load it on that; {rule}"
+    return "" if name == _name(model) else f"\nIt was made for {name}: load it on that; {rule}"
 
 
 def _lineage(stored: Stored) -> dict[str, Any]:

@@ -150,6 +150,21 @@ def _same(stored: Tensor, weight: Tensor) -> bool:
     return torch.equal(stored.to(dtype), weight.to("cpu", dtype))
 
 
+def left_over(left: Tensors, modules: dict[str, nn.Module]) -> list[str]:
+    """Tensors that have no place, in words."""
+    out = []
+    for key, tensor in left.items():
+        inside_of = [
+            p for p, module in modules.items() if isinstance(module, nn.MultiheadAttention) and inside(key, [p])
+        ]
+        if inside_of:
+            why = f"{inside_of[0]} is torch's MultiheadAttention, which reads its weights without calling a layer"
+            out.append(f"no place for tensor {key} {tuple(tensor.shape)}: {why}, so that no adapter can sit on it here")
+        else:
+            out.append(f"no place for tensor {key} {tuple(tensor.shape)}")
+    return out
+
+
 def absent(
     config: dict[str, Any], modules: dict[str, nn.Module], found: dict[str, Tensors], owned: dict[str, Tensors]
 ) -> list[str]:
