@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lora.config import DataConfig
+from lora.data import hub
+from lora.data.rows import SourceRow
 from lora.data.sources import load_rows, load_splits
 from lora.errors import DataError
 
@@ -97,6 +100,39 @@ def test_txt_is_one_document_per_block_or_per_end_mark(tmp_path: Path) -> None:
     assert load_rows(marked) == [{"text": "one\n\nstill one"}, {"text": "two"}]
 
 
+def spots(rows: list[dict]) -> list[tuple[str, str, int]]:
+    assert all(isinstance(row, SourceRow) for row in rows)
+    return [(Path(row.origin.name).name, row.origin.unit, row.number) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", "\n" + jsonl(ROWS).replace("\n", "\n\n"), [("a.jsonl", "line", 2), ("a.jsonl", "line", 4)]),
+        ("a.csv", 'text,label\n"good\n\nvery",a\n\nbad,b\n', [("a.csv", "line", 2), ("a.csv", "line", 6)]),
+        ("a.json", json.dumps(ROWS, indent=2), [("a.json", "row", 1), ("a.json", "row", 2)]),
+        ("a.json", json.dumps({"Train": ROWS[:1], "test": ROWS}), [("a.json (Train)", "row", 1)]),
+        ("a.txt", "one\n\ntwo\n", [("a.txt", "document", 1), ("a.txt", "document", 2)]),
+    ],
+)
+def test_a_row_knows_its_place(tmp_path: Path, name: str, content: str, expected: list[tuple[str, str, int]]) -> None:
+    path = put(tmp_path / name, content)
+    assert spots(load_rows(path)) == expected
+    assert spots(load_rows(path + "#1")) == expected[:1]
+
+
+def test_a_row_of_parquet_shards_and_saved_sets_knows_its_place(tmp_path: Path) -> None:
+    import datasets
+
+    data = datasets.Dataset.from_list(ROWS)
+    for part in "01":
+        data.to_parquet(tmp_path / "shards" / f"train-{part}.parquet")
+    found = spots(load_rows(str(tmp_path / "shards")))
+    assert found == [(f"train-{part}.parquet", "row", number) for part in "01" for number in (1, 2)]
+    datasets.DatasetDict({"train": data, "dev": data}).save_to_disk(str(tmp_path / "saved"))
+    assert spots(load_rows(str(tmp_path / "saved"), "dev"))[0] == ("saved (validation)", "row", 1)
+
+
 def test_limit(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", jsonl(ROWS) + "broken\n")
     assert load_rows(path + "#1") == ROWS[:1]
@@ -139,6 +175,18 @@ def test_limit(tmp_path: Path) -> None:
         ("a.xlsx", b"x", ["cannot read files of the type .xlsx", ".jsonl"]),
         ("a.txt", b"fine\ncaf\xe9\n", ["byte 0xe9 at offset 8, line 2", "iconv -f WINDOWS-1252"]),
         ("a.csv", "text\nx".encode("utf-16"), ["is UTF-16, not UTF-8"]),
+        ("a.csv", "text,label\nx,y".encode("utf-16-le"), ["is UTF-16LE, not UTF-8; re-encode it: iconv -f UTF-16LE"]),
+        ("a.csv", "text,label\nx,y".encode("utf-16-be"), ["is UTF-16BE, not UTF-8"]),
+        ("a.jsonl.gz", gzip.compress(b"{}"), ["is packed with gzip, not a text file; unpack it: gunzip -k a.jsonl.gz"]),
+        ("a.jsonl", gzip.compress(b"{}"), ["is packed with gzip"]),
+        ("a.xlsx", b"PK\x03\x04rest", ["a zip archive, as Excel files are too", "CSV"]),
+        ("a.jsonl", b"PAR1\x15rest", ["is a parquet file", "name it .parquet"]),
+        (
+            "a.jsonl",
+            '{"text": "x", "text": "y"}\r\n{"text": "z"}\r\n{"text"\r\n',
+            ["line 1: the key 'text' stands twice in one object", "line 3: not valid JSON"],
+        ),
+        ("a.json", '[{"a": {"b": 1, "b": 2}}]', ["the key 'b' stands twice in one object; rename one"]),
         ("a.csv", "text\nx".encode("utf-32"), ["is UTF-32, not UTF-8"]),
     ],
 )
@@ -253,13 +301,37 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hub_failure_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
+    import huggingface_hub
 
     def fail(*_: object) -> None:
+        seen.append((huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE))
         raise ConnectionError("no route")
 
+    seen: list[tuple[bool, bool]] = []
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    message = refusal("someone/something")
-    assert "no such file or folder here" in message and "no route" in message and "check the name" in message
+    for module in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    for reachable, words in (
+        (True, "not loadable from the hub either (ConnectionError: no route)"),
+        (False, "reached;"),
+    ):
+        monkeypatch.setattr(hub, "_reachable", lambda answer=reachable: answer)
+        message = refusal("someone/something")
+        assert "no such file or folder here" in message and words in message and "check the name" in message
+    # A hub that does not answer is not asked again and again; afterwards all is as it was.
+    assert seen == [(False, False), (True, True)]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+
+
+def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not hub._reachable()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "get_session", None)
+    assert not hub._reachable(), "who is offline on purpose is not asked to wait"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not on this machine")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lora.data.readers import SPLIT_NAMES, name_classes
 from lora.data.rows import Row, located
 from lora.errors import DataError
+
+SECONDS = 5  # for the hub's first answer, which takes well under one
 
 
 def load_hub(name: str, wanted: list[str], must: str, limit: int | None = None) -> dict[str, list[Row]]:
@@ -19,12 +22,49 @@ def load_hub(name: str, wanted: list[str], must: str, limit: int | None = None) 
     import datasets
 
     path, _, subset = name.partition(":")
-    found = _guarded(
-        f"{name}: no such file or folder here, and not loadable from the hub either",
-        lambda: datasets.load_dataset(path, subset or None),
-        "check the name and the network, or give a local file",
-    )
+    with _offline_unless_reachable() as reachable:
+        found = _guarded(
+            f"{name}: no such file or folder here, and "
+            + ("not loadable from the hub either" if reachable else "the hub cannot be reached"),
+            lambda: datasets.load_dataset(path, subset or None),
+            "check the name and the network, or give a local file",
+            with_reason=reachable,
+        )
     return _rows(name, found, wanted, must, limit)
+
+
+@contextmanager
+def _offline_unless_reachable() -> Iterator[bool]:
+    """Within the block the libraries do not ask the hub if it does not answer: what was loaded before still comes from
+    their cache, and what was not is known in seconds. They would try again for half a minute (or, in a network that
+    swallows packets, for many) and write a line about each try.
+    """
+    import datasets
+    import huggingface_hub
+
+    reachable = _reachable()
+    # Read from the environment when the libraries were imported, which is past.
+    places = [] if reachable else [huggingface_hub.constants, datasets.config]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield reachable
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _reachable() -> bool:
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception:  # whatever its HTTP client raises, which is not always the same one
+        return False
+    return True
 
 
 def is_saved(path: Path) -> bool:
@@ -44,12 +84,14 @@ def load_saved(path: Path, wanted: list[str], must: str, limit: int | None = Non
     return _rows(str(path), found, wanted, must, limit)
 
 
-def _guarded(what: str, load: Callable[[], Any], remedy: str) -> Any:
+def _guarded(what: str, load: Callable[[], Any], remedy: str, with_reason: bool = True) -> Any:
     try:
         return load()
     except Exception as error:  # the library raises whatever its file systems, parsers and HTTP clients raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{what} ({type(error).__name__}: {first}); {remedy}") from error
+        # Of a hub that was not even asked, the library says that someone switched it off.
+        reason = f" ({type(error).__name__}: {first})" if with_reason else ""
+        raise DataError(f"{what}{reason}; {remedy}") from error
 
 
 def _rows(name: str, found: Any, wanted: list[str], must: str, limit: int | None) -> dict[str, list[Row]]:

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from lora.data.rows import Row, origins, places
 from lora.errors import DataError
 
+KINDS = 8  # kinds of problem that are told; a column of texts for numbers has as many as it has texts
+
 
 class Problems:
     """Rows at fault, grouped by what is wrong with them.
@@ -36,14 +38,33 @@ class Problems:
         start = f"{sources[0].name}: " if known and len(sources) == 1 else ""
         counted = "" if known else " (rows counted from 1)"
         lines = [f"{start}{len(bad)} of {len(self._rows)} rows cannot be used{counted}:"]
-        for what, indices in self._found.items():
+        for what, indices in list(self._found.items())[:KINDS]:
             lines.append(f"  {what}: {places(self._rows, indices, with_names=len(sources) > 1)}")
+        if len(self._found) > KINDS:
+            lines.append(f"  … and {len(self._found) - KINDS} more of the kind")
         raise DataError("\n".join([*lines, remedy]))
 
     def raise_if_any(self, remedy: str) -> None:
         """As ``fail``, where there are problems; nothing otherwise."""
         if self:
             self.fail(remedy)
+
+
+def text_problem(value: Any, blank: bool = False) -> str | None:
+    """What is wrong with a cell that should hold text; None: nothing. ``blank``: an empty one will do."""
+    if is_missing(value):
+        return "is missing"
+    if not isinstance(value, str):
+        return f"is of the type {type(value).__name__}, not text"
+    if not blank and not value.strip():
+        return "is empty"
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            # JSON's \ud800 without its other half: no tokenizer takes it, no file could hold it.
+            return f"holds half a character ({value[error.start]!a} at {error.start + 1})"
+    return None
 
 
 def is_missing(value: Any) -> bool:

@@ -6,7 +6,6 @@ everything.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lora.data.encoding import read_bytes, read_text, refuse_packed
 from lora.data.rows import Origin, Row, SourceRow, located
 from lora.errors import DataError
 
@@ -24,37 +24,6 @@ SPLIT_NAMES = {
     "val": "validation", "eval": "validation", "test": "test",
 }  # fmt: skip
 SHOWN = 5  # broken lines named in one error; the rest is counted
-# UTF-32's little-endian mark begins with UTF-16's, so it is looked for first.
-_OTHER_MARKS = [
-    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
-]  # fmt: skip
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file (a byte-order mark is dropped). Raises DataError: missing, empty, another encoding."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    for mark, name in _OTHER_MARKS:
-        if raw.startswith(mark):
-            raise DataError(
-                f"{path}: is {name}, not UTF-8; re-encode it: iconv -f {name} -t UTF-8 {path.name} > utf8_{path.name}"
-            )
-    raw = raw.removeprefix(codecs.BOM_UTF8)
-    if not raw.strip():
-        raise DataError(f"{path}: is empty; remove it or fill it with rows")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}: is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}, line {line}; re-encode it, "
-            f"for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8_{path.name}"
-        ) from None
 
 
 def read_jsonl(path: Path, limit: int | None = None) -> list[Row]:
@@ -71,9 +40,11 @@ def _parse_jsonl(path: Path, text: str, limit: int | None) -> list[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             broken.append(f"line {number}: not valid JSON ({error.msg} at column {error.colno}): {_cut(line)}")
+        except RepeatedKey as error:
+            broken.append(f"line {number}: {error}: {_cut(line)}")
         except RecursionError:
             broken.append(f"line {number}: nested too deeply: {_cut(line)}")
         else:
@@ -88,6 +59,19 @@ def _parse_jsonl(path: Path, text: str, limit: int | None) -> list[Row]:
     return _not_empty(path, rows)
 
 
+class RepeatedKey(ValueError):
+    """An object has a key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    # json lets the last of two equal keys win: a column would be lost without a word.
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise RepeatedKey(f"the key {twice!r} stands twice in one object")
+    return made
+
+
 def read_json(path: Path, limit: int | None = None) -> list[Row] | dict[str, list[Row]]:
     """A list of objects, ``{"data": [...]}``, ``{"train": [...], "test": [...]}``, a dict of columns, or JSON lines.
 
@@ -95,7 +79,9 @@ def read_json(path: Path, limit: int | None = None) -> list[Row] | dict[str, lis
     """
     text = read_text(path)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
+    except RepeatedKey as error:
+        raise DataError(f"{path}: {error}; rename one of them") from None
     except json.JSONDecodeError as error:
         # Many .json files in the wild are JSON lines: the first line is then a whole value and the rest "extra".
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
@@ -270,6 +256,7 @@ def read_file(path: Path, limit: int | None = None) -> list[Row] | dict[str, lis
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
+        refuse_packed(path, read_bytes(path, 8))
         raise DataError(f"{path}: cannot read files of the type {path.suffix or '(none)'}; known: {', '.join(READERS)}")
     return reader(path, limit)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
-from lora.data.problems import Problems, is_missing
+from lora.data.problems import Problems, text_problem
 from lora.data.rows import Origin, SourceRow
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError, RoutingError
@@ -192,12 +192,8 @@ def _cell_problem(row: Row, given: Input) -> str | None:
     name = given.column
     if name not in row:
         return f"no column {name!r} (there are: {', '.join(map(str, row)) or 'none'})"
-    value = row[name]
-    if is_missing(value):
-        return f"{name} is missing"
-    if not isinstance(value, str):
-        return f"{name} is of the type {type(value).__name__}, not text"
-    return None if given.blank or value.strip() else f"{name} is empty"
+    problem = text_problem(row[name], given.blank)
+    return f"{name} {problem}" if problem else None
 
 
 def _answer(task: Task, prediction: Any) -> dict[str, Any]:

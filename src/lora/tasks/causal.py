@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lora.data.columns import TEXT, Claim, Sign, Table
-from lora.data.problems import Problems, is_missing
+from lora.data.problems import Problems, is_missing, text_problem
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.sequence import REMEDY, check_texts, pad
 from lora.tasks.tokens import IGNORED, Frame, Made, bare_ids, blocks, completions
@@ -112,11 +112,12 @@ class CausalTask(Task):
         prompts = [cells[0] for cells in check_texts(rows, [self.prompt], problems, blank=True)]
         answers = [cells[0] for cells in check_texts(rows, [self.completion], problems)] if supervised else []
         for index, row in enumerate(rows):
-            more = row.get(self.context) if self.context else None
+            more: Any = row.get(self.context) if self.context else None
             if is_missing(more):
                 continue
-            if not isinstance(more, str):
-                problems.add(f"{self.context} is of the type {type(more).__name__}, not text", index)
+            problem = text_problem(more, blank=True)
+            if problem:
+                problems.add(f"{self.context} {problem}", index)
             elif more.strip() and isinstance(prompts[index], str):
                 prompts[index] += JOIN + more
         problems.raise_if_any(REMEDY)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora.data.columns import TEXT, Claim, Sign, Table
 from lora.data.kinds import Kind
-from lora.data.problems import Problems, excerpt, is_missing
+from lora.data.problems import Problems, excerpt, is_missing, text_problem
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row, Task
@@ -206,13 +206,9 @@ def check_texts(rows: list[Row], columns: list[str], problems: Problems, blank: 
     cells = []
     for index, row in enumerate(rows):
         for name in columns:
-            value = row.get(name)
-            if is_missing(value):
-                problems.add(f"{name} is missing", index)
-            elif not isinstance(value, str):
-                problems.add(f"{name} is of the type {type(value).__name__}, not text", index)
-            elif not blank and not value.strip():
-                problems.add(f"{name} is empty", index)
+            problem = text_problem(row.get(name), blank)
+            if problem:
+                problems.add(f"{name} {problem}", index)
         cells.append([row.get(name, "") for name in columns])
     return cells
 
@@ -227,7 +223,8 @@ def label_problem(value: Any) -> str | None:
     """What is wrong with a label cell before its type is looked at; None: nothing."""
     if is_missing(value):
         return "the label is missing"
-    return "the label is empty" if isinstance(value, str) and not value.strip() else None
+    problem = text_problem(value) if isinstance(value, str) else None
+    return f"the label {problem}" if problem else None
 
 
 def wrong_type(value: Any, wanted: str) -> str:
