@@ -71,6 +71,22 @@ def test_classes_are_sorted_and_come_back_in_their_own_type(
     ]
 
 
+@pytest.mark.parametrize(
+    ("labels", "alike"),
+    [
+        (["true", "TRUE", "False", "false"], "'False' and 'false', 'TRUE' and 'true'"),
+        (["01", "1", "2", "20", "020"], "'01' and '1', '020' and '20'"),
+        (["a  b", "a b", "ab", "¹", "1"], "'a  b' and 'a b'."),
+        ([1, 2, 1.0], ""),
+        ([True, False], ""),
+    ],
+)
+def test_labels_that_look_alike_are_told(labels: list[Any], alike: str) -> None:
+    for task in (learn("classification", labels), learn("multi-label", [[label] for label in labels])):
+        said = " ".join(task.remarks())
+        assert alike in said and bool(said) == bool(alike)
+
+
 def test_validation_labels_of_another_spelling_of_the_same_value(tokenizer: Any) -> None:
     task = learn("classification", [1, 2, 3])
     assert task.targets(task.encode(rows(["1", 2.0, 3]), tokenizer, 64).examples) == [1, 2, 3]
@@ -125,6 +141,19 @@ def test_bad_labels_are_refused_together(name: str, labels: list[Any], parts: li
     message = refusal(learn, name, labels)
     for part in parts:
         assert part in message
+
+
+def test_many_kinds_of_problem_are_counted() -> None:
+    message = refusal(learn, "regression", [f"word {number}" for number in range(100)])
+    assert "100 of 100 rows" in message and "'word 7' is not a number: row 8" in message
+    assert "… and 92 more of the kind" in message and len(message.splitlines()) == 11
+
+
+def test_half_a_character_is_no_text(tokenizer: Any) -> None:
+    data = [{"text": "a\ud800b", "label": "x"}, {"text": "fine \U0001f600", "label": "y\udfff"}]
+    message = refusal(TASKS["classification"].from_rows, data, {"text": "text", "label": "label"})
+    assert "text holds half a character ('\\ud800' at 2): row 1" in message
+    assert "the label holds half a character ('\\udfff' at 2): row 2" in message
 
 
 @pytest.mark.parametrize("name", ["classification", "multi-label", "regression"])

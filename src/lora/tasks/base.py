@@ -70,6 +70,9 @@ class Task(ABC):
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
     best_metric: ClassVar[str]  # key of `metrics` that picks the best checkpoint
     greater_is_better: ClassVar[bool]
+    # Whether the loss is the cross-entropy of each next token that ``labels`` of an example holds: such examples can be
+    # packed into one row, and the head computed for supervised positions alone.
+    next_token: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -94,6 +97,10 @@ class Task(ABC):
     def classes(self) -> str | None:
         """The column whose values should all be met in training and in evaluation; None: there is no such column."""
         return None
+
+    def remarks(self) -> list[str]:
+        """What a user should know of what was learned from the rows, in full sentences."""
+        return []
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -62,6 +62,9 @@ class ClassificationTask(SequenceTask):
     def classes(self) -> str:
         return self.label
 
+    def remarks(self) -> list[str]:
+        return look_alikes(self.labels)
+
     def state(self) -> dict[str, Any]:
         return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
 
@@ -191,6 +194,19 @@ def sort_names(names: set[str]) -> list[str]:
         if all(map(math.isfinite, numbers.values()))
         else sorted(names)
     )
+
+
+def look_alikes(names: list[str]) -> list[str]:
+    """A sentence about labels that differ in case, inner spaces or leading zeros alone: slips, more likely than not."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        key = " ".join(name.casefold().split())
+        alike.setdefault(key.lstrip("0") or "0" if key.isdecimal() else key, []).append(name)
+    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if not groups:
+        return []
+    more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+    return [f"Labels that look alike are taken as different ones: {', '.join(groups[:5])}{more}."]
 
 
 def refuse_unseen(labels: list[list[str]], rows: list[Row], known: list[str]) -> None:

@@ -48,9 +48,10 @@ def as_rows(data: Any, what: str) -> list[Row]:
 
 
 def task_for(rows: list[Row], config: DataConfig) -> tuple[Task, str]:
-    """The task that ``rows`` are for, with what it learns from them, and a sentence about it. Raises DataError."""
+    """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError."""
     columns = recognise(rows, config)
-    return task_class(columns.task).from_rows(rows, columns.roles), columns.how
+    task = task_class(columns.task).from_rows(rows, columns.roles)
+    return task, " ".join([columns.how, *task.remarks()])
 
 
 def with_columns(task: Task, config: DataConfig) -> Task:

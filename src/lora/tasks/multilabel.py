@@ -15,7 +15,7 @@ from lora.data.kinds import Kind
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Row
-from lora.tasks.classification import KINDS, kind_of, name_of, per_class, refuse_unseen, sort_names
+from lora.tasks.classification import KINDS, kind_of, look_alikes, name_of, per_class, refuse_unseen, sort_names
 from lora.tasks.sequence import SequenceTask, label_problem, wrong_type
 
 THRESHOLD = 0.5
@@ -61,6 +61,9 @@ class MultiLabelTask(SequenceTask):
                 "there is nothing to tell apart"
             )
         return cls(names, kind, **columns)
+
+    def remarks(self) -> list[str]:
+        return look_alikes(self.labels)
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
