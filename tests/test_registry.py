@@ -75,6 +75,7 @@ def test_the_keys_of_any_variant_select_it() -> None:
     [
         "AdapterConfig.make({'variant': 'dorra'})",
         "AdapterConfig.make({'rnk': 4})",
+        "DataConfig.make({'task': 'clasification', 'columns': {'text': 1}})",
         "AdapterConfig.make({'use_rslora': True}); 1 / 0",
     ],
 )

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora import registry
 from lora.cli.options import ConfigCommand, _keys, _option_names, config_options, parse_value
 from lora.config import AdapterConfig, RunConfig, TrainingConfig, load_config
 
@@ -89,6 +90,8 @@ def test_other_options_and_arguments_keep_working() -> None:
         (["--targets", r".*\.(q|v)_proj"], "adapter.targets", r".*\.(q|v)_proj"),
         (["--targets", r"layers\.\d{1,2}\.q"], "adapter.targets", r"layers\.\d{1,2}\.q"),
         (["--modules-to-save", "classifier"], "adapter.modules_to_save", ["classifier"]),
+        (["--task", "regression"], "data.task", "regression"),
+        (["--columns", "{context: notes}"], "data.columns", {"context": "notes"}),
         (["--rank-pattern", "{q_proj: 8}"], "adapter.rank_pattern", {"q_proj": 8}),
     ],
 )
@@ -147,6 +150,13 @@ def test_help_is_grouped_and_shows_defaults() -> None:
     assert "-d, --data, --train TEXT" in flat
     assert "--tensorboard/--no-tensorboard write TensorBoard events [default: yes]" in flat
     assert "--lora-alpha" not in flat  # accepted, but one name is enough to read
+
+
+def test_help_lists_what_the_registry_holds() -> None:
+    # That this loads no torch is held by tests/test_public.py.
+    flat = " ".join(run("--help").output.split())
+    for names in (registry.TASKS, registry.VARIANTS):
+        assert ", ".join(names) in flat
 
 
 def test_every_setting_has_a_help_text() -> None:

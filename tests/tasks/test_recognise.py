@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from lora import registry
 from lora.config import DataConfig
-from lora.data.columns import Columns
-from lora.errors import DataError
+from lora.data.columns import Claim, Columns, Sign, Table
+from lora.errors import ConfigError, DataError
+from lora.tasks import TASKS
+from lora.tasks.causal import CausalTask
 from lora.tasks.recognise import recognise
 
 
@@ -132,6 +135,60 @@ def test_named_columns_win() -> None:
     assert recognise(data, DataConfig(task="multi-label")).task == "multi-label"
 
 
+def test_any_role_may_be_named() -> None:
+    data = rows("question", "background", "answer")
+    assert recognise(data, DataConfig()).roles == {"prompt": "question", "completion": "answer"}
+    found = recognise(data, DataConfig(columns={"context": "Background"}))
+    assert found.roles == {"prompt": "question", "context": "background", "completion": "answer"}
+    assert recognise(data, DataConfig(columns={"text": "answer"}, task="causal")).roles == {"text": "answer"}
+    assert recognise(data, DataConfig(columns={"text": "answer"}, text_column="answer")).roles == {"text": "answer"}
+
+
+class Tagging(CausalTask):
+    """As it would stand in a file of its own: a word and a tag each."""
+
+    name = "tagging"
+    roles = ("words", "marks")
+    to_name = "data.columns {words: …, marks: …} to tag words"
+
+    @classmethod
+    def recognise(cls, table: Table, asked: bool) -> Claim | None:
+        words = table.named.get("words") or table.get("tokens")
+        marks = table.named.get("marks") or table.get("tags", "ner_tags")
+        if words and marks and table.holds_lists(words):
+            return Claim(Sign.NAMED if table.named or asked else Sign.CLEAR, {"words": words, "marks": marks}, "lists")
+        return None
+
+
+@pytest.fixture
+def tagging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line in the registry (read twice here, since `lora.tasks` is imported already)."""
+    monkeypatch.setitem(registry.TASKS, "tagging", f"{__name__}:Tagging")
+    monkeypatch.setitem(TASKS, "tagging", Tagging)
+
+
+@pytest.mark.usefixtures("tagging")
+def test_a_new_task_is_one_file_and_one_line() -> None:
+    data = [{"id": "1", "text": "a b", "label": "x", "tokens": ["a", "b"], "ner_tags": [0, 1]}] * 3
+    found = recognise(data, DataConfig())
+    assert (found.task, found.roles) == ("classification", {"text": "text", "label": "label"}), "first of equals"
+    assert (
+        recognise([{**row, "label": None, "text": "x"} for row in data], DataConfig(task="tagging")).task == "tagging"
+    )
+    data = [{key: row[key] for key in ("id", "text", "tokens", "ner_tags")} for row in data]
+    assert recognise(data, DataConfig()).how == (
+        "Task tagging: words from column 'tokens', marks from column 'ner_tags' (lists). Not used: id, text."
+    )
+    named = DataConfig(columns={"marks": "id"})
+    assert recognise(data, named).roles == {"words": "tokens", "marks": "id"}
+    with pytest.raises(DataError, match=r"to classify, .*plain text, data.columns \{words: …, marks: …\} to tag words"):
+        recognise(rows("alpha", "beta"), DataConfig())
+    with pytest.raises(DataError, match=r"a prompt column \(causal\), a marks column \(tagging\); remove one kind"):
+        recognise(rows("a", "b"), DataConfig(columns={"marks": "a"}, prompt_column="b"))
+    with pytest.raises(ConfigError, match="did you mean 'tagging'"):
+        DataConfig.make({"task": "taging"})
+
+
 def test_a_text_named_alone_finds_its_label_or_is_plain_text() -> None:
     data = rows("body", "note", label=("label", ["a", "b"]))
     assert roles(recognise(data, DataConfig(text_column="note"))) == {
@@ -174,6 +231,12 @@ def test_a_column_only_some_rows_have_is_seen() -> None:
             ],
         ),
         (rows("a", "b"), {"label_column": "a", "prompt_column": "b"}, ["remove one kind or set data.task"]),
+        (
+            rows("a", "b"),
+            {"columns": {"lable": "a", "zzz": "b"}},
+            ["data.columns: 'lable' is unknown; did you mean 'label'?", "'zzz' is unknown; known: text, text_pair, "],
+        ),
+        (rows("a", "b"), {"columns": {"prompt": "aa"}}, ["data.columns.prompt: there is no column 'aa'"]),
         ([{"messages": [{"role": "user"}]}], {}, ["chat data", "not supported yet", "prompt and completion"]),
         ([{"conversations": [{"from": "human"}], "id": 1}], {}, ["chat data"]),
         ([{"messages": [], "chosen": "a", "rejected": "b"}], {}, ["chat data"]),

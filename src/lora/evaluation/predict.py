@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
-from lora.data.problems import Problems, text_problem
+from lora.data.problems import Problems
 from lora.data.rows import Origin, SourceRow
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError, RoutingError
@@ -192,7 +192,7 @@ def _cell_problem(row: Row, given: Input) -> str | None:
     name = given.column
     if name not in row:
         return f"no column {name!r} (there are: {', '.join(map(str, row)) or 'none'})"
-    problem = text_problem(row[name], given.blank)
+    problem = given.problem(row[name])
     return f"{name} {problem}" if problem else None
 
 

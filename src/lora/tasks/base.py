@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lora.data.columns import Claim, Table
+from lora.data.problems import text_problem
 from lora.data.rows import Row
 
 __all__ = ["Encoded", "Input", "Row", "Task"]
@@ -53,6 +54,10 @@ class Input:
     column: str
     blank: bool = False
     optional: bool = False
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a cell; None: nothing. A task that reads no text has an `Input` of its own."""
+        return text_problem(value, self.blank)
 
 
 class Task(ABC):

@@ -43,6 +43,7 @@ class CausalTask(Task):
     auto_class = "AutoModelForCausalLM"
     best_metric = "loss"
     greater_is_better = False
+    next_token = True
 
     def __init__(
         self,
