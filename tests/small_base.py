@@ -42,9 +42,10 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
     )
 
 
-def save_base(folder: Path, kind: str = "bert") -> Path:
+def save_base(folder: Path, kind: str = "bert", **settings: float) -> Path:
+    """Write a base with random weights. ``settings``: of its config, over those here."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, **settings}
     size = len(WORDS) + len(SPECIAL)
     if kind == "bert":
         model = BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, pad_token_id=0, **shape))

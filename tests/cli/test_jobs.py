@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from small_base import labelled, stories, write_jsonl
+from small_base import labelled, save_base, stories, write_jsonl
 
 SRC = str(Path(__file__).parents[2] / "src")
 CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -27,6 +27,16 @@ def fails(*arguments, **kwargs):
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error:") + done.stderr.count("Error:") == 1, done.stderr
     return done.stderr
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A base that can be taught whatever type it is loaded in.
+
+    With BERT's usual 0.02 random layers hand on next to nothing of a word: whether an adapter then gets beyond two of
+    the three labels is left to chance, and the last bit of a bfloat16 decides it.
+    """
+    return save_base(tmp_path_factory.mktemp("bert"), initializer_range=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +84,7 @@ def test_predict_texts_and_files(run, tmp_path):
     assert done.returncode == 0, done.stderr
     found = [json.loads(line)["label"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     expected = [row["label"] for row in labelled(30, seed=9, longest=4)]
-    assert sum(a == b for a, b in zip(found, expected, strict=True)) > 20
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 28
 
 
 def test_eval_prints_json_equal_to_a_count_by_hand(run, tmp_path):
@@ -171,8 +181,6 @@ def test_bad_settings(bert, tmp_path, options, word):
 def test_adapter_for_another_base(run, tmp_path):
     import torch
     from transformers import BertModel
-
-    from small_base import save_base
 
     other = save_base(tmp_path / "other")
     model = BertModel.from_pretrained(other)
