@@ -18,6 +18,12 @@ from lora.settings import Settings
 
 Schedule = Literal["linear", "cosine", "constant"]
 
+# Of evaluation and prediction, where the caller says nothing. No settings of a run: what is trained does not depend on
+# them.
+EVAL_BATCH_SIZE = 32  # rows of one forward pass: twice training's, as nothing is kept for a backward
+MAX_NEW_TOKENS = 128  # of a completion: a paragraph; more costs time with models that have not learned to stop
+LATENCY_ROWS = 64  # rows timed one by one: a 95th percentile rests on the slowest few, with fewer on one alone
+
 
 class AdapterConfig(Settings):
     """What an adapter is: its size, its formula and where it sits."""
@@ -231,6 +237,11 @@ class TrainingConfig(Settings):
     length_grouped: bool = Field(default=True, description="batch rows of like length: less padding")
     seed: int = Field(default=0, ge=0, description="seeds initialisation, order and dropout")
     tensorboard: bool = Field(default=True, description="write TensorBoard events")
+
+    @property
+    def evaluation_rows(self) -> int:
+        """Rows of one evaluation pass."""
+        return self.eval_batch_size or 2 * self.batch_size
 
     @field_validator("eval_every", "save_every")
     @classmethod

@@ -113,7 +113,7 @@ def train(
     if measured is not None:
         evaluation = evaluate(
             model, measured, tokenizer=tokenizer, task=prepared.task, adapters=["default"], latency=latency,
-            batch_size=config.training.eval_batch_size or 2 * config.training.batch_size,
+            batch_size=config.training.evaluation_rows,
             max_length=prepared.max_length,
         )  # fmt: skip
         if prepared.test is None and result.best_step is not None:

@@ -7,12 +7,13 @@ import json
 import click
 
 from lora.cli.options import config_options
+from lora.config import EVAL_BATCH_SIZE
 
 
 @click.command()
 @click.argument("adapter", metavar="ADAPTER")
 @click.option("--model", "-m", metavar="BASE", help="the base model (default: the one the adapter names)")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=EVAL_BATCH_SIZE, show_default=True)
 @click.option(
     "--baseline/--no-baseline", default=True, show_default=True, help="measure the base model in the same pass"
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
 from lora.errors import ConfigError, DataError
 
 
@@ -25,11 +26,11 @@ from lora.errors import ConfigError, DataError
 )
 @click.option("--output", "-o", metavar="FILE", help="write JSON lines here instead of printing them")
 @click.option("--model", "-m", metavar="BASE", help="the base model (default: the one the adapter names)")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=EVAL_BATCH_SIZE, show_default=True)
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
-    default=128,
+    default=MAX_NEW_TOKENS,
     show_default=True,
     help="longest completion of a generating model",
 )

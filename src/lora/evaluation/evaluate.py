@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora.config import DataConfig
+from lora.config import EVAL_BATCH_SIZE, LATENCY_ROWS, DataConfig
 from lora.core.routing import BASE
 from lora.errors import ConfigError, ModelError
 from lora.evaluation.inputs import Inputs, chosen_adapters, prepare
@@ -35,10 +35,10 @@ def evaluate(
     task: Task | None = None,
     adapters: list[str] | str | None = None,
     baseline: bool = True,
-    batch_size: int = 32,
+    batch_size: int = EVAL_BATCH_SIZE,
     max_length: int | None = None,
     latency: bool = True,
-    latency_rows: int = 64,
+    latency_rows: int = LATENCY_ROWS,
     data_config: DataConfig | None = None,
 ) -> Evaluation:
     """Measure adapters on labelled data, the base beside them in the same pass.

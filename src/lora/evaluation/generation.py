@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
 from lora.data.batches import in_order
 from lora.errors import ConfigError, ModelError
 from lora.model.base import MAX_LENGTH, longest_row, pad_token_id
@@ -15,8 +16,6 @@ from lora.tasks.inference import evaluating, to_device
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
-
-MAX_NEW_TOKENS = 128  # a paragraph; more costs time with models that have not learned to stop
 
 
 @torch.no_grad()
@@ -27,7 +26,7 @@ def complete(
     adapter: str,
     tokenizer: Any,
     *,
-    batch_size: int = 32,
+    batch_size: int = EVAL_BATCH_SIZE,
     max_new_tokens: int = MAX_NEW_TOKENS,
     **options: Any,
 ) -> list[str]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
 from lora.core.routing import BASE
 from lora.data.problems import Problems
 from lora.data.rows import Origin, SourceRow
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError, RoutingError
-from lora.evaluation.generation import MAX_NEW_TOKENS, complete, prompt_length
+from lora.evaluation.generation import complete, prompt_length
 from lora.evaluation.inputs import chosen_adapters, stored_task
 from lora.model.base import pad_token_id
 from lora.tasks import Input, Row, Task
@@ -37,7 +38,7 @@ def predict(
     adapter: str | None = None,
     tokenizer: Any = None,
     task: Task | None = None,
-    batch_size: int = 32,
+    batch_size: int = EVAL_BATCH_SIZE,
     max_length: int | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -72,7 +73,7 @@ def predict_iter(
     adapter: str | None = None,
     tokenizer: Any = None,
     task: Task | None = None,
-    batch_size: int = 32,
+    batch_size: int = EVAL_BATCH_SIZE,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
     on_note: Callable[[str], None] = log.warning,
@@ -89,7 +90,7 @@ def predict_iter(
         batch_size: rows of one forward pass.
         max_length: tokens kept of a row; default: as in training, else what the model takes. Of a prompt: its last
             ones; default: as many as leave room for the completion.
-        max_new_tokens: length of a completion (default 128); causal tasks only, as are all further options, which go to
+        max_new_tokens: length of a completion; causal tasks only, as are all further options, which go to
             ``generate``.
         on_note: called with what a user should know (rows that were cut); default: a warning in the log.
 

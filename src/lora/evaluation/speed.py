@@ -35,8 +35,8 @@ def measure_speed(
     adapters: Sequence[str],
     *,
     pad_token_id: int,
-    batch_size: int = 32,
-    rows: int = 64,
+    batch_size: int,
+    rows: int,
 ) -> dict[str, dict[str, float]]:
     """Times of the forward pass over tokenised rows, per adapter.
 

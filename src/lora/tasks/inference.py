@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lora.config import EVAL_BATCH_SIZE
 from lora.data.batches import in_order
 from lora.tasks.base import Encoded, Task
 
@@ -38,7 +39,7 @@ def infer(
     adapters: Sequence[str],
     *,
     pad_token_id: int,
-    batch_size: int = 32,
+    batch_size: int = EVAL_BATCH_SIZE,
     padding_side: str = "right",
     supervised: bool = True,
 ) -> dict[str, Outcome]:

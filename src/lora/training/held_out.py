@@ -28,7 +28,7 @@ def evaluator(prepared: Prepared, settings: TrainingConfig, processes: Processes
     def evaluate(model: LoRA, name: str) -> dict[str, Any]:
         outcome = infer(
             model, task, mine, [name], pad_token_id=prepared.pad_token_id,
-            batch_size=settings.eval_batch_size or 2 * settings.batch_size, padding_side=prepared.padding_side,
+            batch_size=settings.evaluation_rows, padding_side=prepared.padding_side,
         )[name]  # fmt: skip
         predictions: list[Any] = [None] * len(held)
         loss_sum, supervised = 0.0, 0
