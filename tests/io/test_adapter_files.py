@@ -1,8 +1,7 @@
-"""Adapter folders: what is broken is named, nothing is half loaded, nothing saved before is lost."""
+"""Loading adapter folders: what is broken is named, nothing is half loaded, and adapters come back as they were."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
@@ -12,27 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import lora.io.peft
 from lora import LoRA
-from lora.errors import AdapterFileError, ConfigError, RoutingError, SaveError
-from lora.io.atomic import atomic_folder, recover, write_text
+from lora.errors import AdapterFileError, ConfigError, RoutingError
 from lora.io.fingerprint import fingerprint
 from tiny_models import batch, bits, logits, randomise, tiny
 
 CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A good adapter of the tiny BERT."""
-    model = LoRA(tiny("bert"), rank=2, targets=["query", "value"])
-    randomise(model.adapter_parameters("default").values())
-    return model.save_adapter("default", tmp_path / "good")
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -311,114 +299,6 @@ def test_a_resized_vocabulary_is_stored_and_found(tmp_path: Path) -> None:
     assert bits(other.base) == before
     with pytest.raises(AdapterFileError, match=r"resize_token_embeddings\(83\)"):
         LoRA(tiny("llama"), name=None).load_adapter(folder, allow_other_base=True)
-
-
-# -- saving -----------------------------------------------------------------------------------------------------------
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def changed(folder: Path) -> LoRA:
-    model = LoRA(tiny("bert"), name=None)
-    model.load_adapter(folder, "a")
-    randomise(model.adapter_parameters("a").values(), seed=9)
-    return model
-
-
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, "No space left on device"),
-    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-])  # fmt: skip
-def test_a_full_disk_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    model, before = changed(folder), content(folder)
-
-    def full(tensors: Any, path: Path, **_: Any) -> None:
-        path.write_bytes(b"half")
-        raise error
-
-    monkeypatch.setattr(lora.io.peft, "save_file", full)
-    with pytest.raises(SaveError, match="no space left on the disk"):
-        model.save_adapter("a", folder)
-    with pytest.raises(SaveError, match="no space left on the disk"):
-        model.save_adapter("a", folder.parent / "new")
-    assert content(folder) == before
-    assert [path.name for path in folder.parent.iterdir()] == ["good"]
-
-
-def test_a_rename_that_fails_puts_the_old_folder_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, before = changed(folder), content(folder)
-    rename = Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if ".tmp-" in self.name:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(SaveError):
-        model.save_adapter("a", folder)
-    assert content(folder) == before
-
-
-def test_a_kill_between_the_renames_is_mended(folder: Path) -> None:
-    before = content(folder)
-    folder.rename(folder.parent / ".good.old")
-    LoRA(tiny("bert"), name=None).load_adapter(folder)
-    assert content(folder) == before
-    # After the second rename the new folder stands and the old one is litter.
-    (folder.parent / ".good.old").mkdir()
-    recover(folder)
-    assert [path.name for path in folder.parent.iterdir()] == ["good"] and content(folder) == before
-
-
-def test_overwriting_replaces_ours_and_keeps_what_is_not(folder: Path) -> None:
-    (folder / "README.md").write_text("mine")
-    (folder / "inside").mkdir()
-    (folder / "inside" / "file").write_text("mine too")
-    model, before = changed(folder), content_of_files(folder)
-    model.save_adapter("a", folder)
-    after = content_of_files(folder)
-    assert after["README.md"] == b"mine" and (folder / "inside" / "file").read_text() == "mine too"
-    assert after[WEIGHTS] != before[WEIGHTS]
-    other = LoRA(tiny("bert"), name=None).eval()
-    other.load_adapter(folder, "b")
-    assert torch.equal(logits(other, batch("bert")), logits(model.eval(), batch("bert")))
-
-
-def content_of_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def test_places_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = changed(folder)
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(SaveError, match="is a file"):
-        model.save_adapter("a", tmp_path / "file")
-    with pytest.raises(SaveError, match="cannot be written"):
-        model.save_adapter("a", tmp_path / "file" / "below")
-    monkeypatch.chdir(folder)
-    with pytest.raises(SaveError, match="is the working folder"):
-        model.save_adapter("a", ".")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_link_stays_a_link(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(folder)
-    before = content(folder)
-    changed(folder).save_adapter("a", tmp_path / "link")
-    assert (tmp_path / "link").is_symlink() and content(folder)[WEIGHTS] != before[WEIGHTS]
-
-
-def test_an_error_of_the_caller_passes_through(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "x") as stage:
-        (stage / "a").write_text("a")
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-    write_text(tmp_path / "t", "one")
-    write_text(tmp_path / "t", "two")
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["two"]
 
 
 # -- fingerprint ------------------------------------------------------------------------------------------------------

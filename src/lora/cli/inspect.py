@@ -21,14 +21,15 @@ def command(path: str, as_json: bool, rank: int | None, trust_remote_code: bool)
     from lora.cli import quiet_libraries
 
     quiet_libraries()
+    from lora.io.atomic import recover
     from lora.io.describe import describe_adapter, describe_base
     from lora.io.peft import CONFIG, resolve_folder
 
-    folder = Path(path).expanduser()
-    if not (folder / CONFIG).is_file() and (folder / "adapter" / CONFIG).is_file():
-        folder = folder / "adapter"
+    place = Path(path).expanduser()
+    recover(place)
+    folder = resolve_folder(place) if place.exists() else place
     if (folder / CONFIG).is_file():
-        facts = describe_adapter(resolve_folder(folder))
+        facts = describe_adapter(folder)
     else:
         facts = describe_base(path, rank, trust_remote_code)
     print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(facts)))

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ def atomic_folder(folder: str | Path, keep_others: bool = False) -> Iterator[Pat
             if folder == Path.cwd():
                 raise SaveError(f"{folder}: is the working folder, which cannot be replaced; name a folder inside it")
             recover(folder)
+            _sweep(folder)
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
             yield stage
@@ -48,9 +50,7 @@ def atomic_folder(folder: str | Path, keep_others: bool = False) -> Iterator[Pat
                 if path.is_file():
                     _flush(path)
             _flush(stage)
-            if folder.exists():
-                folder.rename(old)
-            stage.rename(folder)
+            _put(stage, folder, old)
             _flush(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
     finally:
@@ -113,15 +113,57 @@ def _carry_over(old: Path, new: Path) -> None:
             link(str(entry), str(new / entry.name))
 
 
+def _put(stage: Path, folder: Path, old: Path) -> None:
+    """Rename ``stage`` to ``folder``, and what was there to ``old``."""
+    for last in (False, False, True):
+        if folder.exists():
+            folder.rename(old)
+        try:
+            stage.rename(folder)
+        except OSError:
+            # Between the two renames a reader may have taken this for a kill and put the old folder back.
+            if last or not folder.exists():
+                raise
+        else:
+            return
+
+
 def recover(folder: str | Path) -> None:
     """Finish or undo an `atomic_folder` that a kill cut short."""
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
     old = _beside(folder, "old")
     if old.is_dir():
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            old.rename(folder)
+            with suppress(OSError):  # another process was faster
+                old.rename(folder)
+
+
+ABANDONED = 600  # seconds: a stage of a process that is not here may be one of another machine, still at work
+
+
+def _sweep(folder: Path) -> None:
+    """Delete stages that killed processes left beside ``folder``: a merged model would fill the disk unseen."""
+    prefix = _beside(folder, "tmp-").name
+    for stage in [path for path in folder.parent.iterdir() if path.name.startswith(prefix)]:
+        number = stage.name.removeprefix(prefix)
+        if not number.isdecimal() or _runs(int(number)):
+            continue
+        with suppress(OSError):
+            newest = max(path.stat().st_mtime for path in [stage, *stage.rglob("*")])
+            if time.time() - newest > ABANDONED:
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # there, but another user's
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -183,7 +183,7 @@ def load_adapter(
     Everything is checked before the model is touched: every tensor must have its place and every place its tensor.
 
     Args:
-        folder: the folder, or a hub id.
+        folder: the folder, or that of a run, or a hub id.
         name: what rows call it; default: the folder's own name. An adapter that has this name already takes the
             folder's values, if it sits on the same layers with the same ranks; as in PEFT.
         trainable: of a new adapter: False freezes its parameters. One that was there keeps what it has.
@@ -208,10 +208,13 @@ def load_adapter(
 
 
 def resolve_folder(folder: str | Path) -> Path:
-    """A local folder, or a hub id's downloaded one (configuration and safetensors only)."""
+    """A local folder, of a run the one with its result, or a hub id's download (configuration and safetensors only)."""
     path = Path(folder).expanduser()
     recover(path)
     if path.is_dir():
+        if not (path / CONFIG).exists():
+            recover(path / "adapter")
+            return path / "adapter" if (path / "adapter" / CONFIG).is_file() else path
         return path
     text = str(folder)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):

@@ -51,7 +51,31 @@ class Planned:
 
 
 def read_folder(folder: Path) -> Stored:
-    """Read the three files; raises AdapterFileError saying which is missing or broken."""
+    """Read the three files; raises AdapterFileError saying which is missing or broken.
+
+    A folder that is replaced meanwhile is read anew: its files belong together.
+    """
+    while True:
+        before = _identity(folder)
+        try:
+            stored = _read(folder)
+        except AdapterFileError:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return stored
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _read(folder: Path) -> Stored:
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterFileError(f"{folder}: no {CONFIG} here; an adapter folder holds {CONFIG} and {WEIGHTS}")
