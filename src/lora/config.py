@@ -234,6 +234,9 @@ class TrainingConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the base; auto: bfloat16 where the processor is good at it"
     )
+    packing: bool | None = Field(
+        default=None, description="documents in one row without padding; default: where the model allows it"
+    )
     length_grouped: bool = Field(default=True, description="batch rows of like length: less padding")
     seed: int = Field(default=0, ge=0, description="seeds initialisation, order and dropout")
     tensorboard: bool = Field(default=True, description="write TensorBoard events")

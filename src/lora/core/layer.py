@@ -126,7 +126,8 @@ class _Contiguous(torch.autograd.Function):
 def _one_for_all(routing: Routing, value: Tensor) -> Tensor:
     """One row that serves the whole batch (position ids) as a row of each: every adapter makes its own of it."""
     assert routing.size is not None, "a uniform routing is never split"
-    return value.expand(routing.size, *value.shape[1:]) if value.shape[0] == 1 else value
+    one = value.shape[0] == 1 and not routing.packed
+    return value.expand(routing.size, *value.shape[1:]) if one else value
 
 
 class ByAdapter(nn.ModuleDict):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora.core.attention import documents
 from lora.core.randomness import SeededDropout
 from lora.errors import RoutingError
 
@@ -46,9 +47,13 @@ class Routing:
         packed: whether the batch is one row of documents.
         seeds: in training, for each adapter the seed of what it draws in this pass; None: torch's global generator.
         draws: how often the base model has drawn so far in this pass.
+        documents: length and seed of each document in a packed row, in order; None: the batch has rows.
     """
 
-    __slots__ = ("_order", "_orders", "_single_rows", "draws", "groups", "names", "packed", "seeds", "size", "tokens")
+    __slots__ = (
+        "_order", "_orders", "_single_rows", "documents", "draws", "groups", "names", "packed", "seeds", "size",
+        "tokens",
+    )  # fmt: skip
 
     def __init__(self, names: Sequence[str], tokens: int | None = None, seeds: Mapping[str, int] | None = None) -> None:
         if not names:
@@ -59,6 +64,7 @@ class Routing:
         self.packed = False
         self.seeds = seeds
         self.draws = 0
+        self.documents: Sequence[tuple[int, int | None]] | None = None
         self._single_rows: Routing | None = None
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):
@@ -226,7 +232,8 @@ class Router(threading.local):
         """Put ``routing`` in force for the block (also used to restore it when a checkpointed block is recomputed)."""
         previous, self.current = self.current, routing
         try:
-            yield
+            with documents(routing.documents if routing is not None else None):
+                yield
         finally:
             self.current = previous
 

@@ -17,7 +17,7 @@ from lora.training.interrupt import StopRequest
 from lora.training.job import Evaluate, Job, jobs_of
 from lora.training.mixer import Mixer, find_knee
 from lora.training.participant import FitResult, Participant
-from lora.training.passes import Passes, Share
+from lora.training.passes import Passes
 from lora.training.prepare import Data, Prepared, prepare, read_rows
 from lora.training.processes import Processes
 from lora.training.progress import Progress, progress_for
@@ -148,13 +148,15 @@ def fit(
                     participant.say = bar.teller(participant.name)
                     active.append(participant)
                     participant.join(resume, alone=total == 1)
+                    participant.packed = mixer.passes.can_pack(participant.trainee, participant.prepared)
                     bar.join(participant)
                     if places is None:
                         places = _places(model, mixer, participant, total, processes, bar)
                 # One batch of each, in as few passes as pays.
                 training = [p for p in active if not p.trainee.finished]
-                shares = [Share.next_of(model, p.trainee, p.prepared) for p in training]
-                mixer.run([share for share in shares if share is not None])
+                mixer.run(
+                    [share for p in training if (share := mixer.passes.next_share(p.trainee, p.prepared, p.packed))]
+                )
                 # Each whose batches are complete takes its step.
                 for participant in training:
                     try:
@@ -200,7 +202,7 @@ def _folder(place: Path | None, resume: bool, overwrite: bool, several: bool) ->
 
 def _places(model: LoRA, mixer: Mixer, first: Participant, total: int, processes: Processes, bar: Progress) -> int:
     """How many adapters keep a pass full, by a measurement with the first one's next batch; the mixer learns it too."""
-    share = Share.next_of(model, first.trainee, first.prepared)
+    share = mixer.passes.next_share(first.trainee, first.prepared, first.packed)
     if share is None:  # a resumed run that had ended, or no batch for this process
         return total
     knee = find_knee(model, mixer.passes, share)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,7 +106,7 @@ def find_knee(model: LoRA, passes: Passes, share: Share, budget: int | None = No
     speeds: list[tuple[int, float]] = []
     begun, copies = time.perf_counter(), 1
     while True:
-        larger = Share(share.trainee, share.number, {k: torch.cat([v] * copies) for k, v in share.batch.items()})
+        larger = replace(share, examples=share.examples * copies)
         seconds = min(_timed(passes, larger), _timed(passes, larger))
         speeds.append((larger.tokens, larger.tokens / seconds))
         slow = len(speeds) > 1 and speeds[-1][1] < GAIN * speeds[-2][1]

@@ -83,6 +83,7 @@ class Participant:
         if evaluate is None and prepared.held is not None:
             evaluate = evaluator(prepared, settings, processes)
         self.evaluate = evaluate
+        self.packed = False  # whether its batches go into one row; known once it has joined
         self.error: str | None = None
         self.notes = list(prepared.notes)
         self.history: list[dict[str, Any]] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from lora.core.randomness import seeded_dropout
+from lora.errors import ConfigError
 from lora.model.rows import routing_of
 from lora.tasks.inference import to_device
+from lora.training.packing import Packing, find_packing
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -29,23 +32,21 @@ class Share:
     Attributes:
         trainee: whose batch it is.
         number: of the batch in the trainee's step.
-        batch: its tensors, ``labels`` included, on the model's device.
+        examples: its rows.
+        packed: whether they go into one row.
+        collate: makes padded tensors of rows.
     """
 
     trainee: Trainee
     number: int
-    batch: dict[str, Tensor]
+    examples: list[dict[str, Any]]
+    packed: bool
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
-    @classmethod
-    def next_of(cls, model: LoRA, trainee: Trainee, prepared: Prepared) -> Share | None:
-        """The trainee's next batch; None where the step has no more for this process."""
-        found = trainee.share()
-        if found is None:
-            return None
-        number, rows = found
-        examples = [trainee.data.examples[i] for i in rows]
-        batch = trainee.task.collate(examples, prepared.pad_token_id, prepared.padding_side)
-        return cls(trainee, number, to_device(batch, model))
+    @functools.cached_property
+    def batch(self) -> dict[str, Tensor]:
+        """Padded tensors, ``labels`` included, on the model's device."""
+        return self.collate(self.examples)
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -53,11 +54,10 @@ class Share:
         return {key: value for key, value in self.batch.items() if key != "labels"}
 
     @property
-    def rows(self) -> int:
-        return next(iter(self.batch.values())).shape[0]
-
-    @property
     def tokens(self) -> int:
+        """Places that the share takes in a pass, padding included."""
+        if self.packed:
+            return sum(len(example["input_ids"]) for example in self.examples)
         ids = next(iter(self.batch.values()))
         return ids.shape[0] * (ids.shape[1] if ids.dim() > 1 else 1)
 
@@ -67,46 +67,95 @@ class Share:
 
         A longer row would change the order of additions inside the attention, and so the last bits of a result.
         """
+        if self.packed:
+            return "packed"
         return tuple((key, *value.shape[1:]) for key, value in self.inputs.items())
 
 
 class Passes:
-    """Runs passes on one model; its dropout mode is worked out once."""
+    """Runs passes on one model; what it can do is worked out once."""
 
     def __init__(self, model: LoRA) -> None:
         self.model = model
         self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
+        self._packing: dict[str, Packing | str] = {}
+
+    def can_pack(self, trainee: Trainee, prepared: Prepared) -> bool:
+        """Whether the trainee's batches go into one row: as its settings say, or where the model allows it.
+
+        Raises:
+            ConfigError: it was asked for and cannot be.
+        """
+        wanted, task = trainee.settings.packing, trainee.task.name
+        if wanted is False:
+            return False
+        if task not in self._packing:
+            self._packing[task] = find_packing(self.model, trainee, prepared)
+        found = self._packing[task]
+        if wanted and isinstance(found, str):
+            raise ConfigError(f"training.packing: {found}; leave the setting out to train with padded rows")
+        return not isinstance(found, str)
+
+    def next_share(self, trainee: Trainee, prepared: Prepared, packed: bool) -> Share | None:
+        """The trainee's next batch; None where the step has no more for this process."""
+        found = trainee.share()
+        if found is None:
+            return None
+        number, rows = found
+
+        def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+            return to_device(trainee.task.collate(examples, prepared.pad_token_id, prepared.padding_side), self.model)
+
+        return Share(trainee, number, [trainee.data.examples[i] for i in rows], packed, collate)
 
     def run(self, shares: Sequence[Share]) -> None:
-        """Forward and backward of ``shares``; each trainee's gradient and loss grow by its own.
+        """Forward and backward of ``shares``, all of one layout; each trainee's gradient and loss grow by its own.
 
         A trainee's loss is its sum over the supervised positions of its *whole* step, so that accumulation and several
         processes give the gradient of one large batch, whatever the lengths. The losses of all are added for one
         backward: an adapter's gradient comes from its own summand alone, even where another's is NaN.
         """
         begun = time.perf_counter()
-        outputs = self._forward(shares)
-        total: Tensor | None = None
-        losses, start = [], 0
-        for share in shares:
-            trainee, stop = share.trainee, start + share.rows
-            count = trainee.supervised(trainee.batches(trainee.step))
-            mine = SimpleNamespace(logits=outputs.logits[start:stop])
-            sums, _ = trainee.task.row_losses(mine, share.batch, trainee.settings.label_smoothing)
-            losses.append(sums.sum() / count)
-            total = losses[-1] if total is None else total + losses[-1]
-            start = stop
-        assert total is not None, "a pass has a share"
+        sums = self._packed(shares) if shares[0].packed else self._padded(shares)
+        losses = [
+            loss / s.trainee.supervised(s.trainee.batches(s.trainee.step)) for loss, s in zip(sums, shares, strict=True)
+        ]
+        total = losses[0]
+        for loss in losses[1:]:
+            total = total + loss
         total.backward()
-        seconds = time.perf_counter() - begun
+        seconds, tokens = time.perf_counter() - begun, sum(share.tokens for share in shares)
         for share, loss in zip(shares, losses, strict=True):
             share.trainee.loss = share.trainee.loss + loss.detach()
-            share.trainee.seconds += seconds * share.rows / start
+            share.trainee.seconds += seconds * share.tokens / tokens
 
-    def _forward(self, shares: Sequence[Share]) -> Any:
+    def _packed(self, shares: Sequence[Share]) -> list[Tensor]:
+        packing = self._packing[shares[0].trainee.task.name]
+        assert not isinstance(packing, str), "can_pack was asked"
+        with self._drops:
+            return packing.losses(
+                [share.examples for share in shares],
+                [share.trainee.name for share in shares],
+                _seeds(shares),
+                [share.trainee.settings.label_smoothing for share in shares],
+            )
+
+    def _padded(self, shares: Sequence[Share]) -> list[Tensor]:
         inputs = {key: torch.cat([share.inputs[key] for share in shares]) for key in shares[0].inputs}
-        names = [share.trainee.name for share in shares for _ in range(share.rows)]
+        names = [share.trainee.name for share in shares for _ in share.examples]
         routing = routing_of(self.model.base, self.model.router, names, (), inputs)
-        routing.seeds = {share.trainee.name: share.trainee.seed(share.number) for share in shares}
+        routing.seeds = _seeds(shares)
         with self.model.router.activate(routing), self._drops:
-            return self.model.base(**inputs)
+            outputs = self.model.base(**inputs)
+        sums, start = [], 0
+        for share in shares:
+            stop = start + len(share.examples)
+            mine = SimpleNamespace(logits=outputs.logits[start:stop])
+            losses, _ = share.trainee.task.row_losses(mine, share.batch, share.trainee.settings.label_smoothing)
+            sums.append(losses.sum())
+            start = stop
+        return sums
+
+
+def _seeds(shares: Sequence[Share]) -> dict[str, int]:
+    return {share.trainee.name: share.trainee.seed(share.number) for share in shares}

@@ -93,7 +93,9 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     train = rows.task.encode(rows.train, tokenizer, length)
     held = rows.task.encode(rows.held, tokenizer, length) if rows.held else None
     test = rows.task.encode(rows.test, tokenizer, length) if rows.test else None
-    notes = [*rows.notes, *train.notes, *(f"held-out data: {note}" for note in (held.notes if held else []))]
+    notes = [*rows.notes, *train.notes]
+    for name, part in (("held-out", held), ("test", test)):
+        notes += [f"{name} data: {note}" for note in (part.notes if part else [])]
     return Prepared(rows.task, tokenizer, train, held, test, length, pad, "right", notes, digest(train))
 
 

@@ -1,0 +1,164 @@
+"""Next-token training without padding: documents in one row, attention per document, the head where it is supervised.
+
+Lengths of text vary so much that a padded batch can be two thirds padding, and of an instruction's tokens only the
+answer's have a label. Here neither is computed. Which models can be run so is not looked up in a list: a probe compares
+losses with those of the model's own forward, and what does not agree is trained with padded rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora.core.attention import per_document
+from lora.core.randomness import seed_of
+from lora.core.routing import Routing
+from lora.tasks.causal import IGNORED
+from lora.tasks.inference import evaluating, forward, to_device
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+    from lora.training.prepare import Prepared
+    from lora.training.trainee import Trainee
+
+# Of the loss of a probe: rounding differs with the order of additions, a wrong mask or scale differs by far more.
+AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-6}
+ROUGH = 2e-2  # the same in half precision
+LEAK = 1e-5
+
+
+class Document:
+    """One example's tokens and, for each position that is supervised, the token that should follow."""
+
+    def __init__(self, example: dict[str, Any]) -> None:
+        self.ids: list[int] = example["input_ids"]
+        following = example["labels"][1:]
+        self.places = [place for place, label in enumerate(following) if label != IGNORED]
+        self.labels = [following[place] for place in self.places]
+
+
+class Packing:
+    """Runs packed passes on one model."""
+
+    def __init__(self, model: LoRA) -> None:
+        self.model = model
+        config: Any = model.base.config
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        # Gemma caps its logits, Granite divides and Cohere multiplies them.
+        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        self.scale = float(getattr(text, "logit_scale", None) or 1) / float(getattr(text, "logits_scaling", None) or 1)
+
+    def losses(
+        self, documents: Sequence[Sequence[dict[str, Any]]], names: Sequence[str], seeds: dict[str, int] | None,
+        smoothing: Sequence[float],
+    ) -> list[Tensor]:  # fmt: skip
+        """Loss sums, one () in fp32 for each adapter of ``names``, over the examples that ``documents`` holds for it.
+
+        Args:
+            seeds: of what each adapter draws in this pass; None: torch's global generator.
+            smoothing: label smoothing of each.
+        """
+        device = next(self.model.parameters()).device
+        groups = [[Document(example) for example in examples] for examples in documents]
+        every = [document for group in groups for document in group]
+        lengths = [len(document.ids) for document in every]
+        routing = self._routing(names, [sum(len(d.ids) for d in group) for group in groups], seeds)
+        routing.documents = [
+            (len(document.ids), None if seeds is None else seed_of(seeds[name], "document", number))
+            for name, group in zip(names, groups, strict=True)
+            for number, document in enumerate(group)
+        ]
+        ids = torch.tensor([[token for document in every for token in document.ids]], device=device)
+        places = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device)
+        with per_document(self.model.base), self.model.router.activate(routing), self._tap() as tap:
+            self.model.base(input_ids=ids, position_ids=places, use_cache=False)
+        hidden = tap[0][0]  # (n, h)
+
+        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
+        chosen = [start + place for start, d in zip(starts, every, strict=True) for place in d.places]
+        labels = torch.tensor([label for document in every for label in document.labels], device=device)
+        counts = [sum(len(d.labels) for d in group) for group in groups]
+        supervised = hidden.index_select(0, torch.tensor(chosen, device=device))
+        return self._head(supervised, labels, names, counts, seeds, smoothing)
+
+    def _routing(self, names: Sequence[str], sizes: Sequence[int], seeds: dict[str, int] | None) -> Routing:
+        if len(names) == 1:
+            return Routing.uniform(names[0], None if seeds is None else seeds[names[0]])
+        return Routing.of_runs(list(zip(names, sizes, strict=True)), seeds)
+
+    @property
+    def head(self) -> Any:
+        return self.model.base.get_output_embeddings()  # type: ignore[operator]
+
+    @contextmanager
+    def _tap(self) -> Iterator[list[Tensor]]:
+        """For the block the output head computes nothing and notes what it was given."""
+        head, seen = self.head, list[Tensor]()
+
+        def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            seen.append(hidden)
+            return hidden.new_zeros(1, 1, 1)  # whatever the model does to its logits is quickly done
+
+        head.__dict__["forward"] = note
+        try:
+            yield seen
+        finally:
+            del head.__dict__["forward"]
+
+    def _head(
+        self, hidden: Tensor, labels: Tensor, names: Sequence[str], counts: Sequence[int],
+        seeds: dict[str, int] | None, smoothing: Sequence[float],
+    ) -> list[Tensor]:  # fmt: skip
+        """Cross-entropy sums of the supervised positions ``hidden`` (n, h), which lie adapter by adapter."""
+        out, start = [], 0
+        for name, count, smooth in zip(names, counts, smoothing, strict=True):
+            rows = slice(start, start + count)
+            with self.model.router.activate(Routing.uniform(name, None if seeds is None else seeds[name])):
+                logits = self.head(hidden[rows].unsqueeze(0))[0].float()
+            logits = logits * self.scale
+            if self.softcap:
+                logits = torch.tanh(logits / self.softcap) * self.softcap
+            out.append(F.cross_entropy(logits, labels[rows], reduction="sum", label_smoothing=smooth))
+            start += count
+        return out
+
+
+@torch.no_grad()
+def find_packing(model: LoRA, trainee: Trainee, prepared: Prepared) -> Packing | str:
+    """`Packing` where the model computes the same losses so as by its own forward; else why not, in a sentence."""
+    if not trainee.task.next_token:
+        return f"the task {trainee.task.name} is not next-token prediction"
+    base: Any = model.base
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if head is None or not hasattr(getattr(base, "config", None), "_attn_implementation"):
+        return f"{type(base).__name__} has no output head, or no attention that can be told where documents end"
+    examples, name = _some(trainee), [trainee.name]
+    with evaluating(model):
+        try:
+            packing = Packing(model)
+            packed = packing.losses([examples], name, None, [0.0])[0]
+            apart = sum(packing.losses([[example]], name, None, [0.0])[0] for example in examples)
+        except Exception as error:  # whatever a model of unknown make objects to
+            return f"{type(base).__name__} does not run on packed rows ({type(error).__name__}: {str(error)[:100]})"
+        batch = to_device(trainee.task.collate(examples, prepared.pad_token_id, prepared.padding_side), model)
+        sums, _ = trainee.task.row_losses(forward(model, batch, [trainee.name] * len(examples)), batch)
+    leak, difference = (float((packed - other).abs() / packed.abs().clamp(min=1e-6)) for other in (apart, sums.sum()))
+    # The same kernels on the same documents: here half precision is no excuse.
+    if not leak <= LEAK:
+        return f"documents of a packed row see each other in {type(base).__name__} (losses differ by {leak:.1e})"
+    if not difference <= AGREEMENT.get(next(base.parameters()).dtype, ROUGH):
+        return f"{type(base).__name__} computes other losses on packed rows (they differ by {difference:.1e})"
+    return packing
+
+
+def _some(trainee: Trainee) -> list[dict[str, Any]]:
+    """Up to four examples of different lengths, the longest first: what a leak between documents shows in."""
+    lengths = trainee.data.lengths
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    picked = order[:: max(1, len(order) // 4)][:4]
+    return [trainee.data.examples[i] for i in picked]
