@@ -7,6 +7,7 @@ An unknown key is an error that names the nearest known one.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -265,6 +266,52 @@ class RunConfig(Settings):
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     trust_remote_code: bool = Field(default=False, description="let the base model's repository run its own code")
+    adapters: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="several adapters trained at once, by name: settings of each in sections data, adapter, training",
+    )
+    at_once: int | None = Field(
+        default=None, ge=1, description="how many of them at the same time; default: found by a short measurement"
+    )
+
+    def each(self) -> dict[str, RunConfig]:
+        """The configuration of each adapter by itself: its own settings over those for all.
+
+        Raises:
+            ConfigError: unknown or bad settings, all of them, with the adapter's name.
+        """
+        common = self.model_dump(exclude={"adapters", "at_once"})
+        out, problems = {}, []
+        for name, own in self.adapters.items():
+            sections = {section: {} if values is None else values for section, values in own.items()}
+            if "data" in sections and not isinstance(sections["data"], dict):
+                sections["data"] = {"train": sections["data"]}
+            try:
+                _check_name(name)
+                flat = {
+                    f"{section}.{key}": value
+                    for section, values in sections.items()
+                    for key, value in _section(section, values).items()
+                }
+                config = RunConfig.make(apply_overrides(common, flat))
+                config.output = self.output and str(Path(self.output) / name)
+                out[name] = config
+            except ConfigError as error:
+                problems += [f"adapters.{name}.{line}" for line in str(error).splitlines()]
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return out
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _named_sections(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        # `a:` alone, and `a: file.jsonl` for `a: {data: {train: file.jsonl}}`
+        return {
+            str(name): {} if own is None else {"data": own} if isinstance(own, (str, Path)) else own
+            for name, own in value.items()
+        }
 
     @field_validator("data", "adapter", "training", mode="before")
     @classmethod
@@ -276,6 +323,28 @@ class RunConfig(Settings):
     @classmethod
     def _data_as_path(cls, value: Any) -> Any:
         return {"train": value} if isinstance(value, (str, Path)) else value
+
+
+# They stand in settings of one adapter: what it learns from, what it is, how it is trained.
+ADAPTER_SECTIONS = ("data", "adapter", "training")
+# Names of folders in a run, which an adapter's own folder beside them must not be.
+TAKEN = ("adapter", "checkpoints", "tensorboard", "base")
+
+
+def _section(section: str, values: Any) -> dict[str, Any]:
+    if section not in ADAPTER_SECTIONS:
+        near = difflib.get_close_matches(section, ADAPTER_SECTIONS, n=1)
+        homes = [home for home in ADAPTER_SECTIONS if _group(home).canonical(section) in _group(home).model_fields]
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ADAPTER_SECTIONS)}"
+        raise ConfigError(f"{section}: unknown section; " + (f"did you mean {homes[0]}.{section}?" if homes else hint))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section}: expected settings as 'key: value' lines (given: {values!r})")
+    return values
+
+
+def _check_name(name: str) -> None:
+    if name in TAKEN or name.startswith(".") or set(name) & set('/\\:*?"<>|') or name != name.strip() or not name:
+        raise ConfigError(f"name: {name!r} cannot be an adapter's name here, since it names a folder of the run")
 
 
 def apply_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
