@@ -15,6 +15,7 @@ from lora.data.splits import hold_out
 from lora.model.base import pad_token_id
 from lora.tasks import Encoded, Row, Task
 from lora.tasks.inputs import Data, as_rows, length_for, task_for, tokenizer_of, with_columns
+from lora.tasks.sequence import require_columns
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -73,6 +74,7 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
         notes.append(how)
     else:
         task = with_columns(task, settings)
+        require_columns(rows, [given.column for given in task.inputs() if not given.optional])
     if held is False:
         held_rows = None
     elif held_rows is None and settings.held_out == 0:
