@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from lora.errors import ConfigError
 from lora.registry import TASKS, VARIANTS, unknown
 from lora.settings import Settings
+from lora.yaml_text import read_yaml, write_yaml
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -383,7 +384,7 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
 
     Raises ConfigError naming the file, the key and the nearest known name.
     """
-    values = {} if path is None else _read(path)
+    values = {} if path is None else read_yaml(path)
     try:
         return RunConfig.make(apply_overrides(values, overrides or {}))
     except ConfigError as error:
@@ -393,52 +394,6 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
         raise ConfigError(f"{path}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), str(path))
-        values = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected settings as 'key: value' lines, found {type(values).__name__}")
-    return values
-
-
-def _refuse_repeated_keys(root: Any, path: str) -> None:
-    # PyYAML lets the last of two equal keys win: half a section would be lost without a word.
-    waiting, visited = [root] if root is not None else [], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in visited or isinstance(node.value, str):
-            continue
-        visited.add(id(node))  # an anchor may lead back to a node above it
-        lines: dict[str, int] = {}
-        for item in node.value:
-            key, child = item if isinstance(item, tuple) else (None, item)
-            waiting.append(child)
-            if key is None:
-                continue
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                raise ConfigError(f"{path}: {name!r} stands in line {lines[name]} and again in line {line}; keep one")
-            lines[name] = line
-
-
 def save_config(config: RunConfig) -> str:
     """The resolved configuration as YAML text, every default written out."""
-    import yaml
-
-    values = config.model_dump(mode="json")
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    # PyYAML writes U+0085 and its like as they are and reads them as line ends; escaped, they survive.
-    return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)
+    return write_yaml(config.model_dump(mode="json"))

@@ -108,7 +108,8 @@ def test_every_key_is_an_option_in_full() -> None:
     names = _option_names()
     keys = [key for key, _ in _keys()]
     written_out = RunConfig().model_dump()
-    sections = {name: group for name, group in written_out.items() if isinstance(group, dict)}
+    # `adapters` is a table and no section: the names in it are the user's.
+    sections = {name: group for name, group in written_out.items() if isinstance(group, dict) and group}
     inner = [f"{section}.{name}" for section, group in sections.items() for name in group]
     assert sorted(keys) == sorted([*inner, *(written_out.keys() - sections.keys())])
     for key in keys:
