@@ -26,8 +26,8 @@ class Evaluation:
         task: name of the task; ``best_metric`` is the key of ``metrics`` that it is judged by.
         untrained_head: the base's task head was made up at random when it was loaded, so its answers are guesses.
         reference: a constant answer, ``{"name": in words, "metrics": ...}``: what is reached without reading the text.
-        speed: adapter name -> ``latency_p50_ms``, ``latency_p95_ms``, ``rows_per_second``, ``tokens_per_second``; see
-            `lora.evaluation.speed`.
+        speed: adapter name -> ``latency_p50_ms``, ``latency_p95_ms``, ``rows_per_second``, ``tokens_per_second``, and
+            ``to_base``, the factors to the base's with their intervals; see `lora.evaluation.speed`.
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
@@ -43,7 +43,7 @@ class Evaluation:
     greater_is_better: bool = False
     untrained_head: bool = False
     reference: dict[str, Any] | None = None
-    speed: dict[str, dict[str, float]] = field(default_factory=dict)
+    speed: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
     seconds: float = 0.0

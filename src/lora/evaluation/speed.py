@@ -1,7 +1,8 @@
 """How fast adapters answer, and how much memory that takes.
 
 Each adapter is timed on its own: the pass that compares adapters mixes them in a batch and tells nothing of one alone.
-They take turns row by row, so that whatever else the machine does meanwhile falls on all of them alike.
+They take turns row by row, so that whatever else the machine does meanwhile falls on all of them alike, and each leads
+as often as the others: who comes first finds cold caches.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora.core.routing import BASE
 from lora.data.batches import in_order
+from lora.evaluation.factors import factor, median_ratio, p95_ratio, rate_ratio
 from lora.tasks.base import Encoded, Task
 from lora.tasks.inference import evaluating, forward, to_device
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
-WARM_UP = 3  # passes not counted: the first ones allocate memory and choose kernels
-THROUGHPUT_BATCHES = 8
+WARM_UP = 3  # passes not counted at the very beginning, which allocates memory; of each further shape one
+THROUGHPUT_BATCHES = 8  # with fewer, the batches are gone over again
 SAMPLING = 0.02  # seconds between two looks at the process's memory
 
 
@@ -37,12 +40,13 @@ def measure_speed(
     pad_token_id: int,
     batch_size: int,
     rows: int,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Times of the forward pass over tokenised rows, per adapter.
 
     Returns, for each adapter:
         ``latency_p50_ms``, ``latency_p95_ms``: batches of one; ``latency_rows`` of them, spread evenly over the data.
         ``rows_per_second``, ``tokens_per_second``: batches of ``batch_size``, some of each length; padding is no token.
+        ``to_base``, where the base ran too: for each of these the factor to the base's, see `lora.evaluation.factors`.
     """
 
     def collate(indices: Sequence[int]) -> dict[str, Tensor]:
@@ -51,12 +55,13 @@ def measure_speed(
     singles = spread(len(encoded), rows)
     batches = in_order(encoded.lengths, batch_size)
     batches = [batches[i] for i in spread(len(batches), THROUGHPUT_BATCHES)]
+    batches *= -(-THROUGHPUT_BATCHES // len(batches))
     with evaluating(model):
         one = _take_turns(model, adapters, [collate([i]) for i in singles])
         many = _take_turns(model, adapters, [collate(indices) for indices in batches])
     rows_done = sum(map(len, batches))
     tokens_done = sum(encoded.lengths[i] for indices in batches for i in indices)
-    return {
+    out: dict[str, dict[str, Any]] = {
         name: {
             "latency_p50_ms": 1000 * float(np.percentile(one[name], 50)),
             "latency_p95_ms": 1000 * float(np.percentile(one[name], 95)),
@@ -66,6 +71,16 @@ def measure_speed(
         }
         for name in adapters
     }
+    for name in adapters if BASE in adapters else ():
+        if name != BASE:
+            rate = factor(many[name], many[BASE], rate_ratio)
+            out[name]["to_base"] = {
+                "latency_p50_ms": factor(one[name], one[BASE], median_ratio),
+                "latency_p95_ms": factor(one[name], one[BASE], p95_ratio),
+                "rows_per_second": rate,
+                "tokens_per_second": rate,
+            }
+    return out
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -74,14 +89,19 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def _take_turns(model: LoRA, adapters: Sequence[str], batches: list[dict[str, Tensor]]) -> dict[str, list[float]]:
-    """Seconds of each batch's forward pass, per adapter."""
+    """Seconds of each batch's forward pass, per adapter: the times at one place are of one batch."""
     device = next(model.parameters()).device
-    for _ in range(WARM_UP):
-        for name in adapters:
-            _timed(model, name, batches[0], device)
     seconds: dict[str, list[float]] = {name: [] for name in adapters}
-    for batch in batches:
-        for name in adapters:
+    shapes: set[torch.Size] = set()
+    for place, batch in enumerate(batches):
+        shape = batch["input_ids"].shape
+        if shape not in shapes:
+            # Kernels are chosen, on CPUs compiled, for a shape when it first comes: that would be the first one's time.
+            for name in [*adapters] * (1 if shapes else WARM_UP):
+                _timed(model, name, batch, device)
+            shapes.add(shape)
+        first = place % len(adapters)
+        for name in [*adapters[first:], *adapters[:first]]:
             seconds[name].append(_timed(model, name, batch, device))
     return seconds
 

@@ -75,12 +75,17 @@ def _described(evaluation: Evaluation) -> dict[str, Metric]:
 def _row(table: dict[str, dict[str, Any]], key: str, metric: Metric, names: list[str], single: bool) -> list[Cell]:
     values = [table[name].get(key) for name in names]
     cells: list[Cell] = [metric.title, shown(values[0], metric)]
-    for value in values[1:]:
-        delta, style = difference(value, values[0], metric) if names[0] == BASE else ("", "")
+    for name, value in zip(names[1:], values[1:], strict=True):
+        delta, style, beside = "", "", "{} ({})"
+        if "to_base" in table[name]:
+            delta, style = times(table[name]["to_base"][key], metric)
+            beside = "{}, {}"
+        elif names[0] == BASE:
+            delta, style = difference(value, values[0], metric)
         if single or not delta:
             cells += [shown(value, metric), *([(delta, style)] if single else [])]
         else:
-            cells.append((f"{shown(value, metric)} ({delta})", style))
+            cells.append((beside.format(shown(value, metric), delta), style))
     return cells
 
 
@@ -101,6 +106,17 @@ def difference(value: Any, base: Any, metric: Metric) -> tuple[str, str]:
     return written, "green" if (value - base) * metric.better > 0 else "red"
 
 
+def times(factor: dict[str, float | None], metric: Metric) -> tuple[str, str]:
+    """A factor to the base with its interval, and a style: none where the interval holds 1, so chance would do."""
+    value, low, high = factor["value"], factor["low"], factor["high"]
+    if low is None or high is None:
+        return f"×{value:.2f}", ""
+    written = f"×{value:.2f} ({low:.2f}–{high:.2f})"
+    if low <= 1 <= high:
+        return written, ""
+    return written, "green" if (low > 1) == (metric.better > 0) else "red"
+
+
 def remarks(evaluation: Evaluation) -> list[str]:
     """What stands under the comparison: the answer that needs no model, the untrained head, memory."""
     out = []
@@ -119,6 +135,8 @@ def remarks(evaluation: Evaluation) -> list[str]:
         out.append(
             "Latency: the forward pass of one tokenised row. Rows and tokens per second: in batches, without padding."
         )
+    if any("to_base" in speed for speed in evaluation.speed.values()):
+        out.append("×: how many times the base's, with its 95 % interval; one that holds 1 shows no difference.")
     if evaluation.peak_memory_bytes:
         out.append(f"Peak memory: {evaluation.peak_memory_bytes / 2**20:,.0f} MiB, {evaluation.peak_memory_kind}.")
     return out
