@@ -47,12 +47,9 @@ def test_too_few_pairs_give_no_interval(statistic) -> None:
 def speeds(low: float | None, high: float | None, value: float = 1.25) -> Evaluation:
     """An evaluation whose adapter has this factor to the base in everything."""
     times = {"latency_p50_ms": 2.0, "latency_p95_ms": 3.0, "rows_per_second": 10.0, "tokens_per_second": 100.0}
-    factors = dict.fromkeys(times, {"value": value, "low": low, "high": high})
-    return Evaluation(
-        {"base": {"loss": 1.0}, "tuned": {"loss": 1.0}},
-        8,
-        speed={"base": times, "tuned": {**times, "to_base": factors}},
-    )
+    factors = {key: {"value": value, "low": low, "high": high} for key in times}
+    metrics = {"base": {"loss": 1.0}, "tuned": {"loss": 1.0}}
+    return Evaluation(metrics, 8, speed={"base": times, "tuned": {**times, "to_base": factors}})
 
 
 @pytest.mark.parametrize(
