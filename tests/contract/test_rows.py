@@ -81,7 +81,8 @@ def test_embeddings_and_convolutions(arch: str, targets: Any, variant: str) -> N
     model.add_adapter("c", rank=4)
     for number, name in enumerate(("a", "b", "c")):
         randomise(model.adapter_parameters(name).values(), seed=number)
-    check_rows(model.eval(), batch(arch, rows=32), list(NAMES) * 8)
+    # oneDNN takes another kernel for a 1x1 convolution (B) of 8 images than for one of 32.
+    check_rows(model.eval(), batch(arch, rows=32), list(NAMES) * 8, exact="projection" not in targets)
 
 
 @pytest.mark.parametrize("arch", CLASSIFIERS)
