@@ -170,7 +170,7 @@ def test_checkpointing_keeps_rows_and_gradients(arch: str) -> None:
     model.gradient_checkpointing_enable()
     assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     for left, right in zip(plain, gradients(), strict=True):
-        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(left, right, atol=5e-6, rtol=1e-4)
 
 
 class Flattening(nn.Module):

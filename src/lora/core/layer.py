@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora.core.functions import Segment, adapted_linear
 from lora.core.geometry import Geometry, geometry_of
 from lora.core.randomness import dropout as seeded_dropout
 from lora.core.randomness import seed_of
@@ -33,6 +35,12 @@ class Slot(nn.Module):
     @property
     def variant(self) -> Variant:
         return get_variant(self.variant_name)
+
+    @property
+    def low_rank_update(self) -> bool:
+        """Whether `Variant.low_rank_update` holds; not for a subclass that changes the formula without saying so."""
+        variant = type(self.variant)
+        return variant.low_rank_update and "low_rank_update" in vars(_definer(variant, "apply"))
 
     def tensors(self) -> Parameters:
         """The parameters by the variant's names."""
@@ -98,6 +106,26 @@ def _check_rows(path: str, layer: nn.Module) -> None:
             f"{path}: a {type(layer).__name__} that does not see the batch row by row; run this model with one adapter "
             "per batch (`with model.using(name): ...`), or leave that module out"
         )
+
+
+def _definer(cls: type, name: str) -> type:
+    """The class that defines attribute ``name`` of ``cls``."""
+    return next(each for each in cls.__mro__ if name in vars(each))
+
+
+def _is_plain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether ``layer`` is a frozen linear one in x's type that nothing intercepts, so that its formula is known. A
+    quantised one is another class."""
+    known = type(layer) is nn.Linear or (type(layer).__name__ == "Conv1D" and geometry_of(layer) is not None)
+    if (
+        not known
+        or x.dtype != layer.weight.dtype
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+    ):
+        return False
+    return not any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
 def _summed_here(x: Tensor) -> Tensor:
@@ -175,30 +203,62 @@ class AdaptedLayer(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Rows x (b, ..., i) to (b, ..., o), each by the adapter that the routing in force names for it."""
-        x = _summed_here(x)
-        base_out = self.base_layer(x, *args, **kwargs)
         routing = self.router.resolve()
-        if routing.single is not None:
-            slot = self.slot(routing.single)
-            seed = self._seed(routing, routing.single)
-            return base_out if slot is None else slot.apply_to(self.geometry, x, base_out, seed)
-        if not any(group.name in self.slots for group in routing.groups):
-            return base_out
-        routing = routing.fitting(x.shape[0])
-        _check_rows(self.path, self.base_layer)
-        x, base_out = _one_for_all(routing, x), _one_for_all(routing, base_out)
+        slots = [self.slot(group.name) for group in routing.groups]
+        if not any(slots):
+            return self.base_layer(x, *args, **kwargs)
+        if routing.single is None:
+            routing = routing.fitting(x.shape[0])
+            _check_rows(self.path, self.base_layer)
+            x = _one_for_all(routing, x)
+        x = _summed_here(x)
+        plain = not args and not kwargs and _is_plain(self.base_layer, x)
+        by_hand = [slot if slot is not None and plain and slot.low_rank_update else None for slot in slots]
+        if any(by_hand):
+            out = self._by_hand(routing, x, by_hand)
+        else:
+            out = self.base_layer(x, *args, **kwargs)
+        rest = [None if hand is not None else slot for hand, slot in zip(by_hand, slots, strict=True)]
+        return self._by_variant(routing, x, out, rest) if any(rest) else out
+
+    def _by_hand(self, routing: Routing, x: Tensor, slots: Sequence[Slot | None]) -> Tensor:
+        """The frozen layer and the low-rank updates among ``slots`` (one of each group) by one function."""
+        layer: Any = self.base_layer
+        geometry, order = self.geometry, None
+        if routing.single is None:
+            spans, order = routing.spans(x, self.path)
+        else:
+            spans = [(0, x.numel() // x.shape[-1])]
+        segments = []
+        for group, (start, stop), slot in zip(routing.groups, spans, slots, strict=True):
+            if slot is None:
+                continue
+            factors, seed = slot.factors(geometry), self._seed(routing, group.name)
+            drops = slot.dropout if slot.training else 0.0
+            if drops and seed is None:
+                seed = int(torch.randint(2**62, ()))  # from torch's global generator: the caller said nothing else
+            segments.append(Segment(start, stop, factors["A"], factors["B"], slot.scaling, drops, seed))
+        x = x if order is None else x.index_select(0, order[0])
+        out = adapted_linear(x, layer.weight, layer.bias, segments, geometry.kind == "conv1d_hf")
+        return out if order is None else out.index_select(0, order[1])
+
+    def _by_variant(self, routing: Routing, x: Tensor, out: Tensor, slots: Sequence[Slot | None]) -> Tensor:
+        """``out``, the rows of each of ``slots`` (one of each group) as its variant makes them of the frozen ones."""
         geometry = self.geometry
-        parts = []
-        for group, x_rows, out_rows in zip(
-            routing.groups,
-            routing.split(x, self.path, ids=geometry.kind == "embedding"),
-            routing.split(base_out, self.path),
-            strict=True,
-        ):
-            slot = self.slot(group.name)
-            seed = self._seed(routing, group.name)
-            parts.append(out_rows if slot is None else slot.apply_to(geometry, x_rows, out_rows, seed))
-        return routing.join(parts, base_out)
+        if routing.single is not None:
+            assert slots[0] is not None, "only groups with a slot come here"
+            return slots[0].apply_to(geometry, x, out, self._seed(routing, routing.single))
+        parts = [
+            rows if slot is None else slot.apply_to(geometry, x_rows, rows, self._seed(routing, group.name))
+            for group, x_rows, rows, slot in zip(
+                routing.groups,
+                routing.split(x, self.path, ids=geometry.kind == "embedding"),
+                routing.split(out, self.path),
+                slots,
+                strict=True,
+            )
+        ]
+        return routing.join(parts, out)
 
     def _seed(self, routing: Routing, name: str) -> int | None:
         """The seed of what adapter ``name`` draws here in this pass; None: torch's global generator."""

@@ -139,6 +139,20 @@ class Routing:
             self._orders[key] = (order, inverse)
         return self._orders[key]
 
+    def spans(self, x: Tensor, where: str) -> tuple[list[tuple[int, int]], tuple[Tensor, Tensor] | None]:
+        """Where each group lies among the rows of ``x`` (..., i) with all leading axes flattened into one.
+
+        Returns:
+            (start, stop) of each group, and what `order` gives: the permutation that ``x`` must undergo before, if any.
+        """
+        if self.packed:
+            self._token_axis(x, where)
+            return [(group.start, group.stop) for group in self.groups], None
+        assert self.size is not None, "a uniform routing is never split"
+        fan_out = self.fan_out(x.shape[0], x.dim(), where)
+        times = x.numel() // x.shape[-1] // self.size
+        return [(group.start * times, group.stop * times) for group in self.groups], self.order(fan_out, x.device)
+
     def split(self, x: Tensor, where: str, ids: bool = False) -> list[Tensor]:
         """The rows of ``x`` (b[·t], ...) of each group, in the order of ``groups``. Views where rows lie together.
 

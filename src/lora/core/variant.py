@@ -35,6 +35,9 @@ class Variant(ABC):
     kinds: ClassVar[frozenset[str]]
     peft_keys: ClassVar[dict[str, object]] = {}
     peft_suffixes: ClassVar[dict[str, str]] = {}
+    # Whether the update is scaling · B·A·x beside the frozen output and nothing else: linear layers then compute it by
+    # a function derived by hand in place of `apply`. To be said by the very class that defines `apply`.
+    low_rank_update: ClassVar[bool] = False
 
     def create(self, geometry: Geometry, rank: int, scaling: float, generator: torch.Generator) -> Parameters:
         """Initial parameters in fp32; the adapted layer must start out equal to the frozen one."""

@@ -12,6 +12,7 @@ class Plain(Variant):
     """The update is added to the frozen output; ΔW is never formed outside a merge."""
 
     name = "plain"
+    low_rank_update = True
     kinds = frozenset({"linear", "conv1d_hf", "embedding", "conv2d"})
 
     def apply(
