@@ -293,10 +293,11 @@ def _block_gradient(
         gradient = dlow.T @ (inputs if mask is None else inputs * mask)
         for piece in needed:
             found[piece.factor] = gradient[piece.columns]
-    if dx is not None and mask is None:
-        add_product(dx[cut], dlow, down)
-    elif dx is not None:
-        dx[cut].add_((dlow @ down).mul_(mask))
+    if dx is not None:
+        if mask is None:
+            add_product(dx[cut], dlow, down)
+        else:
+            dx[cut].add_((dlow @ down).mul_(mask))
     return found
 
 
