@@ -263,6 +263,9 @@ class RunConfig(Settings):
 
     model: str | None = Field(default=None, description="base model: a folder or a hub id")
     output: str | None = Field(default=None, description="the run's folder")
+    start: str | None = Field(
+        default=None, description="a run or adapter folder whose adapter is trained further; default: a fresh one"
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)

@@ -1,4 +1,4 @@
-"""``lora merge`` and ``lora inspect``: a disk that fills up, and base models with code of their own."""
+"""``lora merge`` on a disk that fills up; every command on base models with code of their own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lora import LoRA
 from lora.cli import main
 from lora.model.base import load_base
 from lora.tasks.classification import ClassificationTask
+from small_base import labelled, write_jsonl
 from tiny_models import randomise
 
 SRC = str(Path(__file__).parents[2] / "src")
@@ -119,11 +120,21 @@ def lora(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_its_code_runs_where_it_is_trusted_and_nowhere_else(bert: Path, own: Path, tmp_path: Path) -> None:
     adapter = adapter_on(bert, tmp_path / "a")
     merge = ("merge", adapter, "--model", own, "--output", tmp_path / "merged")
-    for command in (merge, ("inspect", own)):
+    data = write_jsonl(tmp_path / "rows.jsonl", [row for row in labelled(30) if row["label"] != "bird"])
+    predict = ("predict", adapter, "cat sun", "--model", own)
+    measure = ("eval", adapter, "--data", data, "--model", own, "--no-latency", "--json")
+    train = ("train", "-m", own, "-d", data, "-o", tmp_path / "run", "--max-steps", "1", "--dtype", "float32")
+    for command in (merge, ("inspect", own), predict, measure, train):
         refused = lora(tmp_path, *command)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
         assert "it brings code of its own; read it, then say --trust-remote-code" in refused.stderr
-    assert not (tmp_path / "merged").exists()
+    assert not (tmp_path / "merged").exists() and not (tmp_path / "run").exists()
+    said = lora(tmp_path, *predict, "--trust-remote-code")
+    assert said.returncode == 0 and json.loads(said.stdout)["label"] in ("cat", "dog"), said.stderr
+    found = lora(tmp_path, *measure, "--trust-remote-code")
+    assert found.returncode == 0 and set(json.loads(found.stdout)["metrics"]) == {"base", "tuned"}, found.stderr
+    trained = lora(tmp_path, *train, "--trust-remote-code")
+    assert trained.returncode == 0 and (tmp_path / "run" / "report.md").is_file(), trained.stderr
     merged = lora(tmp_path, *merge, "--trust-remote-code")
     assert merged.returncode == 0, merged.stderr
     assert (tmp_path / "merged" / "own.py").read_text() == OWN  # goes along: the model cannot be loaded without it

@@ -20,11 +20,12 @@ from lora.config import EVAL_BATCH_SIZE
 @click.option("--latency/--no-latency", default=True, show_default=True, help="time single rows and throughput")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")
+@click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
 @config_options("data")
 def command(
     adapter: str, model: str | None, batch_size: int, baseline: bool, latency: bool, as_json: bool, output: str | None,
-    allow_other_base: bool, overrides: dict[str, object],
+    trust_remote_code: bool, allow_other_base: bool, overrides: dict[str, object],
 ) -> None:  # fmt: skip
     """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows: --data FILE.
 
@@ -44,7 +45,9 @@ def command(
     from lora.io.atomic import write_text
     from lora.workflow import load_tuned
 
-    tuned, name, tokenizer, task = load_tuned(adapter, model, allow_other_base=allow_other_base)
+    tuned, name, tokenizer, task = load_tuned(
+        adapter, model, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
+    )
     evaluation = evaluate(
         tuned, config.train, tokenizer=tokenizer, task=task, adapters=[name], baseline=baseline, batch_size=batch_size,
         max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,

@@ -34,10 +34,11 @@ from lora.errors import ConfigError, DataError
     show_default=True,
     help="longest completion of a generating model",
 )
+@click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
 def command(
     adapter: str, texts: tuple[str, ...], data: str | None, output: str | None, model: str | None, batch_size: int,
-    max_new_tokens: int, allow_other_base: bool,
+    max_new_tokens: int, trust_remote_code: bool, allow_other_base: bool,
 ) -> None:  # fmt: skip
     """Predict labels or completions with ADAPTER (an adapter or a run's folder), for TEXTs or a file of rows.
 
@@ -57,7 +58,9 @@ def command(
     from lora.workflow import load_tuned
 
     rows = _rows(texts, data)
-    tuned, name, tokenizer, task = load_tuned(adapter, model, allow_other_base=allow_other_base)
+    tuned, name, tokenizer, task = load_tuned(
+        adapter, model, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
+    )
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if task.name == "causal" else {}
     predictions = predict_iter(
         tuned, rows, adapter=name, tokenizer=tokenizer, task=task, batch_size=batch_size, **options

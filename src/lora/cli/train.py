@@ -29,12 +29,13 @@ def command(
     lora train --model BASE --data train.jsonl --output run
     lora train config.yaml --learning-rate 1e-3
     lora train --resume run
+    lora train --start run --data more.jsonl --output run2
     """
     from lora.cli import quiet_libraries
     from lora.config import load_config
 
-    if resume_folder and (config_file or overrides or overwrite):
-        raise ConfigError("--resume goes on under the run's own configuration; give it alone")
+    if resume_folder and (config_file or overwrite):
+        raise ConfigError("--resume goes on under the run's own configuration; leave CONFIG.yaml and --overwrite out")
     if not resume_folder:
         config = load_config(config_file, overrides)  # errors in settings before the seconds that torch takes
     quiet_libraries()
@@ -43,7 +44,7 @@ def command(
 
     talk, bar = (None, False) if quiet else (say, None)
     if resume_folder:
-        result = workflow.resume(resume_folder, talk, bar)
+        result = workflow.resume(resume_folder, talk, bar, overrides)
     else:
         result = workflow.train(config, overwrite=overwrite, say=talk, progress=bar)
     if result.main:

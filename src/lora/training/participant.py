@@ -38,7 +38,8 @@ class FitResult:
         stopped_early: patience ran out before the last step.
         error: why it was stopped, where it could not go on beside others that did; None: it ended well.
         history: lines of ``metrics.jsonl``.
-        seconds, tokens: of this call.
+        seconds, tokens: of the whole run; of earlier parts what led up to the checkpoint that was gone on from.
+        seconds_before: of these, those of earlier parts.
         output: the run's folder; None if nothing was written.
         data: tokenised data and task, ready for ``evaluate``.
         notes: what a user should know (split, truncation, modules without gradient).
@@ -56,6 +57,7 @@ class FitResult:
     output: Path | None
     data: Prepared
     learning_rate: float
+    seconds_before: float = 0.0
     error: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -88,6 +90,7 @@ class Participant:
         self.notes = list(prepared.notes)
         self.history: list[dict[str, Any]] = []
         self.tokens = 0
+        self.seconds_before = 0.0
         self.started = time.perf_counter()
         self.trainee: Trainee
 
@@ -95,6 +98,11 @@ class Participant:
     def label(self) -> str:
         """How many steps of how many, for messages."""
         return f"{self.trainee.step} of {self.trainee.total_steps}"
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, earlier parts included."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
@@ -146,6 +154,7 @@ class Participant:
                 + "\nBring them back, or start a new run"
             )
         self.trainee.load(state, tensors)
+        self.seconds_before, self.tokens = state.get("seconds", 0.0), state.get("tokens", 0)
         if alone:
             self.processes.restore_random(tensors)
 
@@ -206,7 +215,8 @@ class Participant:
         """Save everything that going on needs, on all processes together. Raises SaveError."""
         if self.run is None:
             return
-        state = self.trainee.state() | {"identity": self.identity}
+        counts = {"seconds": self.seconds, "tokens": self.tokens}
+        state = self.trainee.state() | {"identity": self.identity} | counts
         tensors = self.trainee.tensors() | self.processes.random_states()
         if self.processes.main:
             keep = self.settings.keep_checkpoints
@@ -244,7 +254,8 @@ class Participant:
             best_metric=self.metric,
             best_value=trainee.best_value,
             stopped_early=self.error is None and trainee.step < trainee.total_steps,
-            seconds=time.perf_counter() - self.started,
+            seconds=self.seconds,
+            seconds_before=self.seconds_before,
             tokens=self.tokens,
             output=self.run.path if self.run else None,
             data=self.prepared,

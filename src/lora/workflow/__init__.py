@@ -1,0 +1,7 @@
+"""Whole jobs, as the command line runs them and as Python may: load, train, evaluate, report; load again, merge."""
+
+from lora.workflow.merging import merge_folder
+from lora.workflow.run import TrainResult, resume, train
+from lora.workflow.tuned import load_tuned
+
+__all__ = ["TrainResult", "load_tuned", "merge_folder", "resume", "train"]

@@ -1,0 +1,263 @@
+"""One training run, from a configuration to a folder with adapter and report; and going on with one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora.config import RunConfig, load_config, save_config
+from lora.errors import ConfigError
+from lora.io.atomic import write_text
+from lora.io.peft import read_sidecar
+from lora.io.run import RunFolder
+from lora.model.base import load_base, load_tokenizer
+from lora.model.lora import LoRA
+from lora.tasks import Task, from_state
+from lora.training.device import choose_dtype
+from lora.workflow.tuned import adapter_folder, base_of
+
+if TYPE_CHECKING:
+    from lora.evaluation.evaluate import Evaluation
+    from lora.training.loop import FitResult
+    from lora.training.prepare import Rows
+    from lora.training.processes import Processes
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class TrainResult:
+    """A finished run: the model with the trained adapter, what training came to, base beside tuned."""
+
+    model: LoRA
+    fit: FitResult
+    evaluation: Evaluation | None
+    report: Path
+    main: bool = True  # whether this is the process that speaks and writes
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say | None = None,
+    latency: bool = True,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Everything from a configuration to a run folder with adapter, metrics and report.
+
+    Args:
+        config: ``data.train``, ``output`` and ``model`` (or ``start``, whose base it is then) must be set.
+        resume: go on with the run in ``config.output``.
+        overwrite: replace it.
+        say: called with each thing a user should know, a line at a time.
+        latency: whether the final evaluation times single rows.
+        progress: show the bar; default: where standard error is a terminal.
+
+    Raises:
+        ConfigError, DataError, ModelError, AdapterFileError: before anything is trained.
+        TrainingError, Interrupted, SaveError: as `lora.fit`.
+    """
+    from lora.evaluation.report import write_report
+    from lora.training.loop import fit
+    from lora.training.prepare import prepare, read_rows
+    from lora.training.processes import Processes
+
+    processes = Processes()
+    say = say if say and processes.main else (lambda line: None)
+    begun = time.perf_counter()
+    # Complains before the work, not after; nothing is replaced before everything has been checked.
+    run, start = _places(config, resume, overwrite)
+    task = from_state(read_sidecar(start)["task"]) if start else None
+    assert config.model and config.data.train, "checked among the places"
+    rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task)
+    model, tokenizer = _load(config, rows.task, start)
+    prepared = prepare(model, rows, tokenizer, config.data.max_length)
+    for line in [*model.summary().splitlines(), *prepared.notes]:
+        say(line)
+    newest = run.checkpoints()[-1:] if resume else []
+    with _config_file(config, run.path, processes):
+        result = fit(
+            model, [], prepared=prepared, output_dir=run.path, resume=resume, overwrite=overwrite,
+            config=config.training, progress=progress,
+        )  # fmt: skip
+    if not processes.main:
+        return TrainResult(model, result, None, run.path / "report.md", main=False)
+    if newest and newest[0].name == f"step-{result.steps:08d}":
+        say(f"All {result.steps} steps had been taken before; the result is measured again.")
+    evaluation = _measure(config, model, tokenizer, result, latency, say)
+    facts = _facts(config, model, rows, result)
+    # The time of earlier parts is that of their training: what they measured, if they came to that, is not counted.
+    facts["training"]["total_seconds"] = round(time.perf_counter() - begun + result.seconds_before, 1)
+    return TrainResult(model, result, evaluation, write_report(run.path, facts, result.history, evaluation))
+
+
+def _places(config: RunConfig, resume: bool, overwrite: bool) -> tuple[RunFolder, Path | None]:
+    """The run's folder, and the adapter folder that training starts from. Paths are written in full into ``config``.
+
+    In full: the run must be usable, and resumable, from any other folder.
+    """
+    if config.start and not config.model:
+        config.model = base_of(adapter_folder(config.start))
+    missing = [
+        name
+        for name, value in (("model", config.model), ("data.train", config.data.train), ("output", config.output))
+        if not value
+    ]
+    if missing:
+        raise ConfigError("\n".join(f"{name}: is needed" for name in missing))
+    assert config.model and config.data.train and config.output
+    run = RunFolder(config.output, resume=resume, overwrite=overwrite)
+    # A checkpoint is an adapter folder too, and the one that was started from may be gone by now.
+    saved = run.checkpoints() if resume else []
+    start = None if not config.start else saved[-1] if saved else adapter_folder(config.start)
+    if start and not resume and start.resolve().is_relative_to(run.path.resolve()):
+        raise ConfigError(f"output: {run.path} holds the adapter that training starts from; name another folder")
+    config.model, config.output = _absolute(config.model), str(run.path.absolute())
+    config.data.train = _absolute(config.data.train)
+    config.data.validation = config.data.validation and _absolute(config.data.validation)
+    config.start = config.start and _absolute(config.start)
+    return run, start
+
+
+def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
+    """Base with its adapter, and tokenizer. What is chosen for this machine and model is written into ``config``.
+
+    Raises:
+        ConfigError: ``adapter`` says otherwise than the adapter that training starts from.
+    """
+    from lora.training.schedule import default_learning_rate
+
+    assert config.model
+    # Seeds before anything random is made: the head that from_pretrained makes up, and the adapter's A.
+    torch.manual_seed(config.training.seed)
+    dtype = choose_dtype(config.training.dtype)
+    base = load_base(config.model, task.auto_class, dtype, task.model_options(), config.trust_remote_code)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    model = LoRA(base, name=None)
+    if start is None:
+        model.add_adapter("default", config.adapter, seed=config.training.seed)
+    else:
+        model.load_adapter(start, "default")
+        found = model.adapters["default"]
+        other = [key for key in config.adapter.model_fields_set if getattr(config.adapter, key) != getattr(found, key)]
+        if other:
+            raise ConfigError(
+                "\n".join(f"adapter.{key}: is {getattr(found, key)!r} in {config.start}, which training starts from; "
+                          "leave it out" for key in sorted(other))
+            )  # fmt: skip
+        config.adapter = found
+    # A run resumed elsewhere must not choose anew.
+    config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+    if config.training.learning_rate is None:
+        config.training.learning_rate = default_learning_rate(base.config)
+    return model, tokenizer
+
+
+@contextmanager
+def _config_file(config: RunConfig, folder: Path, processes: Processes) -> Iterator[None]:
+    """Write ``config.yaml`` for the training in the block; put back what was there if that is refused.
+
+    What was refused must not be what the next ``--resume`` goes by.
+    """
+    file = folder / "config.yaml"
+    before = file.read_text(encoding="utf-8") if file.is_file() else None
+    processes.wait()
+    if processes.main:
+        write_text(file, save_config(config))
+    try:
+        yield
+    except ConfigError:
+        if processes.main and before is not None:
+            write_text(file, before)
+        raise
+
+
+def _measure(
+    config: RunConfig, model: LoRA, tokenizer: Any, result: FitResult, latency: bool, say: Say
+) -> Evaluation | None:
+    """Base beside tuned on the rows kept for it: test rows, else the held-out ones; None where there are neither."""
+    from lora.evaluation.evaluate import evaluate
+
+    prepared = result.data
+    measured = prepared.test or prepared.held
+    if measured is None:
+        return None
+    evaluation = evaluate(
+        model, measured, tokenizer=tokenizer, task=prepared.task, adapters=["default"], latency=latency,
+        batch_size=config.training.evaluation_rows, max_length=prepared.max_length,
+    )  # fmt: skip
+    if prepared.test is None and result.best_step is not None:
+        result.notes.append(
+            "The held-out rows measured here also picked the best checkpoint; rows kept for a test alone say more "
+            "(a folder with train, validation and test files, or `lora eval`)."
+        )
+        say(result.notes[-1])
+    return evaluation
+
+
+def _facts(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> dict[str, Any]:
+    """What the report says of a run beside its curves and its evaluation."""
+    assert result.output is not None
+    return {
+        "config": config.model_dump(mode="json"),
+        "adapter": model.summary("default"),
+        "data": {
+            "sources": rows.sources, "train_rows": len(result.data.train), "held_out_rows": len(result.data.held or []),
+            "test_rows": len(result.data.test or []),
+        },
+        "notes": result.notes,
+        "training": {
+            "steps": result.steps, "epochs": round(result.epochs, 3), "seconds": round(result.seconds, 1),
+            "tokens": result.tokens, "tokens_per_second": round(result.tokens / max(result.seconds, 1e-9), 1),
+            "learning_rate": result.learning_rate, "best_step": result.best_step, "best_metric": result.best_metric,
+            "best_value": result.best_value, "stopped_early": result.stopped_early,
+            "dtype": config.training.dtype,
+        },
+        "base": read_sidecar(result.output / "adapter").get("base", {}),
+    }  # fmt: skip
+
+
+def _absolute(place: str) -> str:
+    """A local path in full, so that the run can be resumed from another folder; a hub id as it is."""
+    name, mark, rest = place.partition("#")
+    path = Path(name).expanduser()
+    return f"{path.absolute()}{mark}{rest}" if path.exists() else place
+
+
+def resume(
+    folder: str | Path, say: Say | None = None, progress: bool | None = None, overrides: dict[str, Any] | None = None
+) -> TrainResult:
+    """Go on with the run in ``folder`` under its own configuration.
+
+    Args:
+        overrides: of settings that do not change what the run is: where base and data lie now, and those of training
+            that leave its mathematics alone.
+
+    Raises:
+        ConfigError: no run there, or other settings among ``overrides``.
+    """
+    from lora.training.trainee import FREE_ON_RESUME
+
+    path = Path(folder).expanduser() / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
+    free = {"model", "data.train", "data.validation", *(f"training.{key}" for key in FREE_ON_RESUME)}
+    fixed = [key for key in overrides or {} if key not in free]
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)}: a run goes on with the settings it began with, to the result of one that was never "
+            f"stopped. May change: {', '.join(sorted(free))}.\n"
+            f"To train its adapter further under other settings, begin a new run with it: lora train --start {folder} "
+            "--data DATA --output ANOTHER_FOLDER ..."
+        )
+    config = load_config(path, overrides)
+    config.output = str(folder)
+    return train(config, resume=True, say=say, progress=progress)

@@ -1,0 +1,77 @@
+"""An adapter folder on its base, ready to be used: what predicting, measuring and merging begin with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora.errors import AdapterFileError
+from lora.io.peft import CONFIG, read_sidecar, resolve_folder
+from lora.model.base import load_base, load_tokenizer
+from lora.model.lora import LoRA
+from lora.tasks import Task, from_state
+from lora.training.device import best_device, choose_dtype
+
+
+def adapter_folder(adapter: str | Path) -> Path:
+    """The folder with the files of an adapter that lora made: itself, a run's result, or a hub id's download.
+
+    Raises:
+        AdapterFileError: nothing there, or it does not say its task.
+    """
+    folder = Path(adapter).expanduser()
+    folder = resolve_folder(folder if folder.exists() else str(adapter))
+    if "task" not in read_sidecar(folder):
+        raise AdapterFileError(
+            f"{folder}: it was not made by lora and does not say its task and labels; "
+            "use LoRA(...).load_adapter from Python"
+        )
+    return folder
+
+
+def base_of(folder: Path) -> str:
+    """The base model that the adapter in ``folder`` names. Raises AdapterFileError where it names none."""
+    try:
+        named = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise AdapterFileError(f"{folder / CONFIG}: cannot be read ({error})") from None
+    name = (read_sidecar(folder).get("base") or {}).get("name") or named
+    if not name:
+        raise AdapterFileError(f"{folder}: does not say its base model; name it with --model")
+    return str(name)
+
+
+def load_tuned(
+    adapter: str | Path,
+    model: str | None = None,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_other_base: bool = False,
+) -> tuple[LoRA, str, Any, Task]:
+    """Base model, adapter, tokenizer and task of an adapter folder (or of a run's folder, whose result it takes).
+
+    Args:
+        model: the base; default: the one that the adapter names.
+        dtype: of the base; auto: float32 where the adapter was trained on that, else what the machine is good at.
+
+    Returns:
+        the model, the adapter's name in it, the tokenizer, the task.
+    """
+    folder = adapter_folder(adapter)
+    sidecar = read_sidecar(folder)
+    name = model or base_of(folder)
+    task = from_state(sidecar["task"])
+    if dtype == "auto" and (sidecar.get("training") or {}).get("dtype") == "float32":
+        dtype = "float32"  # as in training: the numbers of its report come again
+    # The base's own head is made up anew: always the same one, so that a comparison can be repeated.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = load_base(name, task.auto_class, choose_dtype(dtype), task.model_options(), trust_remote_code)
+    tuned = LoRA(base, name=None)
+    loaded = tuned.load_adapter(folder, "tuned", allow_other_base=allow_other_base)
+    tuned.to(best_device()).eval()
+    return tuned, loaded, load_tokenizer(name, trust_remote_code), task
