@@ -59,6 +59,8 @@ class Packing:
     ) -> list[Tensor]:  # fmt: skip
         """Loss sums, one () in fp32 for each adapter of ``names``, over the examples that ``documents`` holds for it.
 
+        To be called, and its backward too, under `per_document`: blocks recomputed for the backward attend again.
+
         Args:
             seeds: of what each adapter draws in this pass; None: torch's global generator.
             smoothing: label smoothing of each.
@@ -75,7 +77,7 @@ class Packing:
         ]
         ids = torch.tensor([[token for document in every for token in document.ids]], device=device)
         places = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device)
-        with per_document(self.model.base), self.model.router.activate(routing), self._tap() as tap:
+        with self.model.router.activate(routing), self._tap() as tap:
             self.model.base(input_ids=ids, position_ids=places, use_cache=False)
         hidden = tap[0][0]  # (n, h)
 
@@ -141,8 +143,9 @@ def find_packing(model: LoRA, trainee: Trainee, prepared: Prepared) -> Packing |
     with evaluating(model):
         try:
             packing = Packing(model)
-            packed = packing.losses([examples], name, None, [0.0])[0]
-            apart = sum(packing.losses([[example]], name, None, [0.0])[0] for example in examples)
+            with per_document(base):
+                packed = packing.losses([examples], name, None, [0.0])[0]
+                apart = sum(packing.losses([[example]], name, None, [0.0])[0] for example in examples)
         except Exception as error:  # whatever a model of unknown make objects to
             return f"{type(base).__name__} does not run on packed rows ({type(error).__name__}: {str(error)[:100]})"
         batch = to_device(trainee.task.collate(examples, prepared.pad_token_id, prepared.padding_side), model)

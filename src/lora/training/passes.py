@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lora.core.attention import per_document
 from lora.core.randomness import seeded_dropout
 from lora.errors import ConfigError
 from lora.model.rows import routing_of
@@ -116,14 +117,17 @@ class Passes:
         backward: an adapter's gradient comes from its own summand alone, even where another's is NaN.
         """
         begun = time.perf_counter()
-        sums = self._packed(shares) if shares[0].packed else self._padded(shares)
-        losses = [
-            loss / s.trainee.supervised(s.trainee.batches(s.trainee.step)) for loss, s in zip(sums, shares, strict=True)
-        ]
-        total = losses[0]
-        for loss in losses[1:]:
-            total = total + loss
-        total.backward()
+        packed = shares[0].packed
+        with per_document(self.model.base) if packed else nullcontext():
+            sums = self._packed(shares) if packed else self._padded(shares)
+            losses = [
+                loss / s.trainee.supervised(s.trainee.batches(s.trainee.step))
+                for loss, s in zip(sums, shares, strict=True)
+            ]
+            total = losses[0]
+            for loss in losses[1:]:
+                total = total + loss
+            total.backward()
         seconds, tokens = time.perf_counter() - begun, sum(share.tokens for share in shares)
         for share, loss in zip(shares, losses, strict=True):
             share.trainee.loss = share.trainee.loss + loss.detach()
