@@ -1,0 +1,318 @@
+"""Cross-entropy over an output head without the full logits: their rows are made, used and overwritten in chunks.
+
+Where the head is frozen, the gradient of the hidden rows is made together with the loss, per unit of each row's loss,
+and the backward only multiplies it by the incoming gradient, one number per row: the logits are computed once. That is
+2·h·v operations for a row's loss and 2·h·v for its gradient. Where something of the head trains (its weight, or the
+adapters on it), that gradient needs the incoming one beside the logits, which are computed again in the backward:
+2·h·v more.
+
+A row's loss and gradient do not depend on the rows beside it: products over the vocabulary take 16 rows or more (fewer
+are padded with zeros), from where on a row's bits do not depend on their number, and what sums over rows is summed over
+the chunks of one segment.
+
+Shapes: n supervised position, h width, v vocabulary, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lora.core.functions import Segment, add_product, aligned, autocast_dtype, draws, keep_mask, kept_scaling, scaled_up
+
+_FEWEST_ROWS = 16
+
+# Bytes of a chunk's logits. On the CPU somewhat below 32 MB: up to there malloc keeps memory at hand, and larger pieces
+# are mapped anew at every call, which costs a tenth of the whole. But 128 rows at least: with fewer the weight is read
+# more often than the product hides.
+_CPU_CHUNK, _GPU_CHUNK, _GOOD_ROWS = 24 << 20, 256 << 20, 128
+
+# What one thread works on between two passes over fp32 logits: about the second-level cache.
+_BLOCK = 1 << 20
+
+
+def head_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    segments: Sequence[Segment] = (),
+    softcap: float | None = None,
+    scale: float = 1.0,
+    label_smoothing: float = 0.0,
+    chunk_bytes: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss of each supervised position, and whether its label has the highest logit.
+
+    The logits are l = hidden·Wᵀ + b, with the updates of ``segments``, times ``scale``, then c·tanh(l/c) with c the
+    ``softcap`` (Gemma 2, arXiv:2408.00118, section 2). The loss is (1-ε)·(lse l - l_label) + ε·(lse l - mean l), with ε
+    the ``label_smoothing``.
+
+    Args:
+        hidden: (n, h), of supervised positions alone.
+        weight: (v, h), the head's own or the embedding's. Trained in full it gets its gradient, summed in fp32.
+        labels: (n,), each in [0, v).
+        bias: (v,) or None; alike.
+        segments: updates of an adapted head, on runs of the n rows.
+        scale: of the logits: 1 / logits_scaling (Granite), logit_scale (Cohere).
+        chunk_bytes: of the logits of a chunk, in the type of ``hidden``; None: chosen by device.
+
+    Returns losses (n,) in fp32 (fp64 for fp64) and hits (n,) bool. Of equal logits the first is the highest, as for
+    argmax. Gradients go to ``hidden``, A and B, ``weight`` and ``bias``; there is no second derivative.
+    """
+    dtype = autocast_dtype(hidden) or torch.promote_types(hidden.dtype, weight.dtype)
+    hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    call = _Call(softcap, scale, label_smoothing, _chunk_rows(hidden, weight.shape[0], chunk_bytes), tuple(segments))
+    factors = [factor for segment in segments for factor in (segment.A, segment.B)]
+    losses, correct = _HeadCrossEntropy.apply(hidden, weight, bias, labels, call, torch.is_grad_enabled(), *factors)
+    return losses, correct
+
+
+class _Call(NamedTuple):
+    """What is not a tensor to differentiate by."""
+
+    softcap: float | None
+    scale: float
+    smoothing: float
+    rows: int  # of a chunk, at most
+    segments: tuple[Segment, ...]
+
+
+def _chunk_rows(hidden: Tensor, vocabulary: int, chunk_bytes: int | None) -> int:
+    row = vocabulary * hidden.element_size()
+    if chunk_bytes is not None:
+        return max(_FEWEST_ROWS, chunk_bytes // row)
+    return max(_GOOD_ROWS, (_CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK) // row)
+
+
+def _even(start: int, stop: int, most: int) -> Iterator[slice]:
+    """``start:stop`` in as few pieces of at most ``most`` rows as will do, of even size."""
+    count = -(-(stop - start) // most)
+    for piece in range(count):
+        yield slice(start + (stop - start) * piece // count, start + (stop - start) * (piece + 1) // count)
+
+
+def _runs(rows: int, segments: Sequence[Segment]) -> Iterator[tuple[int, int, int | None]]:
+    """Runs of rows with the number of their segment; None for what lies between."""
+    done = 0
+    for number in sorted(range(len(segments)), key=lambda number: segments[number][:2]):
+        start, stop = segments[number][:2]
+        assert done <= start <= stop <= rows, "segments lie within the rows and do not overlap"
+        yield done, start, None
+        yield start, stop, number
+        done = stop
+    yield done, rows, None
+
+
+class _Update:
+    """The low-rank part of the logits of one segment, s · (m∘x)·Aᵀ·Bᵀ, as in `lora.core.functions`."""
+
+    def __init__(self, hidden: Tensor, segment: Segment, A: Tensor, B: Tensor) -> None:
+        self.rows = slice(segment.start, segment.stop)
+        self.scaling = kept_scaling(segment)
+        self.down, self.up = A.to(hidden.dtype), scaled_up(B, self.scaling, hidden.dtype)
+        self.inputs, self.mask = aligned(hidden[self.rows]), None
+        if draws(segment):
+            self.mask = keep_mask(self.inputs.shape, segment.dropout, segment.seed or 0, hidden)
+            self.inputs = self.inputs * self.mask
+        self.low = F.linear(self.inputs, self.down)
+        self.dlow = torch.empty_like(self.low)
+
+    def local(self, rows: slice) -> slice:
+        """``rows`` of all as rows of the segment."""
+        return slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+
+    def note(self, rows: slice, dlogits: Tensor) -> None:
+        """Keep ∂h of a chunk; ``dlogits`` (m, v)."""
+        self.dlow[self.local(rows)] = dlogits @ self.up.T
+
+    def add_gradient(self, dhidden: Tensor) -> None:
+        """Add m∘(∂h·A) to the segment's rows of ``dhidden`` (n, h)."""
+        if self.mask is None:
+            add_product(dhidden[self.rows], self.dlow, self.down)
+        else:
+            dhidden[self.rows].add_((self.dlow @ self.down).mul_(self.mask))
+
+
+class _Head:
+    """The products of a head with a chunk of rows. All chunks share one buffer: memory is slow to come by."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call, factors: Sequence[Tensor]):
+        self.hidden, self.weight, self.bias, self.call, self.factors = hidden, weight, bias, call, factors
+        self.buffer = hidden.new_empty(max(_FEWEST_ROWS, min(call.rows, len(hidden))), len(weight))
+
+    def updates(self) -> Iterator[tuple[_Update | None, int | None, Iterator[slice]]]:
+        """For each run of rows its update, the number of its segment, and its chunks."""
+        for start, stop, number in _runs(len(self.hidden), self.call.segments):
+            update = None
+            if number is not None:
+                A, B = self.factors[2 * number : 2 * number + 2]
+                update = _Update(self.hidden, self.call.segments[number], A, B)
+            yield update, number, _even(start, stop, self.call.rows)
+
+    def logits(self, rows: slice, update: _Update | None) -> Tensor:
+        """(m, v) before scale and softcap; they hold until the next call."""
+        inputs = self.hidden[rows]
+        if len(inputs) < _FEWEST_ROWS:
+            inputs = F.pad(inputs, (0, 0, 0, _FEWEST_ROWS - len(inputs)))
+        out = self.buffer[: len(inputs)]
+        if self.bias is None:
+            torch.mm(inputs, self.weight.T, out=out)
+        else:
+            torch.addmm(self.bias, inputs, self.weight.T, out=out)
+        out = out[: rows.stop - rows.start]
+        if update is not None:
+            out.addmm_(update.low[update.local(rows)], update.up)
+        return out
+
+    def gradient(self, dlogits: Tensor) -> Tensor:
+        """∂l·W (m, h); ``dlogits`` stand where the logits stood. Rows of padding hold whatever they hold."""
+        return (self.buffer[: max(len(dlogits), _FEWEST_ROWS)] @ self.weight)[: len(dlogits)]
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """See `head_cross_entropy` and the head of this file."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, call: _Call, graph: bool,
+        *factors: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.again = graph and any((*ctx.needs_input_grad[1:3], *ctx.needs_input_grad[6:]))
+        unit = torch.empty_like(hidden) if graph and ctx.needs_input_grad[0] and not ctx.again else None
+        losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
+        correct = hidden.new_empty(len(hidden), dtype=torch.bool)
+        head = _Head(hidden, weight, bias, call, factors)
+        for update, _, chunks in head.updates():
+            for rows in chunks:
+                logits = head.logits(rows, update)
+                losses[rows], correct[rows] = _score(logits, labels[rows], call, unit is not None)
+                if unit is None:
+                    continue
+                unit[rows] = head.gradient(logits)
+                if update is not None:
+                    update.note(rows, logits)
+            if unit is not None and update is not None:
+                update.add_gradient(unit)
+        ctx.mark_non_differentiable(correct)
+        ctx.call = call
+        ctx.save_for_backward(*((hidden, weight, bias, labels, *factors) if ctx.again else (unit,)))
+        return losses, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dlosses: Tensor, _: Any) -> Any:
+        dlosses = (dlosses * ctx.call.scale).unsqueeze(1)
+        if ctx.again:
+            return _gradients(ctx.needs_input_grad, ctx.call, dlosses, *ctx.saved_tensors)
+        (unit,) = ctx.saved_tensors
+        # The product is taken in fp32: rounded to a half type, the weight of a row would be off in all its entries.
+        return (unit * dlosses).to(unit.dtype), *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+def _gradients(
+    needs: Sequence[bool], call: _Call, dlosses: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+    labels: Tensor, *factors: Tensor,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """All gradients with the logits made anew; ``dlosses`` (n, 1), times the scale, weigh the rows.
+
+    They multiply what is narrow: the rows' inputs instead of the gradient of their logits.
+    """
+    wide = _wide(hidden.dtype)
+    dhidden = torch.empty_like(hidden) if needs[0] else None
+    dweight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+    dbias = torch.zeros_like(bias, dtype=wide) if needs[2] and bias is not None else None
+    dfactors: list[Tensor | None] = [None] * len(factors)
+    head = _Head(hidden, weight, bias, call, factors)
+    for update, number, chunks in head.updates():
+        dup = None if update is None else torch.zeros_like(update.up, dtype=wide)
+        for rows in chunks:
+            dlogits, weights = head.logits(rows, update), dlosses[rows]
+            _score(dlogits, labels[rows], call, True)
+            if dhidden is not None:
+                dhidden[rows] = head.gradient(dlogits) * weights
+            if dweight is not None:
+                dweight += dlogits.T @ (hidden[rows] * weights).to(hidden.dtype)
+            if dbias is not None:
+                dbias += (dlogits.to(wide).T @ weights).squeeze(1)
+            if update is not None and dup is not None:
+                local = update.local(rows)
+                update.note(rows, dlogits)
+                update.dlow[local] *= weights
+                dup += (update.low[local] * weights).to(hidden.dtype).T @ dlogits
+        if update is not None and number is not None and dup is not None:
+            dfactors[2 * number] = update.dlow.T @ update.inputs
+            dfactors[2 * number + 1] = (dup.T * update.scaling).contiguous()
+            if dhidden is not None:
+                update.add_gradient(dhidden)
+    dfactors = [
+        None if gradient is None or not need else gradient.to(factor.dtype)
+        for gradient, need, factor in zip(dfactors, needs[6:], factors, strict=True)
+    ]
+    return dhidden, dweight, dbias, None, None, None, *dfactors
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _score(logits: Tensor, labels: Tensor, call: _Call, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Losses (m,) and hits (m,) of ``logits`` (m, v), which are overwritten: if ``gradient``, by the losses' gradient.
+
+    The many passes over fp32 are taken block by block, so that they stay in the cache.
+    """
+    wide = _wide(logits.dtype)
+    most = len(logits)
+    if logits.device.type == "cpu":
+        most = torch.get_num_threads() * max(1, _BLOCK // (logits.shape[1] * wide.itemsize))
+    losses, hits = logits.new_empty(len(logits), dtype=wide), logits.new_empty(len(logits), dtype=torch.bool)
+    for rows in _even(0, len(logits), most):
+        block = logits[rows].to(wide)  # the logits themselves where they are wide
+        losses[rows], hits[rows] = _score_block(block, labels[rows, None], call, gradient)
+        if gradient and wide != logits.dtype:
+            logits[rows] = block
+    return losses, hits
+
+
+def _means(logits: Tensor) -> Tensor:
+    """(m, 1) of ``logits`` (m, v). A lone row torch would sum by all threads, in another order than one of several."""
+    return logits.expand(2, -1).mean(1, keepdim=True)[:1] if len(logits) == 1 else logits.mean(1, keepdim=True)
+
+
+def _score_block(logits: Tensor, label: Tensor, call: _Call, gradient: bool) -> tuple[Tensor, Tensor]:
+    """`_score` of ``logits`` (m, v) in fp32 and ``label`` (m, 1). The gradient leaves out the factor ``scale``."""
+    if call.scale != 1:
+        logits *= call.scale
+    bounded = None
+    if call.softcap is not None:
+        logits.div_(call.softcap).tanh_()
+        bounded = logits.clone() if gradient else None
+        logits *= call.softcap
+    # The best of the others; its place too only where it ties: argmax takes as long as the softmax.
+    own = logits.gather(1, label)
+    other = logits.scatter_(1, label, -torch.inf).amax(1, keepdim=True)
+    hits = own > other
+    if (tied := own == other).any():
+        hits |= tied & (label < logits.argmax(1, keepdim=True))
+    top = torch.maximum(own, other)
+    logits.scatter_(1, label, own)
+    mean = _means(logits) if call.smoothing else None
+    if logits.device.type == "cpu":
+        torch.softmax(logits, 1, out=logits)
+    else:
+        logits.copy_(torch.softmax(logits, 1))
+    # The highest probability is exp(0)/Σ: lse = top + log Σ, exact where the label's own probability underflows.
+    lse = top - logits.amax(1, keepdim=True).log()
+    losses = lse - own if mean is None else lse - (1 - call.smoothing) * own - call.smoothing * mean
+    if gradient:
+        logits.scatter_add_(1, label, torch.full_like(own, call.smoothing - 1))
+        if call.smoothing:
+            logits -= call.smoothing / logits.shape[1]
+        if bounded is not None:
+            logits *= 1 - bounded.square_()  # tanh' = 1 - tanh²
+    return losses.squeeze(1), hits.squeeze(1)
