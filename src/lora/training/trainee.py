@@ -266,7 +266,10 @@ class Trainee:
         if state["batches_per_step"] != self.batches_per_step and not changed:
             changed.append(f"processes × accumulation: {state['batches_per_step']} then, {self.batches_per_step} now")
         if changed:
-            raise ConfigError("cannot go on with other settings than the run began with:\n  " + "\n  ".join(changed))
+            raise ConfigError(
+                "cannot go on with other settings than the run began with:\n  " + "\n  ".join(changed)
+                + "\nTo train its adapter further under others, load the adapter and begin a new run with it"
+            )  # fmt: skip
         own = self._own()
         missing = [key for key in own if f"now.{key}" not in tensors or tensors[f"now.{key}"].shape != own[key].shape]
         if missing:
