@@ -229,7 +229,16 @@ class AdaptedLayer(nn.Module):
             spans, order = routing.spans(x, self.path)
         else:
             spans = [(0, x.numel() // x.shape[-1])]
-        segments = []
+        segments = self._segments(routing, spans, slots)
+        x = x if order is None else x.index_select(0, order[0])
+        out = adapted_linear(x, layer.weight, layer.bias, segments, geometry.kind == "conv1d_hf")
+        return out if order is None else out.index_select(0, order[1])
+
+    def _segments(
+        self, routing: Routing, spans: Sequence[tuple[int, int]], slots: Sequence[Slot | None]
+    ) -> list[Segment]:
+        """The updates of ``slots`` (one of each group) on the rows ``spans``."""
+        geometry, segments = self.geometry, []
         for group, (start, stop), slot in zip(routing.groups, spans, slots, strict=True):
             if slot is None:
                 continue
@@ -238,9 +247,15 @@ class AdaptedLayer(nn.Module):
             if drops and seed is None:
                 seed = int(torch.randint(2**62, ()))  # from torch's global generator: the caller said nothing else
             segments.append(Segment(start, stop, factors["A"], factors["B"], slot.scaling, drops, seed))
-        x = x if order is None else x.index_select(0, order[0])
-        out = adapted_linear(x, layer.weight, layer.bias, segments, geometry.kind == "conv1d_hf")
-        return out if order is None else out.index_select(0, order[1])
+        return segments
+
+    def low_rank_segments(self, x: Tensor, name: str) -> list[Segment] | None:
+        """For whoever computes this layer by itself: the update of adapter ``name`` on all rows of ``x`` (n, i), under
+        the routing in force. None where it is more than a low-rank update of a plain layer."""
+        slot = self.slot(name)
+        if not _is_plain(self.base_layer, x) or (slot is not None and not slot.low_rank_update):
+            return None
+        return self._segments(self.router.resolve(), [(0, x.shape[0])], [slot])
 
     def _by_variant(self, routing: Routing, x: Tensor, out: Tensor, slots: Sequence[Slot | None]) -> Tensor:
         """``out``, the rows of each of ``slots`` (one of each group) as its variant makes them of the frozen ones."""

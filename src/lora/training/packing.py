@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora.core.attention import per_document
+from lora.core.functions import Segment
+from lora.core.layer import AdaptedLayer
+from lora.core.loss import head_cross_entropy
 from lora.core.randomness import seed_of
 from lora.core.routing import Routing
+from lora.model.tree import inner
 from lora.tasks.causal import IGNORED
 from lora.tasks.inference import evaluating, forward, to_device
 
@@ -119,15 +123,32 @@ class Packing:
         """Cross-entropy sums of the supervised positions ``hidden`` (n, h), which lie adapter by adapter."""
         out, start = [], 0
         for name, count, smooth in zip(names, counts, smoothing, strict=True):
-            rows = slice(start, start + count)
+            # One after another: a row's exponentials may be computed in another way at another place in memory.
+            rows, its_labels = hidden[start : start + count], labels[start : start + count]
             with self.model.router.activate(Routing.uniform(name, None if seeds is None else seeds[name])):
-                logits = self.head(hidden[rows].unsqueeze(0))[0].float()
-            logits = logits * self.scale
-            if self.softcap:
-                logits = torch.tanh(logits / self.softcap) * self.softcap
-            out.append(F.cross_entropy(logits, labels[rows], reduction="sum", label_smoothing=smooth))
+                out.append(self._loss(rows, its_labels, name, smooth))
             start += count
         return out
+
+    def _loss(self, hidden: Tensor, labels: Tensor, name: str, smoothing: float) -> Tensor:
+        """The cross-entropy sum of one adapter's supervised positions ``hidden`` (n, h)."""
+        head, plain = self.head, inner(self.head)
+        segments: list[Segment] | None = None
+        if isinstance(head, AdaptedLayer):
+            segments = head.low_rank_segments(hidden, name)
+        elif type(head) is nn.Linear and head.weight.dtype == hidden.dtype:
+            segments = []
+        if segments is not None:
+            layer: Any = plain
+            losses, _ = head_cross_entropy(
+                hidden, layer.weight, labels, layer.bias, segments, self.softcap, self.scale, smoothing
+            )
+            return losses.sum()
+        # A head of which no more is known than that it can be called.
+        logits = self.head(hidden.unsqueeze(0))[0].float() * self.scale
+        if self.softcap:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
 
 @torch.no_grad()
