@@ -1,9 +1,9 @@
 """A frozen linear layer with low-rank updates on runs of its rows: forward and backward derived by hand.
 
 The update is y += scaling · x·Aᵀ·Bᵀ (Hu et al. 2021, arXiv:2106.09685, eq. 3). Written as operators on tensors, it
-casts the activations to fp32, keeps five of them and reads each several times. Here only x and x·Aᵀ are kept, sums are
-taken in place, and the activations stay in their own type: A and B, which are small, are cast instead. Matrix products
-of half types accumulate in fp32 and round once.
+casts the activations to fp32, keeps that copy, and makes the update and its gradients as tensors of their own. Here
+only x itself and x·Aᵀ are kept, sums are taken in place, and the activations stay in their own type: A and B, which are
+small, are cast instead. Matrix products of half types accumulate in fp32 and round once.
 
 The law of isolation: a segment's products are of its own rows alone, so they have the same shape whatever stands beside
 them; only the frozen products run over all rows, and there a row's bits do not depend on how many there are (on the
