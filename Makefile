@@ -1,6 +1,7 @@
 # make demo   set up what the demo needs and run it
 # make test   set up what the tests need; lint, types, tests
 # make setup  the set-up of `make test` alone
+# make bench  speed and memory beside PEFT (benchmarks/README.md); an hour on two cores
 #
 # Everything is installed into .venv, which may already be there. A stamp file notes what has been installed: it is
 # older than pyproject.toml or constraints.txt exactly when there is something to do, so a second call is immediate.
@@ -14,7 +15,7 @@ PYTHON ?=
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -30,6 +31,9 @@ test: lint
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python benchmarks/speed.py
 
 # The order of the two matters where both are asked for: what the tests need includes what the demo needs.
 $(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/pip
