@@ -8,6 +8,7 @@ import click
 
 from lora.cli.options import config_options
 from lora.config import EVAL_BATCH_SIZE
+from lora.io.places import file_to_write
 
 
 @click.command()
@@ -39,6 +40,7 @@ def command(
     config = load_config(None, overrides).data
     if not config.train:
         raise ConfigError("--data: name the file, folder or hub id with the rows to evaluate on")
+    file = file_to_write(output, "--output") if output else None
     quiet_libraries()
     from lora.cli.show import say, show_evaluation
     from lora.evaluation.evaluate import evaluate
@@ -55,8 +57,8 @@ def command(
     for note in evaluation.notes:
         say(note)
     text = json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-    if output:
-        write_text(output, text + "\n")
+    if file:
+        write_text(file, text + "\n")
     if as_json:
         print(text)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
 from lora.errors import ConfigError, DataError
+from lora.io.places import file_to_write
 
 
 @click.command()
@@ -50,8 +50,7 @@ def command(
 
     if bool(texts) == bool(data):
         raise ConfigError("give texts to predict, or --data with a file of them (not both)")
-    if output and Path(output).is_dir():
-        raise ConfigError(f"--output {output}: is a folder; name a file")
+    file = file_to_write(output, "--output") if output else None
     quiet_libraries()
     from lora.evaluation.predict import predict_iter
     from lora.io.atomic import write_text
@@ -66,11 +65,11 @@ def command(
         tuned, rows, adapter=name, tokenizer=tokenizer, task=task, batch_size=batch_size, **options
     )
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
-    if output:
+    if file:
         # Whole or not at all: a file cut short would look like a result.
         done = list(lines)
-        write_text(output, "".join(line + "\n" for line in done))
-        print(f"{len(done)} predictions: {output}")
+        write_text(file, "".join(line + "\n" for line in done))
+        print(f"{len(done)} predictions: {file}")
     else:
         for line in lines:
             print(line)
@@ -80,7 +79,7 @@ def _rows(texts: tuple[str, ...], data: str | None) -> list[Any] | Path:
     if texts:
         return list(texts)
     if data == "-":
-        rows: list[Any] = list(_lines())
+        rows: list[Any] = _lines()
         if not rows:
             raise DataError("standard input: there are no lines")
         return rows
@@ -88,7 +87,9 @@ def _rows(texts: tuple[str, ...], data: str | None) -> list[Any] | Path:
     return Path(data)
 
 
-def _lines() -> Iterator[str]:
-    for line in sys.stdin:
-        if line.strip():
-            yield line.rstrip("\n")
+def _lines() -> list[str]:
+    """Lines of standard input. An empty one among them is a row at fault: left out, it would shift the answers."""
+    lines = [line.rstrip("\r\n") for line in sys.stdin]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines

@@ -18,11 +18,14 @@ PAIRS = 15  # most confused pairs shown instead
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number is shown. ``better``: 1 where more is better, -1 where less is, 0 where neither is meant."""
+    """How a number is shown.
+
+    ``better``: 1 where more is better, -1 where less is, 0 where neither is meant, None where a difference says nothing.
+    """
 
     title: str
     form: str = ".4f"
-    better: int = 1
+    better: int | None = 1
 
 
 METRICS = {
@@ -39,7 +42,7 @@ METRICS = {
     "loss": Metric("loss", better=-1),
     "perplexity": Metric("perplexity", ",.2f", -1),
     "token_accuracy": Metric("token accuracy"),
-    "tokens": Metric("supervised tokens", ",.0f", 0),
+    "tokens": Metric("supervised tokens", ",.0f", None),
 }
 SPEED = {
     "latency_p50_ms": Metric("latency p50, ms", ",.2f", -1),
@@ -98,6 +101,8 @@ def shown(value: Any, metric: Metric) -> str:
 
 def difference(value: Any, base: Any, metric: Metric) -> tuple[str, str]:
     """``value`` - ``base`` with its sign, and a style: green where that is better, red where worse."""
+    if metric.better is None:
+        return "", ""
     if value is None or base is None or not math.isfinite(value - base):
         return "–", ""
     written = format(float(value - base), "+z" + metric.form)  # z: never -0.0000
@@ -112,7 +117,7 @@ def times(factor: dict[str, float | None], metric: Metric) -> tuple[str, str]:
     if low is None or high is None:
         return f"×{value:.2f}", ""
     written = f"×{value:.2f} ({low:.2f}–{high:.2f})"
-    if low <= 1 <= high:
+    if low <= 1 <= high or not metric.better:
         return written, ""
     return written, "green" if (low > 1) == (metric.better > 0) else "red"
 

@@ -15,6 +15,7 @@ from lora.config import RunConfig, load_config, save_config
 from lora.errors import ConfigError
 from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
+from lora.io.places import folder_to_write
 from lora.io.run import RunFolder
 from lora.model.base import load_base, load_tokenizer
 from lora.model.lora import LoRA
@@ -114,6 +115,7 @@ def _places(config: RunConfig, resume: bool, overwrite: bool) -> tuple[RunFolder
     if missing:
         raise ConfigError("\n".join(f"{name}: is needed" for name in missing))
     assert config.model and config.data.train and config.output
+    folder_to_write(config.output, "output")
     run = RunFolder(config.output, resume=resume, overwrite=overwrite)
     # A checkpoint is an adapter folder too, and the one that was started from may be gone by now.
     saved = run.checkpoints() if resume else []
