@@ -203,3 +203,11 @@ def test_curves_are_drawn_where_matplotlib_is(tmp_path: Path, monkeypatch: pytes
     assert draw(HISTORY) is None
     text = write_report(tmp_path / "other", {}, HISTORY, None).read_text(encoding="utf-8")
     assert "curves.png" not in text and not (tmp_path / "other" / "curves.png").exists()
+
+
+def test_counts_have_no_difference() -> None:
+    metrics = {"loss": 1.0, "tokens": 9}
+    evaluation = Evaluation({"base": metrics, "a": metrics}, 3)
+    assert "| supervised tokens | 9 | 9 |  |" in evaluation.to_markdown()
+    evaluation.metrics["b"] = metrics
+    assert "| supervised tokens | 9 | 9 | 9 |" in evaluation.to_markdown()

@@ -20,7 +20,7 @@ PAIRS = 15  # most confused pairs shown instead
 class Metric:
     """How a number is shown.
 
-    ``better``: 1 where more is better, -1 where less is, 0 where neither is meant, None where a difference says nothing.
+    ``better``: 1 where more is better, -1 where less is, 0 where neither is meant, None where that says nothing.
     """
 
     title: str
