@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.predict import predict
     from lora.model.lora import LoRA
+    from lora.training.job import Job
     from lora.training.loop import fit
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterConfig",
     "DataConfig",
+    "Job",
     "LoRA",
     "LoraError",
     "RunConfig",
@@ -32,6 +34,7 @@ __all__ = [
 _HOMES = {
     "AdapterConfig": "lora.config",
     "DataConfig": "lora.config",
+    "Job": "lora.training.job",
     "LoRA": "lora.model.lora",
     "LoraError": "lora.errors",
     "RunConfig": "lora.config",

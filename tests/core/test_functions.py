@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lora.core.functions import FrozenLinear, Segment, adapted_linear, adapted_linears, keep_mask
+from lora.core.functions import FrozenLinear, Segment, adapted_linear, adapted_linears
+from lora.core.randomness import keep_mask
 
 
 def plainly(x: Tensor, layer: FrozenLinear) -> Tensor:

@@ -1,4 +1,4 @@
-"""Packed rows give the losses and gradients of padded ones, on every model that a probe lets through, and only there."""
+"""Packed rows give the losses and gradients of padded ones, wherever a probe lets a model through; and nowhere else."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lora.errors import TrainingError
+
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
     from lora.workflow import TrainResult
@@ -39,3 +41,36 @@ def show_result(result: TrainResult) -> None:
     print(f"{fit.steps} steps{early}, {fit.epochs:.1f} epochs in {fit.seconds:.0f} s{best}")
     print(f"adapter: {fit.output}/adapter")
     print(f"report:  {result.report}")
+
+
+def show_results(results: dict[str, TrainResult]) -> None:
+    """The end of a run of several adapters: a row for each, and where they are.
+
+    Raises:
+        TrainingError: some were stopped; the message says which, and why.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    if not all(result.main for result in results.values()):
+        return
+    table = Table(title=f"{len(results)} adapters")
+    for header in ("adapter", "steps", "last loss", "metric", "value", "at step"):
+        table.add_column(header, justify="left" if header in ("adapter", "metric") else "right", overflow="fold")
+    for name, result in results.items():
+        fit = result.fit
+        losses = [entry["loss"] for entry in fit.history if "loss" in entry]
+        metrics = result.evaluation.metrics[name] if result.evaluation is not None else {}
+        value = metrics.get(fit.best_metric)
+        table.add_row(
+            Text(name), f"{fit.steps}", f"{losses[-1]:.4f}" if losses else "",
+            "stopped" if fit.error else fit.best_metric,
+            f"{value:.4f}" if isinstance(value, float) else "", "" if fit.best_step is None else f"{fit.best_step}",
+        )  # fmt: skip
+    console().print(table)
+    stopped = {name: result.fit.error for name, result in results.items() if result.fit.error}
+    for name, result in results.items():
+        if name not in stopped:
+            print(f"{name}: {result.fit.output}/adapter")
+    if stopped:
+        raise TrainingError("\n".join(f"{name} was stopped: {why}" for name, why in stopped.items()))

@@ -30,6 +30,7 @@ def command(
     lora train config.yaml --learning-rate 1e-3
     lora train --resume run
     lora train --start run --data more.jsonl --output run2
+    lora train several.yaml        (with an entry for each under `adapters:`)
     """
     from lora.cli import quiet_libraries
     from lora.config import load_config
@@ -40,12 +41,16 @@ def command(
         config = load_config(config_file, overrides)  # errors in settings before the seconds that torch takes
     quiet_libraries()
     from lora import workflow
-    from lora.cli.show import say, show_result
+    from lora.cli.show import say, show_result, show_results
 
     talk, bar = (None, False) if quiet else (say, None)
     if resume_folder:
         result = workflow.resume(resume_folder, talk, bar, overrides)
+    elif config.adapters:
+        result = workflow.train_many(config, overwrite=overwrite, say=talk, progress=bar)
     else:
         result = workflow.train(config, overwrite=overwrite, say=talk, progress=bar)
-    if result.main:
+    if isinstance(result, dict):
+        show_results(result)
+    elif result.main:
         show_result(result)

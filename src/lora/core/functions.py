@@ -14,7 +14,6 @@ Shapes: n row (tokens of all rows of the batch, in one axis), i in, o out, r ran
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from lora.core.randomness import keep_mask, kept_share
 
 
 class Segment(NamedTuple):
@@ -88,36 +89,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
-# Dropout compares 16 random bits with a threshold, so a rate is a multiple of 1/65536; what is kept is divided by the
-# exact share that is kept. On the CPU torch's own bernoulli_ takes five times as long, as long as a small frozen layer.
-_LEVELS = 1 << 16
-
-
-def dropped_level(rate: float) -> int:
-    """How many of 65536 values are dropped."""
-    return min(round(rate * _LEVELS), _LEVELS - 1)
-
-
-def keep_mask(shape: Sequence[int], rate: float, seed: int, like: Tensor) -> Tensor:
-    """0 where a value is dropped and 1 where it is kept, of ``shape``, on the device and in the type of ``like``.
-
-    ``seed``, the number of values and the kind of device alone determine it, not the type.
-    """
-    generator = torch.Generator(like.device).manual_seed(seed)
-    count = math.prod(shape)
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
-    # All 64 bits: the plain random_() leaves out the sign, and with it half the values of every fourth lane.
-    words.random_(-(2**63), None, generator=generator)
-    lanes = words.view(torch.int16)[:count].view(*shape)
-    # In place, and by way of bf16: comparing into bools and converting those takes torch several times as long.
-    return lanes.ge_(dropped_level(rate) - _LEVELS // 2).to(torch.bfloat16).to(like.dtype)
-
-
 def kept_scaling(segment: Segment) -> float:
     """The scaling of an update, and with it the division of inverted dropout: x is multiplied by 0 or 1 alone."""
     if not draws(segment):
         return segment.scaling
-    return segment.scaling / (1 - dropped_level(segment.dropout) / _LEVELS)
+    return segment.scaling / kept_share(segment.dropout)
 
 
 def draws(segment: Segment) -> bool:

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora.core.functions import Segment, add_product, aligned, autocast_dtype, draws, keep_mask, kept_scaling, scaled_up
+from lora.core.functions import Segment, add_product, aligned, autocast_dtype, draws, kept_scaling, scaled_up
+from lora.core.randomness import keep_mask
 
 _FEWEST_ROWS = 16
 

@@ -8,6 +8,8 @@ of its own, made from what names it, and a generator for it alone. Nothing has t
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +28,38 @@ def seed_of(*parts: int | str) -> int:
 
 
 def dropout(x: Tensor, p: float, seed: int) -> Tensor:
-    """Inverted dropout of ``x`` (any shape) with a mask that ``seed``, the shape and the device alone determine."""
-    return x * mask(x, p, seed)
+    """Inverted dropout of ``x`` (any shape) with a mask that ``seed``, the shape and the kind of device determine."""
+    return x * keep_mask(x.shape, p, seed, x).mul_(1 / kept_share(p))
 
 
-def mask(x: Tensor, p: float, seed: int) -> Tensor:
-    """What `dropout` multiplies with: 0 or 1/(1-p), in the shape and type of ``x``."""
-    generator = torch.Generator(x.device).manual_seed(seed)
-    # Drawn as bytes: the bits must not depend on the type, so that a bf16 base and an fp32 one drop the same values.
-    kept = torch.empty(x.shape, dtype=torch.uint8, device=x.device).bernoulli_(1 - p, generator=generator)
-    return kept.to(x.dtype).mul_(1 / (1 - p))
+# Dropout compares 16 random bits with a threshold, so a rate is a multiple of 1/65536; what is kept is divided by the
+# exact share that is kept. On the CPU torch's own bernoulli_ takes five times as long, as long as a small frozen layer.
+_LEVELS = 1 << 16
+
+
+def dropped_level(rate: float) -> int:
+    """How many of 65536 values are dropped."""
+    return min(round(rate * _LEVELS), _LEVELS - 1)
+
+
+def keep_mask(shape: Sequence[int], rate: float, seed: int, like: Tensor) -> Tensor:
+    """0 where a value is dropped and 1 where it is kept, of ``shape``, on the device and in the type of ``like``.
+
+    ``seed``, the number of values and the kind of device alone determine it, not the type.
+    """
+    generator = torch.Generator(like.device).manual_seed(seed)
+    count = math.prod(shape)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
+    # All 64 bits: the plain random_() leaves out the sign, and with it half the values of every fourth lane.
+    words.random_(-(2**63), None, generator=generator)
+    lanes = words.view(torch.int16)[:count].view(*shape)
+    # In place, and by way of bf16: comparing into bools and converting those takes torch several times as long.
+    return lanes.ge_(dropped_level(rate) - _LEVELS // 2).to(torch.bfloat16).to(like.dtype)
+
+
+def kept_share(rate: float) -> float:
+    """What is kept, as `keep_mask` draws it: inverted dropout divides by it."""
+    return 1 - dropped_level(rate) / _LEVELS
 
 
 class SeededDropout(TorchFunctionMode):

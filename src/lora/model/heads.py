@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lora.core.randomness import seed_of
 from lora.errors import TargetError
 from lora.model.tree import inner, inside, outermost, summary, unwrapped_modules
 
@@ -98,6 +99,35 @@ def ending_in(model: nn.Module, names: list[str]) -> list[str]:
     modules = unwrapped_modules(model)
     hits = [path for path in modules if path.endswith(tuple(names))]
     return outermost(path for path in hits if any(True for _ in modules[path].parameters()))
+
+
+@torch.no_grad()
+def draw_new(base: nn.Module, owned: dict[str, nn.Module], seed: int, labels: int | None = None) -> None:
+    """Give an adapter's own modules a start of their own where the checkpoint has none: by ``seed``, for ``labels``.
+
+    A head comes as a copy of the one that was made up when the base was loaded. Adapters trained together have one base
+    and seeds and labels of their own: drawn here, a head is the same whoever else is trained on that base.
+
+    Args:
+        owned: path -> the adapter's copy, changed in place.
+        labels: outputs of the layer that has as many as the base has labels; None: as they are.
+    """
+    config = getattr(base, "config", None)
+    std, width = getattr(config, "initializer_range", 0.02), getattr(config, "num_labels", None)
+    new = set(newly_initialised(base))
+    generator = torch.Generator().manual_seed(seed_of("head", seed))
+    for path, module in owned.items():
+        for name, layer in module.named_modules():
+            inside_path = f"{path}.{name}" if name else path
+            if not isinstance(layer, nn.Linear) or f"{inside_path}.weight" not in new:
+                continue
+            if labels is not None and layer.out_features == width:
+                state = {"weight": layer.weight.new_empty(labels, layer.in_features)}
+                state |= {} if layer.bias is None else {"bias": layer.bias.new_empty(labels)}
+                fit_width(layer, state)
+            layer.weight.copy_(torch.empty(layer.weight.shape).normal_(0, std, generator=generator))
+            if layer.bias is not None:
+                layer.bias.zero_()
 
 
 def fit_width(module: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
 """Whole jobs, as the command line runs them and as Python may: load, train, evaluate, report; load again, merge."""
 
+from lora.workflow.many import train_many
 from lora.workflow.merging import merge_folder
 from lora.workflow.run import TrainResult, resume, train
 from lora.workflow.tuned import load_tuned
 
-__all__ = ["TrainResult", "load_tuned", "merge_folder", "resume", "train"]
+__all__ = ["TrainResult", "load_tuned", "merge_folder", "resume", "train", "train_many"]

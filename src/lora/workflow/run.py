@@ -18,6 +18,7 @@ from lora.io.peft import read_sidecar
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder
 from lora.model.base import load_base, load_tokenizer
+from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.tasks import Task, from_state
 from lora.training.device import choose_dtype
@@ -93,8 +94,8 @@ def train(
         return TrainResult(model, result, None, run.path / "report.md", main=False)
     if newest and newest[0].name == f"step-{result.steps:08d}":
         say(f"All {result.steps} steps had been taken before; the result is measured again.")
-    evaluation = _measure(config, model, tokenizer, result, latency, say)
-    facts = _facts(config, model, rows, result)
+    evaluation = measure(config, model, tokenizer, result, latency, say)
+    facts = facts_of(config, model, rows, result)
     # The time of earlier parts is that of their training: what they measured, if they came to that, is not counted.
     facts["training"]["total_seconds"] = round(time.perf_counter() - begun + result.seconds_before, 1)
     return TrainResult(model, result, evaluation, write_report(run.path, facts, result.history, evaluation))
@@ -122,9 +123,8 @@ def _places(config: RunConfig, resume: bool, overwrite: bool) -> tuple[RunFolder
     start = None if not config.start else saved[-1] if saved else adapter_folder(config.start)
     if start and not resume and start.resolve().is_relative_to(run.path.resolve()):
         raise ConfigError(f"output: {run.path} holds the adapter that training starts from; name another folder")
-    config.model, config.output = _absolute(config.model), str(run.path.absolute())
-    config.data.train = _absolute(config.data.train)
-    config.data.validation = config.data.validation and _absolute(config.data.validation)
+    config.output = str(run.path.absolute())
+    in_full(config)
     config.start = config.start and _absolute(config.start)
     return run, start
 
@@ -146,6 +146,7 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
     model = LoRA(base, name=None)
     if start is None:
         model.add_adapter("default", config.adapter, seed=config.training.seed)
+        draw_new(base, model.owned("default"), config.training.seed)
     else:
         model.load_adapter(start, "default")
         found = model.adapters["default"]
@@ -182,8 +183,8 @@ def _config_file(config: RunConfig, folder: Path, processes: Processes) -> Itera
         raise
 
 
-def _measure(
-    config: RunConfig, model: LoRA, tokenizer: Any, result: FitResult, latency: bool, say: Say
+def measure(
+    config: RunConfig, model: LoRA, tokenizer: Any, result: FitResult, latency: bool, say: Say, baseline: bool = True
 ) -> Evaluation | None:
     """Base beside tuned on the rows kept for it: test rows, else the held-out ones; None where there are neither."""
     from lora.evaluation.evaluate import evaluate
@@ -193,7 +194,8 @@ def _measure(
     if measured is None:
         return None
     evaluation = evaluate(
-        model, measured, tokenizer=tokenizer, task=prepared.task, adapters=["default"], latency=latency,
+        model, measured, tokenizer=tokenizer, task=prepared.task, adapters=[result.adapter], latency=latency,
+        baseline=baseline,
         batch_size=config.training.evaluation_rows, max_length=prepared.max_length,
     )  # fmt: skip
     if prepared.test is None and result.best_step is not None:
@@ -205,12 +207,12 @@ def _measure(
     return evaluation
 
 
-def _facts(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> dict[str, Any]:
+def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> dict[str, Any]:
     """What the report says of a run beside its curves and its evaluation."""
     assert result.output is not None
     return {
         "config": config.model_dump(mode="json"),
-        "adapter": model.summary("default"),
+        "adapter": model.summary(result.adapter),
         "data": {
             "sources": rows.sources, "train_rows": len(result.data.train), "held_out_rows": len(result.data.held or []),
             "test_rows": len(result.data.test or []),
@@ -227,6 +229,13 @@ def _facts(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> dic
     }  # fmt: skip
 
 
+def in_full(config: RunConfig) -> None:
+    """Write paths to base and data in full: the run must be usable, and resumable, from any other folder."""
+    config.model = config.model and _absolute(config.model)
+    config.data.train = config.data.train and _absolute(config.data.train)
+    config.data.validation = config.data.validation and _absolute(config.data.validation)
+
+
 def _absolute(place: str) -> str:
     """A local path in full, so that the run can be resumed from another folder; a hub id as it is."""
     name, mark, rest = place.partition("#")
@@ -236,8 +245,8 @@ def _absolute(place: str) -> str:
 
 def resume(
     folder: str | Path, say: Say | None = None, progress: bool | None = None, overrides: dict[str, Any] | None = None
-) -> TrainResult:
-    """Go on with the run in ``folder`` under its own configuration.
+) -> TrainResult | dict[str, TrainResult]:
+    """Go on with the run, or the set of runs, in ``folder`` under its own configuration.
 
     Args:
         overrides: of settings that do not change what the run is: where base and data lie now, and those of training
@@ -262,4 +271,8 @@ def resume(
         )
     config = load_config(path, overrides)
     config.output = str(folder)
+    if config.adapters:
+        from lora.workflow.many import train_many
+
+        return train_many(config, resume=True, say=say, progress=progress)
     return train(config, resume=True, say=say, progress=progress)

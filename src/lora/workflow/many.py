@@ -1,0 +1,143 @@
+"""Several adapters from one configuration: one base, one loop, a run's folder for each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora.config import RunConfig, save_config
+from lora.errors import ConfigError
+from lora.io.atomic import write_text
+from lora.io.run import RunFolder
+from lora.model.base import load_base, load_tokenizer
+from lora.model.heads import draw_new
+from lora.model.lora import LoRA
+from lora.training.device import choose_dtype
+from lora.workflow.run import Say, TrainResult, facts_of, in_full, measure
+
+if TYPE_CHECKING:
+    from lora.training.prepare import Rows
+
+
+def train_many(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say | None = None,
+    latency: bool = False,
+    progress: bool | None = None,
+) -> dict[str, TrainResult]:
+    """Train the adapters of ``config.adapters``, each as `train` would by itself; arguments and errors as there.
+
+    Args:
+        latency: whether each one's final evaluation times single rows.
+
+    Returns:
+        a result by adapter; ``fit.error`` of one that was stopped says why.
+    """
+    from lora.evaluation.report import write_report
+    from lora.training.job import Job
+    from lora.training.loop import fit
+    from lora.training.prepare import prepare, read_rows
+    from lora.training.processes import Processes
+
+    processes = Processes()
+    say = say if say and processes.main else (lambda line: None)
+    configs = _checked(config, resume, overwrite)
+    rows: dict[str, Rows] = {}
+    for name, each in configs.items():
+        assert each.data.train, "checked"
+        rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
+    model, tokenizer = _load(config, configs, rows)
+    jobs = {}
+    for name, each in configs.items():
+        prepared = prepare(model, rows[name], tokenizer, each.data.max_length)
+        jobs[name] = Job(prepared=prepared, training=each.training)
+        for line in [*model.summary(name).splitlines(), *prepared.notes]:
+            say(f"{name}: {line}" if line in prepared.notes else line)
+    output = Path(config.output or "")
+    processes.wait()
+    if processes.main:
+        write_text(output / "config.yaml", save_config(config))
+        for name, each in configs.items():
+            write_text(output / name / "config.yaml", save_config(each))
+    begun = time.perf_counter()
+    results = fit(
+        model, jobs, output_dir=output, resume=resume, overwrite=overwrite, at_once=config.at_once, progress=progress
+    )
+    seconds = time.perf_counter() - begun
+    out = {}
+    for name, result in results.items():
+        path, evaluation = output / name / "report.md", None
+        if processes.main and result.error is None:
+            # The base's head, made up for the first one's labels, has nothing to say of other labels.
+            fits = _labels(rows[name]) in (None, getattr(model.base.config, "num_labels", None))
+            evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
+            facts = facts_of(configs[name], model, rows[name], result)
+            facts["training"]["total_seconds"] = round(seconds + result.seconds_before, 1)
+            path = write_report(output / name, facts, result.history, evaluation)
+        out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
+    return out
+
+
+def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunConfig]:
+    """The configuration of each adapter, paths in full; everything that is wrong with the set before work begins."""
+    problems = [f"{key}: is needed" for key in ("model", "output") if not getattr(config, key)]
+    if config.start:
+        problems.append("start: several adapters begin anew; train one further by itself")
+    configs = config.each()
+    problems += [f"adapters.{name}.data.train: is needed" for name, each in configs.items() if not each.data.train]
+    # One base, loaded once: what belongs to it cannot differ.
+    problems += [
+        f"adapters.{name}.training.dtype: is the base's, which all share; set training.dtype"
+        for name, each in configs.items()
+        if each.training.dtype != config.training.dtype
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    config.output = str(Path(config.output or "").expanduser().absolute())
+    in_full(config)
+    for name, each in configs.items():
+        each.output = str(Path(config.output) / name)
+        in_full(each)
+        folder = Path(each.output)
+        begun = (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("step-*"))
+        RunFolder(folder, resume=resume and begun, overwrite=overwrite)  # complains before the work, not after
+    return configs
+
+
+def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]) -> tuple[LoRA, Any]:
+    """Base with all adapters, and tokenizer. What is chosen for machine and model goes into the configurations."""
+    from lora.training.schedule import default_learning_rate
+
+    kinds = {name: each.task.auto_class for name, each in rows.items()}
+    first, *others = kinds
+    for name in others:
+        if kinds[name] != kinds[first]:
+            raise ConfigError(
+                f"adapters {first!r} and {name!r} need different models of the same base ({kinds[first]} and "
+                f"{kinds[name]}: their tasks are {rows[first].task.name} and {rows[name].task.name}); train them in "
+                "two runs"
+            )
+    assert config.model
+    torch.manual_seed(config.training.seed)
+    dtype = choose_dtype(config.training.dtype)
+    base: Any = load_base(config.model, kinds[first], dtype, rows[first].task.model_options(), config.trust_remote_code)
+    model = LoRA(base, name=None)
+    config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+    for name, each in configs.items():
+        model.add_adapter(name, each.adapter, seed=each.training.seed)
+        draw_new(base, model.owned(name), each.training.seed, _labels(rows[name]))
+        each.training.dtype = config.training.dtype
+        if each.training.learning_rate is None:
+            each.training.learning_rate = default_learning_rate(base.config)
+    return model, load_tokenizer(config.model, config.trust_remote_code)
+
+
+def _labels(rows: Rows) -> int | None:
+    """Outputs that the head of this task has; None for a task that brings no head."""
+    return rows.task.model_options().get("num_labels")
