@@ -1,0 +1,116 @@
+"""`lora train` with several adapters, as a process: a folder each, the same as alone; one that fails fails alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora.config import RunConfig
+from lora.errors import ConfigError
+from small_base import WORDS, labelled, write_jsonl
+
+SRC = str(Path(__file__).parents[2] / "src")
+CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def lora(*arguments, folder):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *map(str, arguments)], cwd=folder, capture_output=True, text=True,
+        timeout=300, env={**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def words_as_labels(count):
+    """Rows with other labels than `labelled` has, and more of them."""
+    return [{"text": f"{WORDS[i % 5]} here {WORDS[7 + i % 3]}", "label": WORDS[i % 5]} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def trained(bert, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    write_jsonl(folder / "animals.jsonl", labelled(60))
+    write_jsonl(folder / "words.jsonl", words_as_labels(60))
+    settings = {
+        "model": str(bert), "output": "set", "at_once": 2,
+        "training": {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2, "dtype": "float32", "save_every": 2},
+        "adapters": {
+            "animals": "animals.jsonl",
+            "words": {"data": {"train": "words.jsonl"}, "adapter": {"rank": 4}, "training": {"seed": 3}},
+            "wild": {"data": "animals.jsonl", "training": {"learning_rate": 1e30, "clip": None}},
+        },
+    }  # fmt: skip
+    (folder / "several.yaml").write_text(yaml.safe_dump(settings))
+    return folder, lora("train", "several.yaml", folder=folder)
+
+
+def test_each_has_a_row_and_a_folder_and_the_stopped_one_its_reason(trained):
+    folder, done = trained
+    assert done.returncode == 2, done.stderr
+    assert "error: wild was stopped: step" in done.stderr and "Lower learning_rate (now 1e+30)" in done.stderr
+    for name in ("animals", "words"):
+        assert name in done.stdout
+        for file in ("adapter/adapter_model.safetensors", "metrics.jsonl", "config.yaml", "report.md"):
+            assert (folder / "set" / name / file).exists(), (name, file)
+    assert not (folder / "set" / "wild" / "adapter").exists()
+    answer = lora("predict", "set/words", "sun here cat", folder=folder)
+    assert json.loads(answer.stdout)["label"] in WORDS[:5]
+
+
+def test_one_of_them_alone_is_the_same_to_the_bit(trained):
+    """Other labels and another seed than the set's: the head too must be its own."""
+    folder, _ = trained
+    done = lora("train", "set/words/config.yaml", "--output", "alone", folder=folder)
+    assert done.returncode == 0, done.stderr
+    one, other = (
+        (folder / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("set/words", "alone")
+    )
+    assert one == other
+
+
+def test_the_set_can_be_gone_on_with(trained):
+    folder, _ = trained
+    done = lora("train", "--resume", "set", folder=folder)
+    assert done.returncode == 2 and "wild was stopped" in done.stderr, "its checkpoint is that of the beginning"
+    again = lora("train", "several.yaml", folder=folder)
+    assert again.returncode == 2 and "already holds a run" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "adapters, message",
+    [
+        ({"a": {"rank": 3}}, r"adapters.a.rank: unknown section; did you mean adapter.rank\?"),
+        ({"a": {"adapter": {"rnk": 3}}}, r"adapters.a.adapter.rnk: unknown setting; did you mean 'rank'\?"),
+        ({"a/b": {}}, "'a/b' cannot be an adapter's name"),
+        ({"adapter": {}}, "'adapter' cannot be an adapter's name"),
+        ({"a": {"training": [1]}}, "adapters.a.training: expected settings"),
+    ],
+)
+def test_settings_of_one_adapter_that_are_wrong(adapters, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.make({"adapters": adapters}).each()
+
+
+def test_settings_of_one_lie_over_those_of_all():
+    config = RunConfig.make(
+        {"output": "o", "data": {"max_length": 9}, "adapter": {"r": 4}, "training": {"lr": 1e-3},
+         "adapters": {"a": None, "b": {"adapter": {"rank": 8}, "training": {"learning_rate": 2e-3}}}}
+    )  # fmt: skip
+    a, b = config.each().values()
+    assert (a.adapter.rank, a.training.learning_rate, a.data.max_length) == (4, 1e-3, 9)
+    assert (b.adapter.rank, b.training.learning_rate, b.data.max_length) == (8, 2e-3, 9)
+    assert Path(b.output or "") == Path("o/b")
+
+
+def test_tasks_that_need_different_models(bert, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", labelled(30))
+    write_jsonl(tmp_path / "b.jsonl", [{"text": f"red sun {i}"} for i in range(30)])
+    settings = {"model": str(bert), "output": "set", "adapters": {"a": "a.jsonl", "b": "b.jsonl"}}
+    (tmp_path / "several.yaml").write_text(yaml.safe_dump(settings))
+    done = lora("train", "several.yaml", folder=tmp_path)
+    assert done.returncode == 2 and "need different models of the same base" in done.stderr
