@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lora.cli import main
+from lora.errors import SaveError
 from lora.io.run import RunFolder
 from small_base import labelled, write_jsonl
 
@@ -173,6 +174,34 @@ def test_start_trains_an_adapter_further(command, finished: Path, data: Path, tm
     begun, source = weights_at(further, 0), weights(finished)
     assert all(torch.equal(begun[key], source[key]) for key in source)
     assert not all(torch.equal(value, source[key]) for key, value in weights(further).items())
+
+
+def test_a_full_disk_says_how_to_go_on(
+    command, bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RunFolder.log
+
+    def full(self: RunFolder, entry: dict[str, Any]) -> None:
+        if entry["step"] == 5:
+            raise SaveError("metrics.jsonl: no space left on the disk")
+        log(self, entry)
+
+    monkeypatch.setattr(RunFolder, "log", full)
+    run = tmp_path / "run"
+    code, said = command("-m", bert, "-d", data, "-o", run, *SETTINGS)
+    assert code == 2 and said.count("error:") == 1
+    assert f"no space left on the disk. Go on from the newest checkpoint with: lora train --resume {run}\n" in said
+
+
+def test_ctrl_c_while_the_result_is_measured(command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora.evaluation.evaluate.evaluate", interrupted)
+    code, said = command("--resume", run)
+    assert code == 2
+    assert said.startswith(f"interrupted: the adapter is trained and saved ({run / 'adapter'}), but not measured.")
+    assert said.endswith(f"For that: lora train --resume {run}\n")
 
 
 def weights_at(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import RunConfig, load_config, save_config
-from lora.errors import ConfigError
+from lora.errors import ConfigError, Interrupted, SaveError
 from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
 from lora.io.places import folder_to_write
-from lora.io.run import RunFolder
+from lora.io.run import RunFolder, how_to_resume
 from lora.model.base import load_base, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
@@ -85,7 +85,7 @@ def train(
     for line in [*model.summary().splitlines(), *prepared.notes]:
         say(line)
     newest = run.checkpoints()[-1:] if resume else []
-    with _config_file(config, run.path, processes):
+    with _refusals(config, run, processes):
         result = fit(
             model, [], prepared=prepared, output_dir=run.path, resume=resume, overwrite=overwrite,
             config=config.training, progress=progress,
@@ -94,7 +94,12 @@ def train(
         return TrainResult(model, result, None, run.path / "report.md", main=False)
     if newest and newest[0].name == f"step-{result.steps:08d}":
         say(f"All {result.steps} steps had been taken before; the result is measured again.")
-    evaluation = measure(config, model, tokenizer, result, latency, say)
+    try:
+        evaluation = measure(config, model, tokenizer, result, latency, say)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the adapter is trained and saved ({run.adapter}), but not measured. For that: {how_to_resume(run.path)}"
+        ) from None
     facts = facts_of(config, model, rows, result)
     # The time of earlier parts is that of their training: what they measured, if they came to that, is not counted.
     facts["training"]["total_seconds"] = round(time.perf_counter() - begun + result.seconds_before, 1)
@@ -165,12 +170,12 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
 
 
 @contextmanager
-def _config_file(config: RunConfig, folder: Path, processes: Processes) -> Iterator[None]:
+def _refusals(config: RunConfig, run: RunFolder, processes: Processes) -> Iterator[None]:
     """Write ``config.yaml`` for the training in the block; put back what was there if that is refused.
 
-    What was refused must not be what the next ``--resume`` goes by.
+    What was refused must not be what the next ``--resume`` goes by. Where a disk refuses, say how to go on.
     """
-    file = folder / "config.yaml"
+    file = run.path / "config.yaml"
     before = file.read_text(encoding="utf-8") if file.is_file() else None
     processes.wait()
     if processes.main:
@@ -181,6 +186,10 @@ def _config_file(config: RunConfig, folder: Path, processes: Processes) -> Itera
         if processes.main and before is not None:
             write_text(file, before)
         raise
+    except SaveError as error:
+        if not run.checkpoints():
+            raise
+        raise SaveError(f"{error}. Go on from the newest checkpoint with: {how_to_resume(run.path)}") from error
 
 
 def measure(
