@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,14 @@ def test_the_base_has_the_type_of_training_where_that_is_float32(
     assert (name, task.labels) == ("tuned", ["cat", "dog"])
     asked, *_ = load_tuned(adapter, dtype="bfloat16")
     assert next(asked.base.bert.embeddings.parameters()).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("task", [{"name": "nope"}, {"task": "nope"}, {"task": "classification"}, [], "x", 7])
+def test_a_damaged_task_is_named(adapter: Path, task: Any) -> None:
+    sidecar = json.loads((adapter / "lora.json").read_text())
+    (adapter / "lora.json").write_text(json.dumps({**sidecar, "task": task}))
+    with pytest.raises(AdapterFileError, match=r"lora\.json: the task in it cannot be read"):
+        load_tuned(adapter)
 
 
 def test_an_adapter_without_a_task(adapter: Path, bert: Path) -> None:

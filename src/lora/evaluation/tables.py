@@ -57,12 +57,16 @@ def comparison(evaluation: Evaluation) -> Grid:
     names = ([evaluation.base] if evaluation.base else []) + evaluation.tuned
     single = len(evaluation.tuned) == 1 and evaluation.base is not None
     headers = ["", *[evaluation.label(name) for name in names], *(["difference"] if single else [])]
-    grid = Grid(f"Evaluation on {evaluation.rows:,} rows", headers, [], [])
+    grid = Grid(f"Evaluation on {counted(evaluation.rows)}", headers, [], [])
     for table, described in ((evaluation.metrics, _described(evaluation)), (evaluation.speed, SPEED)):
         if table:
             grid.rows += [_row(table, key, metric, names, single) for key, metric in described.items()]
     grid.below = remarks(evaluation)
     return grid
+
+
+def counted(rows: int) -> str:
+    return f"{rows:,} row{'s' if rows != 1 else ''}"
 
 
 def _described(evaluation: Evaluation) -> dict[str, Metric]:
@@ -216,7 +220,7 @@ def headline(evaluation: Evaluation) -> str:
     base = ""
     if evaluation.base:
         base = f", {shown(evaluation[evaluation.base].get(key), metric)} with {evaluation.label(BASE)}"
-    return f"{'; '.join(parts)}{base}, on {evaluation.rows:,} rows"
+    return f"{'; '.join(parts)}{base}, on {counted(evaluation.rows)}"
 
 
 def markdown(evaluation: Evaluation) -> str:

@@ -20,9 +20,9 @@ from lora.io.run import RunFolder, how_to_resume
 from lora.model.base import load_base, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
-from lora.tasks import Task, from_state
+from lora.tasks import Task
 from lora.training.device import choose_dtype
-from lora.workflow.tuned import adapter_folder, base_of
+from lora.workflow.tuned import adapter_folder, base_of, task_of
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
@@ -77,7 +77,7 @@ def train(
     begun = time.perf_counter()
     # Complains before the work, not after; nothing is replaced before everything has been checked.
     run, start = _places(config, resume, overwrite)
-    task = from_state(read_sidecar(start)["task"]) if start else None
+    task = task_of(start) if start else None
     assert config.model and config.data.train, "checked among the places"
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task)
     model, tokenizer = _load(config, rows.task, start)

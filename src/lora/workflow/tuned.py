@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lora.errors import AdapterFileError
-from lora.io.peft import CONFIG, read_sidecar, resolve_folder
+from lora.io.peft import CONFIG, SIDECAR, read_sidecar, resolve_folder
 from lora.model.base import load_base, load_tokenizer
 from lora.model.lora import LoRA
 from lora.tasks import Task, from_state
@@ -44,6 +44,17 @@ def base_of(folder: Path) -> str:
     return str(name)
 
 
+def task_of(folder: Path) -> Task:
+    """The task stored with the adapter in ``folder``. Raises AdapterFileError where it cannot be read."""
+    try:
+        return from_state(read_sidecar(folder)["task"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AdapterFileError(
+            f"{folder / SIDECAR}: the task in it cannot be read ({type(error).__name__}: {error}); the file is "
+            "damaged, or of another version of lora"
+        ) from None
+
+
 def load_tuned(
     adapter: str | Path,
     model: str | None = None,
@@ -64,7 +75,7 @@ def load_tuned(
     folder = adapter_folder(adapter)
     sidecar = read_sidecar(folder)
     name = model or base_of(folder)
-    task = from_state(sidecar["task"])
+    task = task_of(folder)
     if dtype == "auto" and (sidecar.get("training") or {}).get("dtype") == "float32":
         dtype = "float32"  # as in training: the numbers of its report come again
     # The base's own head is made up anew: always the same one, so that a comparison can be repeated.
