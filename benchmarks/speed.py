@@ -120,6 +120,7 @@ def compare(title: str, built: Sides, steps: int, turns: int, memory: Callable[[
     for _ in range(turns):
         for name, side in ready.items():
             timed[name].append(side.run(steps))
+            print(f"{title}: {name}: {timed[name][-1].speed:.0f} tokens/s", file=sys.stderr, flush=True)
     own = next(iter(timed))
     print(f"\n{title} ({turns} turns of {steps} steps, the first of each not counted)")
     print(f"{'':<50}{'tokens/s':>9}{'ours is faster by':>26}{'loss':>9}{'MiB':>7}")

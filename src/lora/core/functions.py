@@ -77,8 +77,10 @@ def adapted_linears(x: Tensor, layers: Sequence[FrozenLinear]) -> tuple[Tensor, 
             for layer in layers
         ]
     factors = [factor for layer in layers for segment in layer.segments for factor in (segment.A, segment.B)]
-    outs: tuple[Tensor, ...] = _AdaptedLinears.apply(x, tuple(layers), torch.is_grad_enabled(), *factors)
-    return outs
+    # Reshaped here and not inside: autograd allows no operation in place on a view that a function returns.
+    rows = x.reshape(-1, x.shape[-1])
+    outs: tuple[Tensor, ...] = _AdaptedLinears.apply(rows, tuple(layers), torch.is_grad_enabled(), *factors)
+    return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in outs)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -180,13 +182,12 @@ class _AdaptedLinears(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: tuple[FrozenLinear, ...], graph: bool, *factors: Tensor) -> Any:
-        rows = x.reshape(-1, x.shape[-1])
-        outs = [_frozen(rows, layer) for layer in layers]
+        outs = [_frozen(x, layer) for layer in layers]
         blocks = _blocks(layers)
         needs = [graph and need for need in ctx.needs_input_grad[3:]]
         kept: list[Tensor | None] = []
         for block in blocks:
-            inputs = aligned(rows[block.start : block.stop])
+            inputs = aligned(x[block.start : block.stop])
             down = _joined([factors[place] for place in block.places]).to(x.dtype)
             mask = block.mask(down)
             low = F.linear(inputs if mask is None else inputs * mask, down)
@@ -198,19 +199,18 @@ class _AdaptedLinears(torch.autograd.Function):
             kept += [low if any(needs[place + 1] for place in block.places) else None, down, *ups]
         if graph:
             # Beside what is saved: nothing writes to the weights, and hooks that move saved tensors leave them alone.
-            ctx.layers, ctx.blocks, ctx.shape = layers, blocks, x.shape
+            ctx.layers, ctx.blocks = layers, blocks
             ctx.types = [factor.dtype for factor in factors]
             reads_x = any(needs[place] for block in blocks for place in block.places)
             ctx.save_for_backward(x if reads_x else None, *kept)
-        return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in outs)
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *douts: Tensor) -> Any:
-        x, *kept = ctx.saved_tensors
-        rows = None if x is None else x.reshape(-1, x.shape[-1])
+        rows, *kept = ctx.saved_tensors
         # Gradients of a sum come expanded, those of a transposed product transposed: products want neither.
-        dys = [dout.reshape(-1, dout.shape[-1]).contiguous() for dout in douts]
+        dys = [dout.contiguous() for dout in douts]
         dx = _frozen_gradient(dys, ctx.layers) if ctx.needs_input_grad[0] else None
         grads: list[Tensor | None] = [None] * len(ctx.types)
         for block in ctx.blocks:
@@ -219,7 +219,7 @@ class _AdaptedLinears(torch.autograd.Function):
             found = _block_gradient(block, rows, low, down, ups, dys, dx, ctx.needs_input_grad[3:])
             for place, gradient in found.items():
                 grads[place] = gradient.to(ctx.types[place])
-        return None if dx is None else dx.view(ctx.shape), None, None, *grads
+        return dx, None, None, *grads
 
 
 def _frozen(rows: Tensor, layer: FrozenLinear) -> Tensor:

@@ -59,7 +59,11 @@ class Slot(nn.Module):
             dropout = (lambda t: F.dropout(t, rate)) if seed is None else (lambda t: seeded_dropout(t, rate, seed))
         x, base_out = _summed_here(x), _summed_here(base_out)
         out = self.variant.apply(geometry, self.factors(geometry), x, base_out, self.scaling, dropout)
-        return _Contiguous.apply(out) if out.requires_grad else out
+        if out.requires_grad:
+            # Alone a gradient may come transposed (from an attention), in a mixed batch never; and sums over it (of a
+            # magnitude, say) go by the order in memory.
+            out.register_hook(Tensor.contiguous)
+        return out
 
     def merged(self, geometry: Geometry) -> Tensor:
         return self.variant.merged(geometry, self.factors(geometry), self.scaling)
@@ -113,17 +117,13 @@ def _definer(cls: type, name: str) -> type:
     return next(each for each in cls.__mro__ if name in vars(each))
 
 
-def _is_plain(layer: nn.Module, x: Tensor) -> bool:
+def is_plain(layer: nn.Module, x: Tensor) -> bool:
     """Whether ``layer`` is a frozen linear one in x's type that nothing intercepts, so that its formula is known. A
     quantised one is another class."""
     known = type(layer) is nn.Linear or (type(layer).__name__ == "Conv1D" and geometry_of(layer) is not None)
-    if (
-        not known
-        or x.dtype != layer.weight.dtype
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-    ):
+    if not known or x.dtype != layer.weight.dtype or "forward" in vars(layer):  # accelerate puts its own forward there
+        return False
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return False
     return not any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
@@ -136,19 +136,6 @@ def _summed_here(x: Tensor) -> Tensor:
     with the number of adapters in the batch.
     """
     return x.view_as(x) if x.requires_grad else x
-
-
-class _Contiguous(torch.autograd.Function):
-    """Identity. Its gradient is laid out by rows: alone it may come transposed (from an attention), in a mixed batch
-    never, and sums over it (of a magnitude, say) go by the order in memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].contiguous()
 
 
 def _one_for_all(routing: Routing, value: Tensor) -> Tensor:
@@ -212,7 +199,7 @@ class AdaptedLayer(nn.Module):
             _check_rows(self.path, self.base_layer)
             x = _one_for_all(routing, x)
         x = _summed_here(x)
-        plain = not args and not kwargs and _is_plain(self.base_layer, x)
+        plain = not args and not kwargs and is_plain(self.base_layer, x)
         by_hand = [slot if slot is not None and plain and slot.low_rank_update else None for slot in slots]
         if any(by_hand):
             out = self._by_hand(routing, x, by_hand)
@@ -253,7 +240,7 @@ class AdaptedLayer(nn.Module):
         """For whoever computes this layer by itself: the update of adapter ``name`` on all rows of ``x`` (n, i), under
         the routing in force. None where it is more than a low-rank update of a plain layer."""
         slot = self.slot(name)
-        if not _is_plain(self.base_layer, x) or (slot is not None and not slot.low_rank_update):
+        if not is_plain(self.base_layer, x) or (slot is not None and not slot.low_rank_update):
             return None
         return self._segments(self.router.resolve(), [(0, x.shape[0])], [slot])
 
@@ -338,17 +325,19 @@ class OwnedModule(nn.Module):
         if not any(group.name in self.copies for group in routing.groups):
             return self.original(*args, **kwargs)
         _check_rows(self.path, self.original)
-        parts = []
+        parts, draws = [], routing.draws
         pieces = [self._pieces(routing, value) for value in args]
         named = {key: self._pieces(routing, value) for key, value in kwargs.items()}
         for index, group in enumerate(routing.groups):
-            seed = (
-                None if routing.seeds is None or group.name == BASE else seed_of(routing.seeds[group.name], self.path)
-            )
-            with self.router.activate(Routing.uniform(group.name, seed)):  # layers inside see these rows alone
+            # Modules inside see these rows alone, and draw for them what they would draw alone.
+            inside = Routing.uniform(group.name, None if routing.seeds is None else routing.seeds.get(group.name))
+            inside.draws = routing.draws
+            with self.router.activate(inside):
                 parts.append(
                     self.module(group.name)(*[p[index] for p in pieces], **{key: p[index] for key, p in named.items()})
                 )
+            draws = max(draws, inside.draws)
+        routing.draws = draws
         if not all(isinstance(part, Tensor) for part in parts):
             raise RoutingError(
                 f"{self.path}: a {type(self.original).__name__} that gives more than one tensor, which are not "

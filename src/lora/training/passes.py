@@ -79,7 +79,7 @@ class Passes:
     def __init__(self, model: LoRA) -> None:
         self.model = model
         self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
-        self._packing: dict[str, Packing | str] = {}
+        self._packing: Packing | None = None
 
     def can_pack(self, trainee: Trainee, prepared: Prepared) -> bool:
         """Whether the trainee's batches go into one row: as its settings say, or where the model allows it.
@@ -87,15 +87,16 @@ class Passes:
         Raises:
             ConfigError: it was asked for and cannot be.
         """
-        wanted, task = trainee.settings.packing, trainee.task.name
-        if wanted is False:
+        if trainee.settings.packing is False:
             return False
-        if task not in self._packing:
-            self._packing[task] = find_packing(self.model, trainee, prepared)
-        found = self._packing[task]
-        if wanted and isinstance(found, str):
-            raise ConfigError(f"training.packing: {found}; leave the setting out to train with padded rows")
-        return not isinstance(found, str)
+        # Asked for each adapter anew: its layers and its longest documents may be others.
+        found = find_packing(self.model, trainee, prepared)
+        if isinstance(found, str):
+            if trainee.settings.packing:
+                raise ConfigError(f"training.packing: {found}; leave the setting out to train with padded rows")
+            return False
+        self._packing = found
+        return True
 
     def next_share(self, trainee: Trainee, prepared: Prepared, packed: bool) -> Share | None:
         """The trainee's next batch; None where the step has no more for this process."""
@@ -134,15 +135,16 @@ class Passes:
             share.trainee.seconds += seconds * share.tokens / tokens
 
     def _packed(self, shares: Sequence[Share]) -> list[Tensor]:
-        packing = self._packing[shares[0].trainee.task.name]
-        assert not isinstance(packing, str), "can_pack was asked"
+        packing = self._packing
+        assert packing is not None, "can_pack was asked"
         with self._drops:
-            return packing.losses(
+            losses = packing.losses(
                 [share.examples for share in shares],
                 [share.trainee.name for share in shares],
                 _seeds(shares),
                 [share.trainee.settings.label_smoothing for share in shares],
             )
+        return [of_one.sum() for of_one in losses]
 
     def _padded(self, shares: Sequence[Share]) -> list[Tensor]:
         inputs = {key: torch.cat([share.inputs[key] for share in shares]) for key in shares[0].inputs}
