@@ -19,7 +19,10 @@ included, each side in a process of its own (Linux).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import functools
+import gc
 import json
 import statistics
 import subprocess
@@ -121,6 +124,7 @@ def compare(title: str, built: Sides, steps: int, turns: int, memory: Callable[[
         for name, side in ready.items():
             timed[name].append(side.run(steps))
             print(f"{title}: {name}: {timed[name][-1].speed:.0f} tokens/s", file=sys.stderr, flush=True)
+            give_memory_back()
     own = next(iter(timed))
     print(f"\n{title} ({turns} turns of {steps} steps, the first of each not counted)")
     print(f"{'':<50}{'tokens/s':>9}{'ours is faster by':>26}{'loss':>9}{'MiB':>7}")
@@ -152,6 +156,13 @@ def peak(build: Callable[[], Any], steps: int) -> float:
     before = _resident("VmRSS")
     side.run(steps)
     return (_resident("VmHWM") - before) / 1024
+
+
+def give_memory_back() -> None:
+    """What one side has freed must not stay with the process: all together it would be more than the machine has."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(key: str) -> int:

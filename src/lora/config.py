@@ -297,7 +297,10 @@ class RunConfig(Settings):
                     for section, values in sections.items()
                     for key, value in _section(section, values).items()
                 }
-                config = RunConfig.make(apply_overrides(common, flat))
+                base = {**common, "adapter": dict(common["adapter"])}
+                if any(key.startswith("adapter.use_") for key in flat):
+                    del base["adapter"]["variant"]  # PEFT's way to name one: it stands in for the common one
+                config = RunConfig.make(apply_overrides(base, flat))
                 config.output = self.output and str(Path(self.output) / name)
                 out[name] = config
             except ConfigError as error:

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lora import LoRA, fit
 from lora.core.variant import variants
 from lora.training.job import Job
-from small_base import labelled, stories
+from small_base import WORDS, labelled, stories, tokenizer
+from tiny_models import tiny
 
 VARIANTS = sorted(variants())
 
@@ -183,6 +184,41 @@ def test_each_folder_is_a_run_of_its_own(bert: Any, tmp_path: Any) -> None:
     for file in ("adapter_model.safetensors", "adapter_config.json", "lora.json"):
         one, other = ((tmp_path / run / "patient" / "adapter" / file).read_bytes() for run in ("set", "alone"))
         assert one == other, file
+
+
+def test_heads_with_dropout_inside_and_of_different_width() -> None:
+    """RoBERTa's head draws in the middle of what each adapter owns; each has labels of its own."""
+    words = [{"text": f"{word} here {other}", "label": word} for word in WORDS[:5] for other in WORDS[5:13]]
+    jobs = {
+        "three": Job(labelled(40, longest=2), False, {"rank": 2}, {"learning_rate": 1e-2, "batch_size": 8, "seed": 1}),
+        "five": Job(words, False, {"rank": 3}, {"learning_rate": 1e-2, "batch_size": 8, "seed": 2}),
+        "again": Job(words, False, {"rank": 4, "dropout": 0.2}, {"learning_rate": 1e-3, "batch_size": 8, "seed": 2}),
+    }
+
+    def run(jobs: dict[str, Job]) -> dict[str, Any]:
+        model = LoRA(tiny("roberta", num_labels=5).train(), name=None)
+        assert any(m.p > 0 for m in model.base.classifier.modules() if isinstance(m, torch.nn.Dropout))
+        fit(model, jobs, False, tokenizer=tokenizer("bert"), max_steps=4, at_once=3, progress=False)
+        return {name: model.adapter_parameters(name) for name in jobs}
+
+    together = run(jobs)
+    for name in jobs:
+        for key, parameter in run({name: jobs[name]})[name].items():
+            assert torch.equal(parameter, together[name][key]), f"{name}: {key}"
+
+
+def test_attention_dropout_in_shared_packed_rows(llama: Any, monkeypatch: Any) -> None:
+    load = AutoModelForCausalLM.from_pretrained
+
+    def dropping(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.3
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", dropping)
+    check(llama, mixed_jobs(llama, "plain", held=False), at_once=4)
 
 
 def test_passes_are_shared(bert: Any, monkeypatch: Any) -> None:

@@ -428,6 +428,26 @@ def test_attributes_are_the_bases_and_the_class_name_too() -> None:
     assert "adapters" in inspect.signature(type(model).forward).parameters
 
 
+@pytest.mark.parametrize("variant", ["plain", "dora"])
+def test_operations_in_place_after_an_adapted_layer(variant: str) -> None:
+    model = LoRA(nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)), rank=2, variant=variant)
+    model.train()
+    for shape in ((5, 8), (3, 5, 8)):
+        model(torch.randn(shape)).add_(1).sum().backward()
+    assert all(p.grad is not None for p in model.adapter_parameters("default").values())
+
+
+def test_a_forward_that_someone_put_on_a_layer_is_called() -> None:
+    """accelerate's hooks (offloading, for one) replace ``forward`` on the instance."""
+    base = nn.Sequential(nn.Linear(8, 8))
+    model, called = LoRA(base, rank=2), []
+    layer = model.base[0].base_layer
+    forward = layer.forward
+    layer.forward = lambda x: (called.append(1), forward(x))[1]
+    model(torch.randn(4, 8))
+    assert called
+
+
 def test_checkpointing_under_any_of_its_names() -> None:
     """Enabled before the adapters came, by Trainer's way or by the older: recomputed blocks keep their rows."""
     with pytest.raises(ConfigError, match="use_reentrant=False"):

@@ -61,6 +61,13 @@ class RunFolder:
         if resume and not used and not ours:
             raise ConfigError(f"{self.path}: there is no run here to resume; leave resume out to start anew")
 
+    @classmethod
+    def of_a_set(cls, folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
+        """The folder of one adapter among several: one that had not begun when the set was stopped begins now."""
+        path = Path(folder).expanduser()
+        begun = (path / "metrics.jsonl").exists() or any((path / "checkpoints").glob("step-*"))
+        return cls(path, resume=resume and begun, overwrite=overwrite)
+
     def clear(self) -> None:
         """Delete what a run wrote here, and what a kill left half written; whatever else lies here stays."""
         for name in ("metrics.jsonl", "report.md", "report.json", "curves.png"):

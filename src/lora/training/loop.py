@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
+from torch import nn
 
 from lora.config import DataConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
 from lora.io.run import RunFolder, how_to_resume
+from lora.model.heads import draw_new
 from lora.tasks import Task
 from lora.training.interrupt import StopRequest
 from lora.training.job import Evaluate, Job, jobs_of
@@ -114,7 +116,8 @@ def fit(
     waiting: deque[Participant] = deque()
     for name, job in jobs.items():
         place = None if output_dir is None else Path(output_dir) / name if several else Path(output_dir)
-        run = _folder(place, resume, overwrite, several)
+        make = RunFolder.of_a_set if several else RunFolder
+        run = None if place is None else make(place, resume=resume, overwrite=overwrite)
         s = job.settings(name, common)
         if s.learning_rate is None:
             s.learning_rate = default_learning_rate(getattr(model.base, "config", None))
@@ -124,11 +127,12 @@ def fit(
             columns = job.data_settings(name, data or DataConfig())
             rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
             job.prepared = prepare(model, rows, tokenizer, columns.max_length)
-        if name not in model.adapters:
-            model.add_adapter(name, job.adapter_settings(name), seed=s.seed)
+        _place(model, name, job, s.seed)
         waiting.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
     processes.wait()  # every process has looked before the first one writes
     model.to(processes.device)
+    for participant in waiting:
+        participant.prepare()
     torch.manual_seed(common.seed + processes.rank)  # for what a base may draw beside dropout
 
     total, results = len(waiting), dict[str, FitResult]()
@@ -150,8 +154,9 @@ def fit(
                     participant.join(resume, alone=total == 1)
                     participant.packed = mixer.passes.can_pack(participant.trainee, participant.prepared)
                     bar.join(participant)
-                    if places is None:
-                        places = _places(model, mixer, participant, total, processes, bar)
+                    if total > 1 and mixer.most_tokens is None and not participant.trainee.finished:
+                        full = _fill(model, mixer, participant, total, processes, bar)
+                        places = at_once or full
                 # One batch of each, in as few passes as pays.
                 training = [p for p in active if not p.trainee.finished]
                 mixer.run(
@@ -162,7 +167,7 @@ def fit(
                     try:
                         if participant.end_round():
                             bar.step(participant)
-                    except TrainingError as error:
+                    except (ConfigError, TrainingError) as error:
                         if not several:
                             raise
                         participant.error = str(error)
@@ -172,7 +177,9 @@ def fit(
                     results[participant.name] = participant.finish()
                     bar.leave(participant)
                     participant.close()
-                if processes.any(stop.asked) and (active or waiting):
+                # One adapter alone may go on with torch's global stream, which is that of a step's beginning.
+                between = len(active) != 1 or active[0].trainee.round == 0
+                if processes.any(stop.asked) and between and (active or waiting):
                     for participant in active:
                         participant.checkpoint()
                     assert output_dir is not None, "without a folder signals are not caught"
@@ -187,29 +194,49 @@ def fit(
     model.eval()
     if not several:
         return results[name]
-    if mixer.note:
-        next(iter(results.values())).notes.append(mixer.note)
+    for result in results.values():
+        result.notes += [mixer.note] if mixer.note else []
     return {name: results[name] for name in jobs}
 
 
-def _folder(place: Path | None, resume: bool, overwrite: bool, several: bool) -> RunFolder | None:
-    """The run's folder; of several adapters one that had not begun when the set was stopped begins now."""
-    if place is None:
-        return None
-    begun = not several or (place / "metrics.jsonl").exists() or any((place / "checkpoints").glob("step-*"))
-    return RunFolder(place, resume=resume and begun, overwrite=overwrite)
+def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
+    """Make the adapter of ``job`` where the model does not have it, with a head for the labels of its data.
+
+    Raises:
+        ConfigError: the model has an adapter of that name with other settings, or a head that is too narrow.
+    """
+    assert job.prepared is not None, "its data have been read"
+    labels = job.prepared.task.model_options().get("num_labels")
+    if name not in model.adapters:
+        model.add_adapter(name, job.adapter_settings(name), seed=seed)
+        draw_new(model.base, model.owned(name), seed, labels)
+    elif job.adapter is not None and job.adapter_settings(name) != model.adapters[name]:
+        raise ConfigError(
+            f"adapters.{name}: the model already has an adapter of that name with other settings; remove it first "
+            f"(model.remove_adapter({name!r})), or leave adapter= out to train it on"
+        )
+    outputs = [
+        layer.out_features for m in model.owned(name).values() for layer in m.modules() if isinstance(layer, nn.Linear)
+    ]
+    width = max([getattr(model.base.config, "num_labels", 0), *outputs]) if hasattr(model.base, "config") else None
+    if labels is not None and width is not None and width < labels:
+        raise ConfigError(
+            f"{name}: its data have {labels} labels and its head {width} outputs; load the base with "
+            f"num_labels={labels}"
+        )
 
 
-def _places(model: LoRA, mixer: Mixer, first: Participant, total: int, processes: Processes, bar: Progress) -> int:
+def _fill(model: LoRA, mixer: Mixer, first: Participant, total: int, processes: Processes, bar: Progress) -> int:
     """How many adapters keep a pass full, by a measurement with the first one's next batch; the mixer learns it too."""
-    share = mixer.passes.next_share(first.trainee, first.prepared, first.packed)
-    if share is None:  # a resumed run that had ended, or no batch for this process
-        return total
-    knee = find_knee(model, mixer.passes, share)
-    tokens, batch = processes.agree((knee.tokens, share.tokens))
-    mixer.most_tokens = tokens
-    places = min(total, max(1, -(-tokens // batch)))
-    bar.say(knee.describe(places))
+    found = (0, 0, "")
+    if processes.main:  # which has the first batch of every step
+        share = mixer.passes.next_share(first.trainee, first.prepared, first.packed)
+        assert share is not None, "an unfinished adapter has a batch"
+        knee = find_knee(model, mixer.passes, share)
+        places = min(total, max(1, -(-knee.tokens // share.tokens)))
+        found = (knee.tokens, places, knee.describe(places))
+    mixer.most_tokens, places, said = processes.agree(found)
+    bar.say(said)
     return places
 
 

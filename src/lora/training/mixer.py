@@ -107,7 +107,12 @@ def find_knee(model: LoRA, passes: Passes, share: Share, budget: int | None = No
     begun, copies = time.perf_counter(), 1
     while True:
         larger = replace(share, examples=share.examples * copies)
-        seconds = min(_timed(passes, larger), _timed(passes, larger))
+        try:
+            seconds = min(_timed(passes, larger), _timed(passes, larger))
+        except torch.OutOfMemoryError:
+            if not speeds:
+                raise  # not even one batch fits
+            break
         speeds.append((larger.tokens, larger.tokens / seconds))
         slow = len(speeds) > 1 and speeds[-1][1] < GAIN * speeds[-2][1]
         if slow or 2 * larger.tokens > most or time.perf_counter() - begun + 4 * seconds > LONGEST:

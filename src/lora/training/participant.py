@@ -106,16 +106,20 @@ class Participant:
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make the trainee, which complains of settings that do not fit, before anyone trains."""
+        self.trainee = Trainee(
+            self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
+            self.processes.rank,
+        )  # fmt: skip
+
     def join(self, resume: bool, alone: bool = True) -> None:
         """Begin, or go on where the newest checkpoint stands.
 
         Args:
             alone: whether this is the only adapter in training, which then goes on with torch's global random stream.
         """
-        self.trainee = Trainee(
-            self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
-            self.processes.rank,
-        )  # fmt: skip
+        self.started = time.perf_counter()
         self.processes.share(self.trainee.parameters)
         self.model.notes[self.name] = {**self.model.notes.get(self.name, {}), **_notes(self.prepared, self.settings)}
         self.identity = _identity(self.model, self.name, self.prepared)
@@ -235,7 +239,7 @@ class Participant:
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def finish(self) -> FitResult:
-        """Keep the best parameters, save the adapter, let go of the optimiser. Raises SaveError."""
+        """Keep the best parameters and save the adapter. Raises SaveError."""
         if self.error is None:
             self.trainee.restore_best()
             if self.run is not None and self.processes.main:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora.config import RunConfig, save_config
+from lora.config import DataConfig, RunConfig
 from lora.errors import ConfigError
-from lora.io.atomic import write_text
+from lora.io.places import folder_to_write
 from lora.io.run import RunFolder
 from lora.model.base import load_base, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.training.device import choose_dtype
-from lora.workflow.run import Say, TrainResult, facts_of, in_full, measure
+from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows
@@ -60,15 +61,15 @@ def train_many(
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
     output = Path(config.output or "")
-    processes.wait()
-    if processes.main:
-        write_text(output / "config.yaml", save_config(config))
-        for name, each in configs.items():
-            write_text(output / name / "config.yaml", save_config(each))
     begun = time.perf_counter()
-    results = fit(
-        model, jobs, output_dir=output, resume=resume, overwrite=overwrite, at_once=config.at_once, progress=progress
-    )
+    with ExitStack() as files:
+        files.enter_context(config_file(config, output, processes))
+        for name, each in configs.items():
+            files.enter_context(config_file(each, output / name, processes))
+        results = fit(
+            model, jobs, output_dir=output, resume=resume, overwrite=overwrite, at_once=config.at_once,
+            progress=progress,
+        )  # fmt: skip
     seconds = time.perf_counter() - begun
     out = {}
     for name, result in results.items():
@@ -99,14 +100,24 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    config.output = str(Path(config.output or "").expanduser().absolute())
+    config.output = str(folder_to_write(config.output or "", "output").absolute())
     in_full(config)
     for name, each in configs.items():
         each.output = str(Path(config.output) / name)
         in_full(each)
-        folder = Path(each.output)
-        begun = (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("step-*"))
-        RunFolder(folder, resume=resume and begun, overwrite=overwrite)  # complains before the work, not after
+        RunFolder.of_a_set(each.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
+        # In full in the set's own file too: it can be gone on with from any folder.
+        own = config.adapters[name]
+        paths = {
+            key: value for key, value in each.data.model_dump().items() if key in ("train", "validation") and value
+        }
+        given = own.get("data")
+        rest = (
+            {}
+            if not isinstance(given, dict)
+            else {k: v for k, v in given.items() if DataConfig.canonical(k) not in paths}
+        )
+        config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs
 
 

@@ -171,11 +171,23 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
 
 @contextmanager
 def _refusals(config: RunConfig, run: RunFolder, processes: Processes) -> Iterator[None]:
+    """`config_file` for the training in the block. Where a disk refuses, say how to go on."""
+    try:
+        with config_file(config, run.path, processes):
+            yield
+    except SaveError as error:
+        if not run.checkpoints():
+            raise
+        raise SaveError(f"{error}. Go on from the newest checkpoint with: {how_to_resume(run.path)}") from error
+
+
+@contextmanager
+def config_file(config: RunConfig, folder: Path, processes: Processes) -> Iterator[None]:
     """Write ``config.yaml`` for the training in the block; put back what was there if that is refused.
 
-    What was refused must not be what the next ``--resume`` goes by. Where a disk refuses, say how to go on.
+    What was refused must not be what the next ``--resume`` goes by.
     """
-    file = run.path / "config.yaml"
+    file = folder / "config.yaml"
     before = file.read_text(encoding="utf-8") if file.is_file() else None
     processes.wait()
     if processes.main:
@@ -186,10 +198,6 @@ def _refusals(config: RunConfig, run: RunFolder, processes: Processes) -> Iterat
         if processes.main and before is not None:
             write_text(file, before)
         raise
-    except SaveError as error:
-        if not run.checkpoints():
-            raise
-        raise SaveError(f"{error}. Go on from the newest checkpoint with: {how_to_resume(run.path)}") from error
 
 
 def measure(
