@@ -201,7 +201,7 @@ class TrainingConfig(Settings):
     )
     accumulation: int = Field(default=1, ge=1, description="forward passes per step, normalised by supervised tokens")
     epochs: float = Field(default=3.0, gt=0, description="passes over the training data")
-    max_steps: int | None = Field(default=None, ge=1, description="stop after this many steps, whatever the epochs")
+    max_steps: int | None = Field(default=None, ge=1, description="take this many steps, whatever the epochs")
     schedule: Schedule = Field(default="linear", description="shape of the learning rate after warm-up")
     warmup_ratio: float = Field(default=0.05, ge=0, le=1, description="share of the steps with a rising rate")
     warmup_steps: int | None = Field(default=None, ge=0, description="steps with a rising rate; wins over warmup_ratio")

@@ -202,7 +202,10 @@ def _as_tensor(scale: Any, like: Tensor) -> Tensor:
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of ``module``, or None for a kind that cannot be adapted."""
     if isinstance(module, nn.Linear):
-        return LinearGeometry(module)
+        # Routers of experts are subclasses that give more than one tensor; a quantised layer's own forward is linear.
+        makes_its_own = type(module).forward is not nn.Linear.forward
+        routes = makes_its_own and type(module).__module__.startswith("transformers.models.")
+        return None if routes else LinearGeometry(module)
     if isinstance(module, nn.Embedding):
         return EmbeddingGeometry(module)
     if isinstance(module, nn.Conv2d):

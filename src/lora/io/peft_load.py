@@ -108,6 +108,12 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     modules = unwrapped_modules(model.base)
     variant = variant_of(stored)
     left = {_local(key, stored): tensor for key, tensor in stored.tensors.items()}
+    broken = [key for key, tensor in stored.tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise AdapterFileError(
+            f"{stored.folder}: {broken[0]} holds NaN or infinity ({len(broken)} such): training went wrong before "
+            "it was saved. Take an earlier checkpoint"
+        )
     problems: list[str] = []
     owned = tensors_of.modules_in_full(left, stored.config, modules, problems)
     layers = tensors_of.layers(left, tuple(owned), modules, variant, problems)

@@ -74,6 +74,8 @@ def longest_row(tokenizer: Any, model: nn.Module, wanted: int | None = None) -> 
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     if positions and getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
         positions -= 2  # these families count positions from the padding id + 1
+    if positions is not None and positions <= 0:  # XLNet's way to say that it has no limit
+        positions = None
     # Relative positions (T5, BLOOM) and tokenizers without a limit give huge or absent values.
     limits = [limit for limit in (positions, getattr(tokenizer, "model_max_length", None)) if limit and limit < 10**7]
     if wanted is not None:

@@ -81,6 +81,8 @@ def modules_to_own(model: nn.Module, requested: list[str] | None) -> list[str]:
         # An output embedding tied to the input's has at most a new bias; a copy of one would leave the other behind.
         entrance = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
         new = [path for path in new if path and id(getattr(modules[path], "weight", None)) not in entrance]
+        # Nor a copy of what holds the output embedding (BERT's cls.predictions, which has a new bias of its own).
+        new = [path for path in new if not any(inside(head, [path]) for head in output_heads(model))]
         return ending_in(model, [*task_heads(model), *new])
     for name in requested:
         if not ending_in(model, [name]):

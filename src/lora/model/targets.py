@@ -122,6 +122,8 @@ def find_targets(
         raise TargetError(f"targets: {config.targets!r} matches nothing to adapt{why}. There are: {summary(available)}")
     _check_patterns(config, adapted)
     if exact is None:  # an adapter being loaded is what it is
+        if "rank" not in config.model_fields_set:
+            _cap_ranks(adapted, config)
         _check_ranks(adapted)
     relevant = {path: why for path, why in skipped.items() if path in chosen}
     return TargetReport(adapted, relevant, list(available))
@@ -155,6 +157,8 @@ def _preset(model: nn.Module, name: str, modules: dict[str, nn.Module], availabl
         return _token_embeddings(model, modules, available)
     heads = [*output_heads(model), *task_heads(model)]
     linear = [path for path, g in available.items() if g.kind in ("linear", "conv1d_hf") and not inside(path, heads)]
+    # A gate of one output (Qwen2-MoE's shared expert) is a vector: a low-rank update of it is a second vector.
+    linear = [path for path in linear if min(available[path].size()) > 1]
     if name == "all-linear":
         return linear
     return [path for path in linear if block_part(path, modules) == name]
@@ -233,6 +237,15 @@ def _check_patterns(config: AdapterConfig, adapted: list[Target]) -> None:
                 raise TargetError(
                     f"{key}: {pattern!r} matches none of the adapted modules: {summary(t.path for t in adapted)}"
                 )
+
+
+def _cap_ranks(adapted: list[Target], config: AdapterConfig) -> None:
+    """Bring a rank that nobody chose down to the size of small layers; ``config.rank_pattern`` says so from then on."""
+    for target in adapted:
+        most = min(target.geometry.size())
+        if target.rank > most and match_pattern(target.path, config.rank_pattern) is None:
+            target.rank = most
+            config.rank_pattern[re.escape(target.path)] = most
 
 
 def _check_ranks(adapted: list[Target]) -> None:

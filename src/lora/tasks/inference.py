@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora.config import EVAL_BATCH_SIZE
 from lora.data.batches import in_order
+from lora.errors import RoutingError
 from lora.tasks.base import Encoded, Task
 
 if TYPE_CHECKING:
@@ -52,6 +53,23 @@ def infer(
     Returns:
         an `Outcome` per adapter.
     """
+    options: dict[str, Any] = {
+        "pad_token_id": pad_token_id, "batch_size": batch_size, "padding_side": padding_side, "supervised": supervised,
+    }  # fmt: skip
+    try:
+        return _together(model, task, encoded, adapters, **options)
+    except RoutingError:
+        if len(adapters) == 1:
+            raise
+        # A base whose rows cannot be told apart: one adapter after another gives the same, more slowly.
+        return {name: _together(model, task, encoded, [name], **options)[name] for name in adapters}
+
+
+def _together(
+    model: LoRA, task: Task, encoded: Encoded, adapters: Sequence[str], *, pad_token_id: int, batch_size: int,
+    padding_side: str, supervised: bool,
+) -> dict[str, Outcome]:  # fmt: skip
+    """`infer` with every adapter's rows in one batch. Raises RoutingError where the base cannot tell them apart."""
     rows_each = max(1, batch_size // len(adapters))
     out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
     with evaluating(model):

@@ -63,9 +63,7 @@ class Trainee:
         self.processes, self.rank = processes, rank
         self.batches_per_step = settings.accumulation * processes
         self.steps_per_epoch = -(-len(self.plan) // self.batches_per_step)
-        self.total_steps = max(1, round(settings.epochs * self.steps_per_epoch))
-        if settings.max_steps is not None:
-            self.total_steps = min(self.total_steps, settings.max_steps)
+        self.total_steps = settings.max_steps or max(1, round(settings.epochs * self.steps_per_epoch))
         self.warmup = warmup_steps(self.total_steps, settings.warmup_ratio, settings.warmup_steps)
         self.step = 0
         self.begin_step()

@@ -143,6 +143,7 @@ def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows
     for name, each in configs.items():
         model.add_adapter(name, each.adapter, seed=each.training.seed)
         draw_new(base, model.owned(name), each.training.seed, _labels(rows[name]))
+        each.adapter = model.adapters[name]
         each.training.dtype = config.training.dtype
         if each.training.learning_rate is None:
             each.training.learning_rate = default_learning_rate(base.config)

@@ -152,6 +152,7 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
     if start is None:
         model.add_adapter("default", config.adapter, seed=config.training.seed)
         draw_new(base, model.owned("default"), config.training.seed)
+        config.adapter = model.adapters["default"]  # ranks that were brought down to small layers stand in it
     else:
         model.load_adapter(start, "default")
         found = model.adapters["default"]
@@ -278,7 +279,8 @@ def resume(
     if not path.is_file():
         raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
     free = {"model", "data.train", "data.validation", *(f"training.{key}" for key in FREE_ON_RESUME)}
-    fixed = [key for key in overrides or {} if key not in free]
+    then = load_config(path)
+    fixed = [key for key in overrides or {} if key not in free and _differs(then, path, key, (overrides or {})[key])]
     if fixed:
         raise ConfigError(
             f"{', '.join(fixed)}: a run goes on with the settings it began with, to the result of one that was never "
@@ -286,10 +288,18 @@ def resume(
             f"To train its adapter further under other settings, begin a new run with it: lora train --start {folder} "
             "--data DATA --output ANOTHER_FOLDER ..."
         )
-    config = load_config(path, overrides)
+    config = load_config(path, {key: value for key, value in (overrides or {}).items() if key in free})
     config.output = str(folder)
     if config.adapters:
         from lora.workflow.many import train_many
 
         return train_many(config, resume=True, say=say, progress=progress)
     return train(config, resume=True, say=say, progress=progress)
+
+
+def _differs(then: RunConfig, path: Path, key: str, value: Any) -> bool:
+    """Whether setting ``key`` to ``value`` makes another run than the one that began with ``then``."""
+    now = load_config(path, {key: value})
+    if key == "output":
+        return Path(now.output or "").expanduser().absolute() != Path(then.output or "").absolute()
+    return now != then
