@@ -23,7 +23,7 @@ from lora.cli import quiet_libraries
 
 # Axis: its values, those of --quick, and what it is called in a picture.
 AXES = {
-    "rank": ((4, 16, 64, 256), (4, 64), "rank"),
+    "rank": ((4, 16, 64, 192), (4, 32), "rank (192: the width of keys and values)"),
     "adapters": ((1, 2, 4, 8, 16, 32, 64), (1, 4), "adapters, 4 rows of 32 tokens each"),
     "length": ((64, 256, 1024, 4096), (64, 256), "tokens of a row, 4096 tokens in a batch"),
 }

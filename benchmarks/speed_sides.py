@@ -245,7 +245,7 @@ class Floor:
         for examples in batches(self.prepared, self.batch, steps):
             count = sum(label != -100 for example in examples for label in example["labels"][1:])
             with per_document(self.model.base):
-                loss = packing.losses([examples], ["base"], None, [0.0])[0] / count
+                loss = packing.losses([examples], ["base"], None, [0.0])[0].sum() / count
                 loss.backward()
             losses.append(float(loss.detach()))
             tokens.append(sum(len(example["input_ids"]) for example in examples))
