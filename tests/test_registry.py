@@ -60,7 +60,7 @@ def test_the_keys_of_any_variant_select_it() -> None:
         ({"use_gentle": True, "use_dora": True}, "use_gentle: True, use_dora: True selects no variant"),
         (
             {"use_gentle": "often"},
-            "use_gentle: 'often' selects no variant; name it instead, as variant: plain, dora, ge",
+            "use_gentle: 'often' selects no variant; name it instead, as variant: plain, dora, ",
         ),
         ({"use_gentle": True, "variant": "plain"}, "use_gentle contradicts variant: 'plain'"),
         ({"use_gentel": True}, "use_gentel: unknown setting"),

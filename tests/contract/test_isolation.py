@@ -235,7 +235,8 @@ def test_passes_are_shared(bert: Any, monkeypatch: Any) -> None:
     data = rows(bert, 40, 0)
     jobs = {f"rank {r}": Job(data, False, {"rank": r}, {"learning_rate": 1e-3 * r, "batch_size": 8}) for r in (1, 2, 4)}
     train(bert, jobs, at_once=3)
-    assert set(sizes) == {3}
+    # One pass of one adapter comes before all: what a batch takes of memory is measured with it.
+    assert sizes[0] == 1 and set(sizes[1:]) == {3}
 
 
 def test_where_rows_cannot_be_told_apart_adapters_take_turns(bert: Any, monkeypatch: Any) -> None:

@@ -177,8 +177,12 @@ def test_limit(tmp_path: Path) -> None:
         ("a.csv", "text\nx".encode("utf-16"), ["is UTF-16, not UTF-8"]),
         ("a.csv", "text,label\nx,y".encode("utf-16-le"), ["is UTF-16LE, not UTF-8; re-encode it: iconv -f UTF-16LE"]),
         ("a.csv", "text,label\nx,y".encode("utf-16-be"), ["is UTF-16BE, not UTF-8"]),
-        ("a.jsonl.gz", gzip.compress(b"{}"), ["is packed with gzip, not a text file; unpack it: gunzip -k a.jsonl.gz"]),
-        ("a.jsonl", gzip.compress(b"{}"), ["is packed with gzip"]),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"{}", mtime=0),
+            ["is packed with gzip, not a text file; unpack it: gunzip -k a.jsonl.gz"],
+        ),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), ["is packed with gzip"]),
         ("a.xlsx", b"PK\x03\x04rest", ["a zip archive, as Excel files are too", "CSV"]),
         ("a.jsonl", b"PAR1\x15rest", ["is a parquet file", "name it .parquet"]),
         (

@@ -17,7 +17,7 @@ from lora.model.heads import draw_new
 from lora.tasks import Task
 from lora.training.interrupt import StopRequest
 from lora.training.job import Evaluate, Job, jobs_of
-from lora.training.mixer import Mixer, find_knee
+from lora.training.mixer import Mixer, find_knee, most_in_memory
 from lora.training.participant import FitResult, Participant
 from lora.training.passes import Passes
 from lora.training.prepare import Data, Prepared, prepare, read_rows
@@ -155,8 +155,7 @@ def fit(
                     participant.packed = mixer.passes.can_pack(participant.trainee, participant.prepared)
                     bar.join(participant)
                     if total > 1 and mixer.most_tokens is None and not participant.trainee.finished:
-                        full = _fill(model, mixer, participant, total, processes, bar)
-                        places = at_once or full
+                        places = _fill(model, mixer, participant, total, at_once, processes, bar)
                 # One batch of each, in as few passes as pays.
                 training = [p for p in active if not p.trainee.finished]
                 mixer.run(
@@ -226,17 +225,26 @@ def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
         )
 
 
-def _fill(model: LoRA, mixer: Mixer, first: Participant, total: int, processes: Processes, bar: Progress) -> int:
-    """How many adapters keep a pass full, by a measurement with the first one's next batch; the mixer learns it too."""
+def _fill(
+    model: LoRA, mixer: Mixer, first: Participant, total: int, at_once: int | None, processes: Processes, bar: Progress
+) -> int:
+    """How many adapters train at once: ``at_once``, else as many as keep a pass full by a measurement.
+
+    The mixer learns how large a pass may be: for memory, and where it was measured for speed.
+    """
     found = (0, 0, "")
     if processes.main:  # which has the first batch of every step
         share = mixer.passes.next_share(first.trainee, first.prepared, first.packed)
         assert share is not None, "an unfinished adapter has a batch"
-        knee = find_knee(model, mixer.passes, share)
-        places = min(total, max(1, -(-knee.tokens // share.tokens)))
-        found = (knee.tokens, places, knee.describe(places))
+        if at_once is not None:
+            found = (most_in_memory(model, mixer.passes, share), at_once, "")
+        else:
+            knee = find_knee(model, mixer.passes, share)
+            places = min(total, max(1, -(-knee.tokens // share.tokens)))
+            found = (knee.tokens, places, knee.describe(places))
     mixer.most_tokens, places, said = processes.agree(found)
-    bar.say(said)
+    if said:
+        bar.say(said)
     return places
 
 

@@ -102,7 +102,7 @@ def find_knee(model: LoRA, passes: Passes, share: Share, budget: int | None = No
         budget: bytes for what autograd keeps; None: a share of the memory that is free.
     """
     kept = _bytes_kept(passes, share)
-    most = max(share.tokens, int((budget if budget is not None else free_memory(model) * MEMORY_SHARE) / kept))
+    most = _most_tokens(model, share, kept, budget)
     speeds: list[tuple[int, float]] = []
     begun, copies = time.perf_counter(), 1
     while True:
@@ -121,6 +121,17 @@ def find_knee(model: LoRA, passes: Passes, share: Share, budget: int | None = No
     share.trainee.begin_step()
     best = speeds[-2][0] if len(speeds) > 1 and speeds[-1][1] < GAIN * speeds[-2][1] else speeds[-1][0]
     return Knee(best, speeds, kept)
+
+
+def most_in_memory(model: LoRA, passes: Passes, share: Share, budget: int | None = None) -> int:
+    """Tokens of a pass for which memory suffices, by one pass with ``share``; its gradient is thrown away."""
+    most = _most_tokens(model, share, _bytes_kept(passes, share), budget)
+    share.trainee.begin_step()
+    return most
+
+
+def _most_tokens(model: LoRA, share: Share, kept: float, budget: int | None) -> int:
+    return max(share.tokens, int((budget if budget is not None else free_memory(model) * MEMORY_SHARE) / kept))
 
 
 def _timed(passes: Passes, share: Share) -> float:
