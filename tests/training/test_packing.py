@@ -94,7 +94,7 @@ def test_a_leak_shows_in_any_type(dtype: torch.dtype, monkeypatch: pytest.Monkey
     """Attention over the whole row, as if documents did not end: the probe must not let it pass."""
     from lora.core import attention
 
-    monkeypatch.setattr(attention, "_runs", lambda row: [(0, 1, sum(length for length, _ in row), None)])
+    monkeypatch.setattr(attention, "_runs", lambda row: [(0, 1, sum(d.length for d in row), None)])
     found = probe(LoRA(tiny("llama").to(dtype), name="a", rank=2))
     assert isinstance(found, str) and "see each other" in found
 
@@ -165,3 +165,34 @@ def test_attention_dropout_in_packed_rows_is_drawn_by_document(llama: Any) -> No
 
     assert run(0.5, 0) == run(0.5, 0) == run(0.5, 0, gradient_checkpointing=True)
     assert run(0.5, 0) != run(0.0, 0)
+
+
+@pytest.mark.parametrize("heads, shared", [(4, 4), (6, 2), (3, 1)])
+def test_attention_of_short_documents_by_hand(heads: int, shared: int) -> None:
+    """Beside torch's kernel in fp64, and its gradients beside finite differences."""
+    from lora.core.attention import _short
+
+    def draw(count: int) -> torch.Tensor:
+        return torch.randn(2, count, 7, 5, dtype=torch.float64, requires_grad=True)
+
+    q, k, v = draw(heads), draw(shared), draw(shared)
+    wide = [x.repeat_interleave(heads // shared, 1) for x in (k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(q, *wide, is_causal=True, scale=0.3)
+    torch.testing.assert_close(_short(q, k, v, 0.3), expected)
+    assert torch.autograd.gradcheck(lambda *x: _short(*x, 0.3), (q, k, v))
+
+
+def test_short_documents_in_bfloat16_go_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora.core import attention
+
+    model, rows = LoRA(tiny("llama").to(torch.bfloat16), name="a", rank=2), examples()
+    packing = probe(model)
+    assert isinstance(packing, Packing)
+
+    def loss() -> torch.Tensor:
+        with per_document(model.base):
+            return packing.losses([rows], ["a"], None, [0.0])[0].sum()
+
+    by_hand = loss()
+    monkeypatch.setattr(attention, "SHORT", 0)
+    assert by_hand != loss() and abs(by_hand - loss()) < 2e-3 * loss()

@@ -13,23 +13,34 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lora.core.randomness import seed_of
 
 NAME = "lora_documents"
+SHORT = 512  # tokens: longer documents go to torch's kernel, whose memory does not grow with the square of the length
+
+
+class Document(NamedTuple):
+    """One document of a packed row."""
+
+    length: int
+    seed: int | None = None  # of what is drawn for it
+    owner: str = ""  # its adapter
+
 
 # One per thread: a block recomputed in the backward may run on another thread than its forward.
 _IN_FORCE = threading.local()
 
 
 @contextmanager
-def documents(row: Sequence[tuple[int, int | None]] | None) -> Iterator[None]:
-    """For the block, the packed row consists of these documents: (length, seed of what is drawn for it) each."""
+def documents(row: Sequence[Document] | None) -> Iterator[None]:
+    """For the block, the packed row consists of these documents."""
     previous = getattr(_IN_FORCE, "row", None)
     _IN_FORCE.row = row
     try:
@@ -38,18 +49,18 @@ def documents(row: Sequence[tuple[int, int | None]] | None) -> Iterator[None]:
         _IN_FORCE.row = previous
 
 
-def _runs(row: Sequence[tuple[int, int | None]]) -> list[tuple[int, int, int, int | None]]:
+def _runs(row: Sequence[Document]) -> list[tuple[int, int, int, int | None]]:
     """(start, number of documents, their length, their seed) of each run of documents that can be attended to at once:
-    equally long, and nothing to be drawn."""
+    equally long, of one adapter (so that its runs are the same whoever is beside it), and nothing to be drawn."""
     out: list[tuple[int, int, int, int | None]] = []
-    start = 0
-    for length, seed in row:
-        if out and out[-1][2] == length and seed is None:
+    start, owner = 0, None
+    for length, seed, its_owner in row:
+        if out and out[-1][2] == length and seed is None and owner == its_owner:
             first, count, *_ = out[-1]
             out[-1] = (first, count + 1, length, None)
         else:
             out.append((start, 1, length, seed))
-        start += length
+        start, owner = start + length, its_owner
     return out
 
 
@@ -88,10 +99,15 @@ def document_attention(
         raise NotImplementedError(f"attention per document with {', '.join(strange) or 'a mask'}")
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     groups = query.shape[1] // key.shape[1]
-    row = getattr(_IN_FORCE, "row", None) or [(query.shape[2], None)]
+    row = getattr(_IN_FORCE, "row", None) or [Document(query.shape[2])]
     parts = []
-    for start, count, length, seed in _runs(row if dropout else [(length, None) for length, _ in row]):
+    for start, count, length, seed in _runs(row if dropout else [d._replace(seed=None) for d in row]):
         q, k, v = (_documents(tensor, start, count, length) for tensor in (query, key, value))
+        by_hand = q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= SHORT and causal
+        if by_hand and not dropout and softcap is None and (sliding_window is None or sliding_window >= length):
+            out = _short(q, k, v, scaling if scaling is not None else q.shape[-1] ** -0.5)
+            parts.append(out.transpose(1, 2).reshape(count * length, out.shape[1], out.shape[3]))
+            continue
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         window = sliding_window if sliding_window is not None and sliding_window < length else None
@@ -99,6 +115,45 @@ def document_attention(
             out = _attend(q, k, v, causal, scaling, window, softcap, dropout)
         parts.append(out.transpose(1, 2).reshape(count * length, out.shape[1], out.shape[3]))
     return torch.cat(parts).unsqueeze(0), None
+
+
+def _short(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+    """Causal attention of short documents by plain matrix products: (b, h, t, d) of q (b, h, t, d), k, v (b, h', t, d).
+
+    On the CPU torch's fused kernel is slow in bfloat16 where documents are short: measured with 9 heads of 64, it takes
+    three to five times as long up to 200 tokens, half as long again at 512, and less from about 1000 on. Scores are
+    rounded to bfloat16, as in transformers' eager attention. Query heads that share keys and values go as more rows.
+    """
+    b, h, t, d = q.shape
+    shared = k.shape[1]
+    rows = q.reshape(b * shared, h // shared * t, d)
+    later = torch.full((t, t), -math.inf, dtype=q.dtype, device=q.device).triu_(1).repeat(h // shared, 1)
+    out: Tensor = _Attention.apply(rows, k.reshape(b * shared, t, d), v.reshape(b * shared, t, d), later, scaling)
+    return out.view(b, h, t, d)
+
+
+class _Attention(torch.autograd.Function):
+    """o = p·v with p = softmax(scaling · q·kᵀ + mask) (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), and
+
+        ∂v = pᵀ·∂o       ∂s = scaling · p∘(∂p - Σ p∘∂p), ∂p = ∂o·vᵀ       ∂q = ∂s·k       ∂k = ∂sᵀ·q.
+
+    Shapes: q (n, g·t, d), k and v (n, t, d), mask (g·t, t), with g the query heads that share a key.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Tensor:
+        p = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), -1)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scaling = scaling
+        return p @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        q, k, v, p = ctx.saved_tensors
+        (do,) = gradients
+        ds = torch._softmax_backward_data(do @ v.transpose(1, 2), p, -1, p.dtype).mul_(ctx.scaling)
+        return ds @ k, ds.transpose(1, 2) @ q, p.transpose(1, 2) @ do, None, None
 
 
 @contextmanager

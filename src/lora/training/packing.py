@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora.core.attention import per_document
+from lora.core.attention import Document, per_document
 from lora.core.functions import Segment
 from lora.core.layer import AdaptedLayer, is_plain
 from lora.core.loss import head_cross_entropy
@@ -35,7 +35,7 @@ AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-6}
 ROUGH = 2e-2  # the same in half precision
 
 
-class Document:
+class Text:
     """One example's tokens and, for each position that is supervised, the token that should follow."""
 
     def __init__(self, example: dict[str, Any]) -> None:
@@ -69,12 +69,12 @@ class Packing:
             smoothing: label smoothing of each.
         """
         device = next(self.model.parameters()).device
-        groups = [[Document(example) for example in examples] for examples in documents]
+        groups = [[Text(example) for example in examples] for examples in documents]
         every = [document for group in groups for document in group]
         lengths = [len(document.ids) for document in every]
         routing = self._routing(names, [sum(len(d.ids) for d in group) for group in groups], seeds)
         routing.documents = [
-            (len(document.ids), None if seeds is None else seed_of(seeds[name], "document", number))
+            Document(len(document.ids), None if seeds is None else seed_of(seeds[name], "document", number), name)
             for name, group in zip(names, groups, strict=True)
             for number, document in enumerate(group)
         ]
@@ -184,7 +184,7 @@ def _of_each(packing: Packing, name: str, examples: list[dict[str, Any]]) -> lis
     """Losses of the supervised positions of each example, all of them in one row."""
     with per_document(packing.model.base):
         losses = packing.losses([examples], [name], None, [0.0])[0]
-    return list(losses.split([len(Document(example).labels) for example in examples]))
+    return list(losses.split([len(Text(example).labels) for example in examples]))
 
 
 def _leaks(packing: Packing, name: str, examples: list[dict[str, Any]], losses: list[Tensor]) -> bool:
