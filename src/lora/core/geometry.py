@@ -202,9 +202,9 @@ def _as_tensor(scale: Any, like: Tensor) -> Tensor:
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of ``module``, or None for a kind that cannot be adapted."""
     if isinstance(module, nn.Linear):
-        # Routers of experts are subclasses that give more than one tensor; a quantised layer's own forward is linear.
-        makes_its_own = type(module).forward is not nn.Linear.forward
-        routes = makes_its_own and type(module).__module__.startswith("transformers.models.")
+        # Routers of experts (Llama 4) are subclasses that give more than one tensor; the forward of others (Falcon's, a
+        # quantised layer's) is another way to compute the same.
+        routes = type(module).forward is not nn.Linear.forward and "router" in type(module).__name__.lower()
         return None if routes else LinearGeometry(module)
     if isinstance(module, nn.Embedding):
         return EmbeddingGeometry(module)
