@@ -6,11 +6,17 @@ wrapping the model for distributed training would send the same bytes in many pi
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Processes:
@@ -25,6 +31,10 @@ class Processes:
         self.count: int = self._state.num_processes
         self.device: torch.device = self._state.device
         self.main: bool = self._state.is_main_process
+        if self.count > 1:
+            # Left to the interpreter's own end, gloo's threads can abort a process that has done its work.
+            atexit.unregister(_leave)
+            atexit.register(_leave)
 
     def share(self, parameters: dict[str, Any]) -> None:
         """Start all processes from the first one's values."""
