@@ -64,6 +64,15 @@ def test_debug_shows_the_traceback(raising, capsys, monkeypatch) -> None:
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(given, spins, monkeypatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    cli.set_environment()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
 @pytest.mark.parametrize(("value", "code"), [(None, 0), (0, 0), (2, 2), ("text", 0)])
 def test_a_command_may_return_an_exit_code(value, code, raising) -> None:
     raising(value)
