@@ -15,11 +15,9 @@ from lora.config import (
     DataConfig,
     RunConfig,
     TrainingConfig,
-    apply_overrides,
-    load_config,
-    save_config,
 )
 from lora.errors import ConfigError
+from lora.overrides import apply_overrides, load_config, save_config
 
 SECTIONS = {"data": DataConfig, "adapter": AdapterConfig, "training": TrainingConfig}
 

@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig, load_config
+    from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.predict import predict
     from lora.model.lora import LoRA
+    from lora.overrides import load_config
     from lora.training.job import Job
     from lora.training.loop import fit
 
@@ -41,7 +42,7 @@ _HOMES = {
     "TrainingConfig": "lora.config",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",
-    "load_config": "lora.config",
+    "load_config": "lora.overrides",
     "predict": "lora.evaluation.predict",
 }
 

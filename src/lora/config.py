@@ -7,16 +7,13 @@ An unknown key is an error that names the nearest known one.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lora.errors import ConfigError
 from lora.registry import TASKS, VARIANTS, unknown
 from lora.settings import Settings
-from lora.yaml_text import read_yaml, write_yaml
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -278,47 +275,21 @@ class RunConfig(Settings):
         default=None, ge=1, description="how many of them at the same time; default: found by a short measurement"
     )
 
-    def each(self) -> dict[str, RunConfig]:
-        """The configuration of each adapter by itself: its own settings over those for all.
-
-        Raises:
-            ConfigError: unknown or bad settings, all of them, with the adapter's name.
-        """
-        common = self.model_dump(exclude={"adapters", "at_once"})
-        out, problems = {}, []
-        for name, own in self.adapters.items():
-            sections = {section: {} if values is None else values for section, values in own.items()}
-            if "data" in sections and not isinstance(sections["data"], dict):
-                sections["data"] = {"train": sections["data"]}
-            try:
-                _check_name(name)
-                flat = {
-                    f"{section}.{key}": value
-                    for section, values in sections.items()
-                    for key, value in _section(section, values).items()
-                }
-                base = {**common, "adapter": dict(common["adapter"])}
-                if any(key.startswith("adapter.use_") for key in flat):
-                    del base["adapter"]["variant"]  # PEFT's way to name one: it stands in for the common one
-                config = RunConfig.make(apply_overrides(base, flat))
-                config.output = self.output and str(Path(self.output) / name)
-                out[name] = config
-            except ConfigError as error:
-                problems += [f"adapters.{name}.{line}" for line in str(error).splitlines()]
-        if problems:
-            raise ConfigError("\n".join(problems))
-        return out
-
     @field_validator("adapters", mode="before")
     @classmethod
     def _named_sections(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        # `a:` alone, and `a: file.jsonl` for `a: {data: {train: file.jsonl}}`
-        return {
-            str(name): {} if own is None else {"data": own} if isinstance(own, (str, Path)) else own
-            for name, own in value.items()
-        }
+        out: dict[str, Any] = {}
+        for name, own in value.items():
+            # `a:` alone, and `a: file.jsonl` for `a: {data: {train: file.jsonl}}`
+            own = {} if own is None else {"data": own} if isinstance(own, (str, Path)) else own
+            if isinstance(own, dict):
+                own = {key: {} if section is None else section for key, section in own.items()}
+                if isinstance(own.get("data"), (str, Path)):
+                    own["data"] = {"train": str(own["data"])}
+            out[str(name)] = own
+        return out
 
     @field_validator("data", "adapter", "training", mode="before")
     @classmethod
@@ -330,76 +301,3 @@ class RunConfig(Settings):
     @classmethod
     def _data_as_path(cls, value: Any) -> Any:
         return {"train": value} if isinstance(value, (str, Path)) else value
-
-
-# They stand in settings of one adapter: what it learns from, what it is, how it is trained.
-ADAPTER_SECTIONS = ("data", "adapter", "training")
-# Names of folders in a run, which an adapter's own folder beside them must not be.
-TAKEN = ("adapter", "checkpoints", "tensorboard", "base")
-
-
-def _section(section: str, values: Any) -> dict[str, Any]:
-    if section not in ADAPTER_SECTIONS:
-        near = difflib.get_close_matches(section, ADAPTER_SECTIONS, n=1)
-        homes = [home for home in ADAPTER_SECTIONS if _group(home).canonical(section) in _group(home).model_fields]
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ADAPTER_SECTIONS)}"
-        raise ConfigError(f"{section}: unknown section; " + (f"did you mean {homes[0]}.{section}?" if homes else hint))
-    if not isinstance(values, dict):
-        raise ConfigError(f"{section}: expected settings as 'key: value' lines (given: {values!r})")
-    return values
-
-
-def _check_name(name: str) -> None:
-    if name in TAKEN or name.startswith(".") or set(name) & set('/\\:*?"<>|') or name != name.strip() or not name:
-        raise ConfigError(f"name: {name!r} cannot be an adapter's name here, since it names a folder of the run")
-
-
-def apply_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return ``values`` with dotted ``overrides`` (``{"training.learning_rate": 1e-3}``) written over them.
-
-    An override replaces its setting however either of them is spelled. Unknown names are left to the validation.
-    """
-    out: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    for dotted, value in overrides.items():
-        section, _, key = dotted.rpartition(".")
-        if not section:
-            _replace(RunConfig, out, key, value)
-            continue
-        if not isinstance(out.get(section), dict):
-            # `data: file.jsonl` is short for `data: {train: file.jsonl}`
-            out[section] = {"train": out[section]} if section == "data" and out.get(section) else {}
-        _replace(_group(section), out[section], key, value)
-    return out
-
-
-def _group(section: str) -> type[Settings]:
-    field = RunConfig.model_fields.get(section)
-    group = field.annotation if field else None
-    return group if isinstance(group, type) and issubclass(group, Settings) else Settings
-
-
-def _replace(group: type[Settings], values: dict[str, Any], key: str, value: Any) -> None:
-    name = group.canonical(key)
-    for spelling in [other for other in values if group.canonical(other) == name]:
-        del values[spelling]
-    values[name] = value
-
-
-def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """Read a YAML file (or none), write ``overrides`` over it and validate.
-
-    Raises ConfigError naming the file, the key and the nearest known name.
-    """
-    values = {} if path is None else read_yaml(path)
-    try:
-        return RunConfig.make(apply_overrides(values, overrides or {}))
-    except ConfigError as error:
-        problems = str(error).splitlines()
-        if path is None or len(problems) == 1:
-            raise ConfigError(f"{path}: {error}" if path else str(error)) from None
-        raise ConfigError(f"{path}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None
-
-
-def save_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML text, every default written out."""
-    return write_yaml(config.model_dump(mode="json"))

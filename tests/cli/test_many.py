@@ -11,6 +11,7 @@ import yaml
 
 from lora.config import RunConfig
 from lora.errors import ConfigError
+from lora.overrides import each_adapter
 from small_base import WORDS, labelled, write_jsonl
 
 SRC = str(Path(__file__).parents[2] / "src")
@@ -93,7 +94,7 @@ def test_the_set_can_be_gone_on_with(trained):
 )
 def test_settings_of_one_adapter_that_are_wrong(adapters, message):
     with pytest.raises(ConfigError, match=message):
-        RunConfig.make({"adapters": adapters}).each()
+        each_adapter(RunConfig.make({"adapters": adapters}))
 
 
 def test_settings_of_one_lie_over_those_of_all():
@@ -101,7 +102,7 @@ def test_settings_of_one_lie_over_those_of_all():
         {"output": "o", "data": {"max_length": 9}, "adapter": {"r": 4}, "training": {"lr": 1e-3},
          "adapters": {"a": None, "b": {"adapter": {"rank": 8}, "training": {"learning_rate": 2e-3}}}}
     )  # fmt: skip
-    a, b = config.each().values()
+    a, b = each_adapter(config).values()
     assert (a.adapter.rank, a.training.learning_rate, a.data.max_length) == (4, 1e-3, 9)
     assert (b.adapter.rank, b.training.learning_rate, b.data.max_length) == (8, 2e-3, 9)
     assert Path(b.output or "") == Path("o/b")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lora import registry
 from lora.cli.options import ConfigCommand, _keys, _option_names, config_options, parse_value
-from lora.config import AdapterConfig, RunConfig, TrainingConfig, load_config
+from lora.config import AdapterConfig, RunConfig, TrainingConfig
+from lora.overrides import load_config
 
 
 def run(*arguments: str, parts: tuple[str, ...] = ()) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 import lora.io.peft
 import lora.io.peft_load
 from lora import LoRA
-from lora.errors import SaveError
+from lora.errors import AdapterFileError, SaveError
 from lora.io.atomic import atomic_folder, recover, write_text
 from tiny_models import batch, logits, randomise, tiny
 
@@ -127,6 +128,25 @@ def test_a_folder_replaced_while_it_is_read_is_read_anew(folder: Path, monkeypat
     assert torch.equal(logits(other, batch("bert")), logits(model.eval(), batch("bert")))
 
 
+def test_a_folder_away_while_it_is_read_is_read_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = changed(folder), []
+    opening, aside = lora.io.peft_load.safe_open, folder.with_name(".good.old")
+
+    def away(path: Path, **options: Any) -> Any:
+        calls.append(path)
+        if len(calls) == 1:  # between the first rename of a save and the second
+            folder.rename(aside)
+        return opening(path, **options)
+
+    monkeypatch.setattr(lora.io.peft_load, "safe_open", away)
+    model.load_adapter(folder, "b")
+    assert len(calls) == 2 and not aside.exists()
+    monkeypatch.setattr(lora.io.peft_load, "safe_open", opening)
+    shutil.rmtree(folder)
+    with pytest.raises(AdapterFileError, match="there is no such adapter folder"):
+        model.load_adapter(folder, "c")
+
+
 def test_what_killed_saves_left_goes_with_a_later_one(folder: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -173,6 +193,8 @@ def test_places_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch
         model.save_adapter("a", tmp_path / "file")
     with pytest.raises(SaveError, match="cannot be written"):
         model.save_adapter("a", tmp_path / "file" / "below")
+    with pytest.raises(SaveError, match="cannot be written"):
+        write_text(tmp_path / "file" / "below", "text")
     monkeypatch.chdir(folder)
     with pytest.raises(SaveError, match="is the working folder"):
         model.save_adapter("a", ".")

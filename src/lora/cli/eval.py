@@ -34,8 +34,8 @@ def command(
     lora eval run --data test.jsonl
     """
     from lora.cli import quiet_libraries
-    from lora.config import load_config
     from lora.errors import ConfigError
+    from lora.overrides import load_config
 
     config = load_config(None, overrides).data
     if not config.train:

@@ -2,8 +2,8 @@
 
 ``training.learning_rate`` is ``--training.learning-rate``, ``--learning-rate`` (its name is unique over the sections),
 ``--lr`` and whatever else the configuration accepts for it. Only what was given counts: a command receives
-``overrides``, ready for ``lora.config.load_config(path, overrides)``, and everything else keeps the file's value or the
-default. Values are checked by the configuration, not here, so that all problems are reported together.
+``overrides``, ready for ``lora.overrides.load_config(path, overrides)``, and everything else keeps the file's value or
+the default. Values are checked by the configuration, not here, so that all problems are reported together.
 """
 
 from __future__ import annotations

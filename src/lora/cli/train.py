@@ -33,7 +33,7 @@ def command(
     lora train several.yaml        (with an entry for each under `adapters:`)
     """
     from lora.cli import quiet_libraries
-    from lora.config import load_config
+    from lora.overrides import load_config
 
     if resume_folder and (config_file or overwrite):
         raise ConfigError("--resume goes on under the run's own configuration; leave CONFIG.yaml and --overwrite out")

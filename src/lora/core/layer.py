@@ -104,7 +104,7 @@ class TiedSlot(Slot):
 _NO_ROWS = re.compile(r"relative|(^|\.)experts?\.\d", re.IGNORECASE)
 
 
-def _check_rows(path: str, layer: nn.Module) -> None:
+def check_rows(path: str, layer: nn.Module) -> None:
     if _NO_ROWS.search(path):
         raise RoutingError(
             f"{path}: a {type(layer).__name__} that does not see the batch row by row; run this model with one adapter "
@@ -138,7 +138,7 @@ def _summed_here(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x
 
 
-def _one_for_all(routing: Routing, value: Tensor) -> Tensor:
+def one_for_all(routing: Routing, value: Tensor) -> Tensor:
     """One row that serves the whole batch (position ids) as a row of each: every adapter makes its own of it."""
     assert routing.size is not None, "a uniform routing is never split"
     one = value.shape[0] == 1 and not routing.packed
@@ -196,8 +196,8 @@ class AdaptedLayer(nn.Module):
             return self.base_layer(x, *args, **kwargs)
         if routing.single is None:
             routing = routing.fitting(x.shape[0])
-            _check_rows(self.path, self.base_layer)
-            x = _one_for_all(routing, x)
+            check_rows(self.path, self.base_layer)
+            x = one_for_all(routing, x)
         x = _summed_here(x)
         plain = not args and not kwargs and is_plain(self.base_layer, x)
         by_hand = [slot if slot is not None and plain and slot.low_rank_update else None for slot in slots]
@@ -283,90 +283,4 @@ class AdaptedLayer(nn.Module):
         clone = type(self)(copy.deepcopy(self.base_layer, memo), copy.deepcopy(self.router, memo), self.path)
         memo[id(self)] = clone
         clone.slots = copy.deepcopy(self.slots, memo)
-        return clone.train(self.training)
-
-
-class CastAround(nn.Module):
-    """A module trained in fp32 inside a half-precision base: inputs are cast up, the output back."""
-
-    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.inner = inner
-        self.dtype_out = dtype
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        def up(value: Any) -> Any:
-            return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        out = self.inner(*[up(value) for value in args], **{key: up(value) for key, value in kwargs.items()})
-        return out.to(self.dtype_out) if isinstance(out, Tensor) else out
-
-
-class OwnedModule(nn.Module):
-    """A module that each adapter owns a full copy of: a task head, or whatever was newly initialised.
-
-    Rows of ``base`` go through the original. Heads of different width may share a batch: the narrower ones' outputs
-    are padded with -inf on the last axis, which no softmax sees; a task reads its own columns.
-    """
-
-    def __init__(self, original: nn.Module, router: Router, path: str) -> None:
-        super().__init__()
-        self.original = original
-        self.copies = ByAdapter()
-        self.path = path
-        self.__dict__["router"] = router
-        self.train(original.training)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's signature; tensors whose first axis is the batch are split by row."""
-        routing = self.router.resolve()
-        if routing.single is not None:
-            return self.module(routing.single)(*args, **kwargs)
-        if not any(group.name in self.copies for group in routing.groups):
-            return self.original(*args, **kwargs)
-        _check_rows(self.path, self.original)
-        parts, draws = [], routing.draws
-        pieces = [self._pieces(routing, value) for value in args]
-        named = {key: self._pieces(routing, value) for key, value in kwargs.items()}
-        for index, group in enumerate(routing.groups):
-            # Modules inside see these rows alone, and draw for them what they would draw alone.
-            inside = Routing.uniform(group.name, None if routing.seeds is None else routing.seeds.get(group.name))
-            inside.draws = routing.draws
-            with self.router.activate(inside):
-                parts.append(
-                    self.module(group.name)(*[p[index] for p in pieces], **{key: p[index] for key, p in named.items()})
-                )
-            draws = max(draws, inside.draws)
-        routing.draws = draws
-        if not all(isinstance(part, Tensor) for part in parts):
-            raise RoutingError(
-                f"{self.path}: a {type(self.original).__name__} that gives more than one tensor, which are not "
-                "put together again by row; run this model with one adapter per batch (`with model.using(name): ...`)"
-            )
-        width = max(part.shape[-1] for part in parts)
-        padded = [F.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for part in parts]
-        like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 0)
-        return routing.fitting(sum(part.shape[0] for part in parts)).join(padded, like)
-
-    def _pieces(self, routing: Routing, value: Any) -> list[Any]:
-        """``value`` for each group: its rows of a tensor, anything else as it is."""
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            return [value] * len(routing.groups)
-        routing = routing.fitting(value.shape[0])
-        return routing.split(_one_for_all(routing, value), self.path, ids=not value.is_floating_point())
-
-    def module(self, name: str) -> nn.Module:
-        """The copy that belongs to adapter ``name``; the original for ``base`` and adapters without one."""
-        return self.copies[name] if name in self.copies else self.original  # noqa: SIM401
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("original"), name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OwnedModule:
-        clone = type(self)(copy.deepcopy(self.original, memo), copy.deepcopy(self.router, memo), self.path)
-        memo[id(self)] = clone
-        clone.copies = copy.deepcopy(self.copies, memo)
         return clone.train(self.training)

@@ -140,6 +140,19 @@ def recover(folder: str | Path) -> None:
                 old.rename(folder)
 
 
+def is_there(folder: str | Path) -> bool:
+    """Whether `atomic_folder` has left a folder there, now or as soon as one who is at it has renamed it."""
+    folder = Path(os.path.realpath(folder))
+    old = _beside(folder, "old")
+    for _ in range(100):  # not for ever: where one may not write, what a kill left under the other name stays there
+        if folder.is_dir():
+            return True
+        if not old.is_dir() and not folder.is_dir():  # in this order: the one goes only after the other came
+            return False
+        recover(folder)
+    return False
+
+
 ABANDONED = 600  # seconds: a stage of a process that is not here may be one of another machine, still at work
 
 
@@ -177,7 +190,8 @@ def write_text(path: str | Path, text: str) -> None:
             _flush(stage)
             stage.replace(path)
     finally:
-        stage.unlink(missing_ok=True)
+        with suppress(OSError):  # it may never have come to be: its folder may be a file
+            stage.unlink()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lora.core.geometry import geometry_of
 from lora.core.layer import TiedSlot
 from lora.core.variant import variants
 from lora.errors import AdapterFileError
-from lora.io.atomic import atomic_files, atomic_folder, recover
+from lora.io.atomic import atomic_files, atomic_folder, is_there, recover
 from lora.io.fingerprint import fingerprint
 from lora.model.heads import input_embedding, output_heads
 from lora.model.tree import inside, matches, unwrapped_modules
@@ -210,8 +210,8 @@ def load_adapter(
 def resolve_folder(folder: str | Path) -> Path:
     """A local folder, of a run the one with its result, or a hub id's download (configuration and safetensors only)."""
     path = Path(folder).expanduser()
-    recover(path)
-    if path.is_dir():
+    if is_there(path):
+        recover(path)
         if not (path / CONFIG).exists():
             recover(path / "adapter")
             return path / "adapter" if (path / "adapter" / CONFIG).is_file() else path

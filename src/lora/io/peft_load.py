@@ -17,6 +17,7 @@ from lora.core.layer import TiedSlot
 from lora.core.variant import Variant, variants
 from lora.errors import AdapterFileError, ConfigError
 from lora.io import peft_tensors as tensors_of
+from lora.io.atomic import is_there
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import CONFIG, PREFIX, WEIGHTS, read_sidecar
 from lora.io.peft_kinds import check_kind
@@ -60,7 +61,8 @@ def read_folder(folder: Path) -> Stored:
         try:
             stored = _read(folder)
         except AdapterFileError:
-            if _identity(folder) == before:
+            # None: between the renames of someone who saves there, or not there at all.
+            if _identity(folder) == before and not (before is None and is_there(folder)):
                 raise
         else:
             if _identity(folder) == before:
@@ -95,7 +97,7 @@ def _read(folder: Path) -> Stored:
         with safe_open(weights, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (not a dict)
                 tensors[key] = file.get_tensor(key)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: torch could not map the file
         raise AdapterFileError(
             f"{weights}: not a readable safetensors file ({error}); copy or download it again"
         ) from None

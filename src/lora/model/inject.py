@@ -6,7 +6,8 @@ import functools
 
 from torch import nn
 
-from lora.core.layer import AdaptedLayer, OwnedModule
+from lora.core.layer import AdaptedLayer
+from lora.core.owned import OwnedModule
 from lora.core.routing import Router
 from lora.model.tree import inner
 

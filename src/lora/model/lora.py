@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lora.config import AdapterConfig
-from lora.core.layer import AdaptedLayer, CastAround, OwnedModule, Slot, TiedSlot
+from lora.core.layer import AdaptedLayer, Slot, TiedSlot
+from lora.core.owned import CastAround, OwnedModule
 from lora.core.routing import BASE, Router, Routing
 from lora.core.variant import get_variant
 from lora.errors import ConfigError, RoutingError, TargetError

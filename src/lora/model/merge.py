@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lora.core.layer import AdaptedLayer, OwnedModule, TiedSlot
+from lora.core.layer import AdaptedLayer, TiedSlot
+from lora.core.owned import OwnedModule
 from lora.model.heads import fit_width
 from lora.model.inject import forget_adapters
 

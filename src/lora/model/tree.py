@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from lora.core.layer import AdaptedLayer, OwnedModule
+from lora.core.layer import AdaptedLayer
+from lora.core.owned import OwnedModule
 
 _LAYER = re.compile(r"(?:^|[._])(?:layers?|h|blocks?|encoder|decoder)\.(\d+)(?:\.|$)")
 

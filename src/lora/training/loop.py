@@ -155,7 +155,7 @@ def fit(
                     participant.packed = mixer.passes.can_pack(participant.trainee, participant.prepared)
                     bar.join(participant)
                     if total > 1 and mixer.most_tokens is None and not participant.trainee.finished:
-                        places = _fill(model, mixer, participant, total, at_once, processes, bar)
+                        places = _fill(mixer, participant, total, at_once, processes, bar)
                 # One batch of each, in as few passes as pays.
                 training = [p for p in active if not p.trainee.finished]
                 mixer.run(
@@ -226,7 +226,7 @@ def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
 
 
 def _fill(
-    model: LoRA, mixer: Mixer, first: Participant, total: int, at_once: int | None, processes: Processes, bar: Progress
+    mixer: Mixer, first: Participant, total: int, at_once: int | None, processes: Processes, bar: Progress
 ) -> int:
     """How many adapters train at once: ``at_once``, else as many as keep a pass full by a measurement.
 
@@ -237,9 +237,9 @@ def _fill(
         share = mixer.passes.next_share(first.trainee, first.prepared, first.packed)
         assert share is not None, "an unfinished adapter has a batch"
         if at_once is not None:
-            found = (most_in_memory(model, mixer.passes, share), at_once, "")
+            found = (most_in_memory(mixer.passes, share), at_once, "")
         else:
-            knee = find_knee(model, mixer.passes, share)
+            knee = find_knee(mixer.passes, share)
             places = min(total, max(1, -(-knee.tokens // share.tokens)))
             found = (knee.tokens, places, knee.describe(places))
     mixer.most_tokens, places, said = processes.agree(found)

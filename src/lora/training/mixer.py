@@ -34,12 +34,10 @@ class Knee:
     Attributes:
         tokens: of a pass beyond which nothing is gained, or for which memory does not suffice.
         speeds: (tokens of a pass, tokens per second), as measured.
-        bytes_per_token: that autograd keeps from forward to backward.
     """
 
     tokens: int
     speeds: list[tuple[int, float]]
-    bytes_per_token: float
 
     def describe(self, adapters: int) -> str:
         """A sentence for the log."""
@@ -50,13 +48,14 @@ class Knee:
 class Mixer:
     """Fills passes.
 
-    Args:
+    Attributes:
         most_tokens: of a pass; a batch that is larger by itself makes a pass of its own. None: no limit.
+        note: what a user should know of how the adapters shared passes.
     """
 
-    def __init__(self, passes: Passes, most_tokens: int | None = None) -> None:
+    def __init__(self, passes: Passes) -> None:
         self.passes = passes
-        self.most_tokens = most_tokens
+        self.most_tokens: int | None = None
         self.note: str | None = None
         self._apart = False
 
@@ -95,16 +94,11 @@ class Mixer:
         return groups
 
 
-def find_knee(model: LoRA, passes: Passes, share: Share, budget: int | None = None) -> Knee:
-    """Time passes of growing size, made of copies of ``share``; gradients are thrown away.
-
-    Args:
-        budget: bytes for what autograd keeps; None: a share of the memory that is free.
-    """
-    kept = _bytes_kept(passes, share)
-    most = _most_tokens(model, share, kept, budget)
+def find_knee(passes: Passes, share: Share) -> Knee:
+    """Time passes of growing size, made of copies of ``share``, within memory; gradients are thrown away."""
+    most = most_in_memory(passes, share)
     speeds: list[tuple[int, float]] = []
-    begun, copies = time.perf_counter(), 1
+    begun, copies, best = time.perf_counter(), 1, share.tokens
     while True:
         larger = replace(share, examples=share.examples * copies)
         try:
@@ -114,24 +108,21 @@ def find_knee(model: LoRA, passes: Passes, share: Share, budget: int | None = No
                 raise  # not even one batch fits
             break
         speeds.append((larger.tokens, larger.tokens / seconds))
-        slow = len(speeds) > 1 and speeds[-1][1] < GAIN * speeds[-2][1]
-        if slow or 2 * larger.tokens > most or time.perf_counter() - begun + 4 * seconds > LONGEST:
+        if len(speeds) > 1 and speeds[-1][1] < GAIN * speeds[-2][1]:
+            break
+        best = larger.tokens
+        if 2 * larger.tokens > most or time.perf_counter() - begun + 4 * seconds > LONGEST:
             break
         copies *= 2
     share.trainee.begin_step()
-    best = speeds[-2][0] if len(speeds) > 1 and speeds[-1][1] < GAIN * speeds[-2][1] else speeds[-1][0]
-    return Knee(best, speeds, kept)
+    return Knee(best, speeds)
 
 
-def most_in_memory(model: LoRA, passes: Passes, share: Share, budget: int | None = None) -> int:
+def most_in_memory(passes: Passes, share: Share) -> int:
     """Tokens of a pass for which memory suffices, by one pass with ``share``; its gradient is thrown away."""
-    most = _most_tokens(model, share, _bytes_kept(passes, share), budget)
+    kept = _bytes_kept(passes, share)
     share.trainee.begin_step()
-    return most
-
-
-def _most_tokens(model: LoRA, share: Share, kept: float, budget: int | None) -> int:
-    return max(share.tokens, int((budget if budget is not None else free_memory(model) * MEMORY_SHARE) / kept))
+    return max(share.tokens, int(free_memory(passes.model) * MEMORY_SHARE / kept))
 
 
 def _timed(passes: Passes, share: Share) -> float:

@@ -245,9 +245,6 @@ class Participant:
             if self.run is not None and self.processes.main:
                 save_adapter(self.model, self.name, self.run.adapter)
             self.processes.wait()
-        return self.result()
-
-    def result(self) -> FitResult:
         trainee = self.trainee
         assert self.settings.learning_rate is not None, "resolved before"
         return FitResult(

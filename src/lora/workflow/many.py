@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ from lora.io.run import RunFolder
 from lora.model.base import load_base, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
+from lora.overrides import each_adapter
 from lora.training.device import choose_dtype
-from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure
+from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure, settle
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows
@@ -61,7 +61,6 @@ def train_many(
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
     output = Path(config.output or "")
-    begun = time.perf_counter()
     with ExitStack() as files:
         files.enter_context(config_file(config, output, processes))
         for name, each in configs.items():
@@ -70,7 +69,6 @@ def train_many(
             model, jobs, output_dir=output, resume=resume, overwrite=overwrite, at_once=config.at_once,
             progress=progress,
         )  # fmt: skip
-    seconds = time.perf_counter() - begun
     out = {}
     for name, result in results.items():
         path, evaluation = output / name / "report.md", None
@@ -79,7 +77,6 @@ def train_many(
             fits = _labels(rows[name]) in (None, getattr(model.base.config, "num_labels", None))
             evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
             facts = facts_of(configs[name], model, rows[name], result)
-            facts["training"]["total_seconds"] = round(seconds + result.seconds_before, 1)
             path = write_report(output / name, facts, result.history, evaluation)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
     return out
@@ -90,7 +87,7 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
     problems = [f"{key}: is needed" for key in ("model", "output") if not getattr(config, key)]
     if config.start:
         problems.append("start: several adapters begin anew; train one further by itself")
-    configs = config.each()
+    configs = each_adapter(config)
     problems += [f"adapters.{name}.data.train: is needed" for name, each in configs.items() if not each.data.train]
     # One base, loaded once: what belongs to it cannot differ.
     problems += [
@@ -108,23 +105,14 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
         RunFolder.of_a_set(each.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
         # In full in the set's own file too: it can be gone on with from any folder.
         own = config.adapters[name]
-        paths = {
-            key: value for key, value in each.data.model_dump().items() if key in ("train", "validation") and value
-        }
-        given = own.get("data")
-        rest = (
-            {}
-            if not isinstance(given, dict)
-            else {k: v for k, v in given.items() if DataConfig.canonical(k) not in paths}
-        )
+        paths = {key: value for key in ("train", "validation") if (value := getattr(each.data, key))}
+        rest = {key: value for key, value in own.get("data", {}).items() if DataConfig.canonical(key) not in paths}
         config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs
 
 
 def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]) -> tuple[LoRA, Any]:
     """Base with all adapters, and tokenizer. What is chosen for machine and model goes into the configurations."""
-    from lora.training.schedule import default_learning_rate
-
     kinds = {name: each.task.auto_class for name, each in rows.items()}
     first, *others = kinds
     for name in others:
@@ -139,14 +127,12 @@ def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows
     dtype = choose_dtype(config.training.dtype)
     base: Any = load_base(config.model, kinds[first], dtype, rows[first].task.model_options(), config.trust_remote_code)
     model = LoRA(base, name=None)
-    config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+    settle(config, base, dtype)
     for name, each in configs.items():
         model.add_adapter(name, each.adapter, seed=each.training.seed)
         draw_new(base, model.owned(name), each.training.seed, _labels(rows[name]))
         each.adapter = model.adapters[name]
-        each.training.dtype = config.training.dtype
-        if each.training.learning_rate is None:
-            each.training.learning_rate = default_learning_rate(base.config)
+        settle(each, base, dtype)
     return model, load_tokenizer(config.model, config.trust_remote_code)
 
 

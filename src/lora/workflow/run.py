@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora.config import RunConfig, load_config, save_config
+from lora.config import RunConfig
 from lora.errors import ConfigError, Interrupted, SaveError
 from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
@@ -20,6 +20,7 @@ from lora.io.run import RunFolder, how_to_resume
 from lora.model.base import load_base, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
+from lora.overrides import load_config, save_config
 from lora.tasks import Task
 from lora.training.device import choose_dtype
 from lora.workflow.tuned import adapter_folder, base_of, task_of
@@ -140,8 +141,6 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
     Raises:
         ConfigError: ``adapter`` says otherwise than the adapter that training starts from.
     """
-    from lora.training.schedule import default_learning_rate
-
     assert config.model
     # Seeds before anything random is made: the head that from_pretrained makes up, and the adapter's A.
     torch.manual_seed(config.training.seed)
@@ -163,11 +162,17 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
                           "leave it out" for key in sorted(other))
             )  # fmt: skip
         config.adapter = found
-    # A run resumed elsewhere must not choose anew.
+    settle(config, base, dtype)
+    return model, tokenizer
+
+
+def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
+    """Write what this machine and model call for into ``config``: a run resumed elsewhere must not choose anew."""
+    from lora.training.schedule import default_learning_rate
+
     config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
     if config.training.learning_rate is None:
         config.training.learning_rate = default_learning_rate(base.config)
-    return model, tokenizer
 
 
 @contextmanager
