@@ -159,7 +159,9 @@ def main() -> None:
                 print(f"{name:<16} seed {seed} {label:<18} accuracy {results[label][-1]:.4f}", flush=True)
         for label, values in results.items():
             spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-            print(f"{name:<16} {label:<18} mean {statistics.mean(values):.4f} ± {spread:.4f}", flush=True)
+            paired = [mine - theirs for mine, theirs in zip(results["ours"], values, strict=True)]
+            apart = "" if label == "ours" else f"   ours less it, by seed: {' '.join(f'{d:+.4f}' for d in paired)}"
+            print(f"{name:<16} {label:<18} mean {statistics.mean(values):.4f} ± {spread:.4f}{apart}", flush=True)
 
 
 if __name__ == "__main__":
