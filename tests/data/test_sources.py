@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lora import hub
 from lora.config import DataConfig
-from lora.data import hub
 from lora.data.rows import SourceRow
 from lora.data.sources import load_rows, load_splits
 from lora.errors import DataError
@@ -319,7 +319,7 @@ def test_hub_failure_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
         (True, "not loadable from the hub either (ConnectionError: no route)"),
         (False, "reached;"),
     ):
-        monkeypatch.setattr(hub, "_reachable", lambda answer=reachable: answer)
+        monkeypatch.setattr(hub, "is_reachable", lambda answer=reachable: answer)
         message = refusal("someone/something")
         assert "no such file or folder here" in message and words in message and "check the name" in message
     # A hub that does not answer is not asked again and again; afterwards all is as it was.
@@ -332,10 +332,10 @@ def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert not hub._reachable()
+    assert not hub.is_reachable()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", None)
-    assert not hub._reachable(), "who is offline on purpose is not asked to wait"
+    assert not hub.is_reachable(), "who is offline on purpose is not asked to wait"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not on this machine")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from lora.data.batches import BatchPlan, in_order
-from lora.data.rows import located
-from lora.data.splits import hold_out
+from lora.data.rows import located, places
+from lora.data.splits import hold_out, hold_out_text
 from lora.errors import DataError
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -169,3 +169,37 @@ def test_batch_size_is_checked() -> None:
         BatchPlan([1], 0, 0)
     with pytest.raises(ValueError, match="at least 1"):
         in_order([1], 0)
+
+
+WORDS = "the cat sat on the mat and looked at the dog. "
+
+
+@pytest.mark.parametrize("sizes", [[400], [40, 41, 42], [4000, *range(1, 30)], [1000, 1, 1, 1]])
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_the_end_of_each_text_where_whole_ones_do_not_fit(sizes: list[int], share: float | None) -> None:
+    rows = located([{"text": f"{n}\n" + (WORDS * size)} for n, size in enumerate(sizes)], "a.txt", "document")
+    train, held, note = hold_out_text(rows, "text", share, 0)
+    assert [t["text"] + h["text"] for t, h in zip(train, held, strict=True)] == [row["text"] for row in rows]
+    assert all(t["text"][-1].isspace() for t in train) and all(places([*held], [0]) == "a.txt document 1" for _ in held)
+    part = sum(len(row["text"]) for row in held) / sum(len(row["text"]) for row in rows)
+    assert part == pytest.approx(share or 0.1, abs=0.05) and f"the last {share or 0.1:.0%}" in note
+
+
+def test_whole_texts_where_they_are_many() -> None:
+    sizes = [1, 2, 3, 4, 5] * 20
+    rows = located([{"text": f"{n} " + WORDS * size} for n, size in enumerate(sizes)], "a.txt", "document")
+    train, held, note = hold_out_text([*rows, {"text": WORDS * 100}], "text", None, 0)
+    assert len(train) + len(held) == 101 and all(row in rows for row in held)
+    assert "Held out 20 of 101 rows for evaluation, at random" in note
+    assert hold_out_text([*rows, {"text": WORDS * 100}], "text", None, 0)[1] == held
+
+
+def test_texts_that_cannot_be_cut() -> None:
+    with pytest.raises(DataError, match="1 texts too short to hold out the end of one"):
+        hold_out_text([{"text": "Donaudampfschifffahrt"}], "text", None, 0)
+    train, held, _ = hold_out_text([{"text": "word"}, {"text": "two words"}], "text", None, 0)
+    assert [row["text"] for row in train] == ["word", "two "] and [row["text"] for row in held] == ["words"]
+    # A line that ends shortly before the cut is kept whole.
+    lines = "".join(f"line {n:04d}\n" for n in range(500))
+    train, held, _ = hold_out_text([{"text": lines}], "text", 0.2, 0)
+    assert held[0]["text"].startswith("line 0") and train[0]["text"].endswith("\n")

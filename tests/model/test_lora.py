@@ -276,14 +276,26 @@ def test_any_torch_module_works() -> None:
 @pytest.mark.parametrize("variant", ["plain", "dora"])
 def test_a_half_precision_base_keeps_its_type_and_trains_in_fp32(dtype: torch.dtype, variant: str) -> None:
     model = tuned(tiny("bert").to(dtype), variant=variant)
-    out = model(**batch("bert")).logits
-    assert out.dtype == dtype
+    outputs = model(**batch("bert"), output_hidden_states=True)
+    out = outputs.logits
+    # The head is the adapter's own, and what comes out of it the result: it is not rounded to the base's type.
+    assert out.dtype == torch.float32 and outputs.hidden_states[-1].dtype == dtype
+    mixed = model(**batch("bert"), adapters=["base", *["default"] * 3]).logits
+    alone = model(**batch("bert"), adapters=["base"] * 4).logits
+    assert alone.dtype == dtype and torch.equal(mixed[0], alone[0].float()) and torch.equal(mixed[1:], out[1:])
     out.float().pow(2).sum().backward()
     for key, parameter in model.adapter_parameters("default").items():
         assert parameter.dtype == torch.float32 and parameter.grad is not None, key
         assert parameter.grad.dtype == torch.float32 and parameter.grad.abs().sum() > 0, key
     exact = tuned(tiny("bert"), variant=variant)
     torch.testing.assert_close(out.float(), logits(exact, batch("bert")), atol=0.1, rtol=0.1)
+
+
+def test_part_of_the_heads_gives_the_base_its_own_type() -> None:
+    model = LoRA(tiny("distilbert").to(torch.bfloat16), rank=2, modules_to_save=["pre_classifier"])
+    assert model(**batch("distilbert")).logits.dtype == torch.bfloat16
+    model = LoRA(tiny("distilbert").to(torch.bfloat16), rank=2)
+    assert model(**batch("distilbert")).logits.dtype == torch.float32
 
 
 # -- heads ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,11 @@ from lora.errors import RoutingError
 
 
 class CastAround(nn.Module):
-    """A module trained in fp32 inside a half-precision base: inputs are cast up, the output back."""
+    """A module trained in fp32 inside a half-precision base: inputs are cast up, the output to ``dtype``.
+
+    ``dtype`` is the base's where more of the base follows. What comes out of a head is the result, and stays fp32: in
+    bf16 a regression would have 256 values between one power of two and the next.
+    """
 
     def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()

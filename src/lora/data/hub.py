@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lora.data.readers import SPLIT_NAMES, name_classes
 from lora.data.rows import Row, located
 from lora.errors import DataError
-
-SECONDS = 5  # for the hub's first answer, which takes well under one
+from lora.hub import offline_unless_reachable
 
 
 def load_hub(name: str, wanted: list[str], must: str, limit: int | None = None) -> dict[str, list[Row]]:
@@ -22,7 +20,7 @@ def load_hub(name: str, wanted: list[str], must: str, limit: int | None = None) 
     import datasets
 
     path, _, subset = name.partition(":")
-    with _offline_unless_reachable() as reachable:
+    with offline_unless_reachable(path) as reachable:
         found = _guarded(
             f"{name}: no such file or folder here, and "
             + ("not loadable from the hub either" if reachable else "the hub cannot be reached"),
@@ -31,40 +29,6 @@ def load_hub(name: str, wanted: list[str], must: str, limit: int | None = None) 
             with_reason=reachable,
         )
     return _rows(name, found, wanted, must, limit)
-
-
-@contextmanager
-def _offline_unless_reachable() -> Iterator[bool]:
-    """Within the block the libraries do not ask the hub if it does not answer: what was loaded before still comes from
-    their cache, and what was not is known in seconds. They would try again for half a minute (or, in a network that
-    swallows packets, for many) and write a line about each try.
-    """
-    import datasets
-    import huggingface_hub
-
-    reachable = _reachable()
-    # Read from the environment when the libraries were imported, which is past.
-    places = [] if reachable else [huggingface_hub.constants, datasets.config]
-    before = [place.HF_HUB_OFFLINE for place in places]
-    for place in places:
-        place.HF_HUB_OFFLINE = True
-    try:
-        yield reachable
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
-
-
-def _reachable() -> bool:
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception:  # whatever its HTTP client raises, which is not always the same one
-        return False
-    return True
 
 
 def is_saved(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from lora.errors import DataError
 
 SHARE = 0.1
 FEWEST, MOST = 20, 2000  # fewer rows tell little; more cost time at every evaluation and tell hardly more
+LINE = 200  # characters: a line that ends so close to the cut is kept whole
 REMEDY = "give more rows, name held-out data as data.validation, or train on all rows with data.held_out 0"
 
 
@@ -64,6 +66,57 @@ def hold_out(
     together = len(rows) - len(groups)
     same = f"; rows of the same input stay together ({together} repeated)" if together else ""
     return train, held, f"Held out {len(held)} of {len(rows)} rows for evaluation, {how}{same}."
+
+
+def hold_out_text(rows: list[Row], column: str, share: float | None, seed: int) -> tuple[list[Row], list[Row], str]:
+    """Split plain text in training and held-out rows: (training rows, held-out rows, a sentence about it).
+
+    Whole documents are held out as in `hold_out`, out of those small enough for several to fit the held-out part. Where
+    these are too few, as in a book, or a file beside which the others are small, the end of every document is held out:
+    after a word, and after a line where one ends close by.
+
+    Raises DataError where not a single document has words to cut between, or for what `hold_out` refuses.
+    """
+    part = SHARE if share is None else share
+    sizes = [len(str(row.get(column, ""))) for row in rows]
+    wanted = part * sum(sizes)
+    small = [index for index, size in enumerate(sizes) if size <= wanted / 2]
+    # Drawn among these, a share of the documents is about that share of the text.
+    if sum(sizes[index] for index in small) >= sum(sizes) / 2:
+        _, drawn, note = hold_out([rows[index] for index in small], [column], share, seed)
+        held = {small[place] for place in drawn}
+        train = [row for index, row in enumerate(rows) if index not in held]
+        return (
+            train,
+            [rows[index] for index in sorted(held)],
+            note.replace(f"of {len(small)} rows", f"of {len(rows)} rows"),
+        )
+    train, ends = list[Row](), list[Row]()
+    for row in rows:
+        place = _end_of_word(str(row.get(column, "")), part)
+        train.append(_with(row, column, str(row[column])[:place]) if place else row)
+        ends += [_with(row, column, str(row[column])[place:])] if place else []
+    if not ends:
+        raise DataError(f"{named(rows)}{len(rows)} texts too short to hold out the end of one; {REMEDY}")
+    which = (
+        "the document" if len(rows) == 1 else f"each of the {len(ends)} documents, which are few or unlike in length"
+    )
+    return train, ends, f"Held out the last {part:.0%} of {which}, for evaluation."
+
+
+def _end_of_word(text: str, part: float) -> int:
+    """Where the last ``part`` of ``text`` begins; 0: it cannot be cut there."""
+    start = len(text.rstrip()) - max(round(part * len(text)), 1)
+    line = text.rfind("\n", max(start - LINE, 0), start + 1)
+    place = line if line > 0 else max(text.rfind(" ", 0, start + 1), text.rfind("\n", 0, start + 1))
+    return place + 1 if place > 0 and text[:place].strip() and text[place:].strip() else 0
+
+
+def _with(row: Row, column: str, text: str) -> Row:
+    """``row`` with another text, still knowing its place."""
+    changed = copy.copy(row)
+    changed[column] = text
+    return changed
 
 
 def _refuse_too_large(rows: list[Row], share: float, wanted: int, classes: str | None) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora.config import AdapterConfig
-from lora.errors import ConfigError, ModelError
+from lora.errors import ConfigError
 from lora.io.peft import PREFIX
 from lora.io.peft_load import read_folder, variant_of
-from lora.model.base import check_folder, short
+from lora.model.base import check_folder, loading
 from lora.model.heads import task_heads
 from lora.model.targets import PRESETS, find_targets
 from lora.model.ties import share_tied
@@ -53,13 +53,11 @@ def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = 
     import transformers
 
     name = check_folder(name)
-    try:
+    with loading(name, "cannot be read as a model"):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         auto = _auto_class(config)
         with torch.device("meta"):
             model = getattr(transformers, auto).from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ModelError(f"{name}: cannot be read as a model ({short(error)})") from None
     rank = rank or AdapterConfig().rank
     presets: dict[str, Any] = {}
     total = sum(p.numel() for p in model.parameters())

@@ -18,6 +18,7 @@ from lora.core.geometry import geometry_of
 from lora.core.layer import TiedSlot
 from lora.core.variant import variants
 from lora.errors import AdapterFileError
+from lora.hub import offline_unless_reachable
 from lora.io.atomic import atomic_files, atomic_folder, is_there, recover
 from lora.io.fingerprint import fingerprint
 from lora.model.heads import input_embedding, output_heads
@@ -221,12 +222,12 @@ def resolve_folder(folder: str | Path) -> Path:
         raise AdapterFileError(f"{folder}: there is no such adapter folder")
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, SIDECAR]))
-    except Exception as error:
-        raise AdapterFileError(
-            f"{folder}: no such folder here, and the hub did not give it ({type(error).__name__})"
-        ) from None
+    with offline_unless_reachable(text) as reachable:
+        try:
+            return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, SIDECAR]))
+        except Exception as error:
+            reason = f"did not give it ({type(error).__name__})" if reachable else "cannot be reached"
+            raise AdapterFileError(f"{folder}: no such folder here, and the hub {reason}") from None
 
 
 def read_sidecar(folder: str | Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from lora.errors import ModelError
+from lora.hub import offline_unless_reachable
 
 MAX_LENGTH = 1024  # tokens of a row unless said otherwise: longer rows are rare and cost much
 
@@ -18,11 +21,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     name = check_folder(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ModelError(f"{name}: {_place(name)}its tokenizer cannot be loaded ({short(error)})") from None
-    return tokenizer
+    with loading(name, "its tokenizer cannot be loaded"):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def load_base(
@@ -40,12 +40,26 @@ def load_base(
     import transformers
 
     name = check_folder(name)
-    try:
+    with loading(name, f"cannot be loaded as {auto_class}"):
         return getattr(transformers, auto_class).from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, **(options or {})
         )
-    except Exception as error:
-        raise ModelError(f"{name}: {_place(name)}cannot be loaded as {auto_class} ({short(error)})") from None
+
+
+@contextmanager
+def loading(name: str, failure: str) -> Iterator[None]:
+    """Turn whatever transformers raises into ModelError; a hub that does not answer is not waited for."""
+    with offline_unless_reachable(name) as reachable:
+        try:
+            yield
+        except Exception as error:
+            if not reachable:
+                raise ModelError(
+                    f"{name}: there is no such folder here, the hub cannot be reached, and what was loaded from it "
+                    "before does not hold this; check the name and the network, or give a local folder"
+                ) from None
+            place = "" if Path(name).is_dir() else "there is no such folder here, and as a hub id "
+            raise ModelError(f"{name}: {place}{failure} ({short(error)})") from None
 
 
 def pad_token_id(tokenizer: Any, model: nn.Module | None = None) -> int:
@@ -104,14 +118,12 @@ def check_folder(name: str) -> str:
     return str(path) if path.is_dir() else name
 
 
-def _place(name: str) -> str:
-    """What to say first of a name that is no folder here: it was looked for on the hub."""
-    return "" if Path(name).is_dir() else "there is no such folder here, and as a hub id "
-
-
 def short(error: Exception) -> str:
     """The first line of an error of transformers, which can run over a screen."""
     if "trust_remote_code" in str(error):  # its last line, and a first that does not say what to do
         return "it brings code of its own; read it, then say --trust-remote-code (trust_remote_code=True)"
+    if "Unrecognized configuration class" in str(error):
+        kind = str(error).partition("class ")[2].partition(" for")[0].split(".")[-1].rstrip("'>")
+        return f"transformers has none of that kind for a model with a {kind}; choose a base made for this task"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]

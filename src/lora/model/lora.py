@@ -18,7 +18,7 @@ from lora.core.routing import BASE, Router, Routing
 from lora.core.variant import get_variant
 from lora.errors import ConfigError, RoutingError, TargetError
 from lora.model.facade import Facade, class_for, keep_state_to_adapters
-from lora.model.heads import modules_to_own
+from lora.model.heads import modules_to_own, task_heads
 from lora.model.inject import forget_adapters, leave_shortcuts, route_checkpoints, unwrap, wrap_layer, wrap_owned
 from lora.model.merge import merge, plain_copy
 from lora.model.rows import copies_per_prompt, routing_of
@@ -125,8 +125,10 @@ class LoRA(Facade):
         for source, path in tied:
             slot = wrap_layer(self.base, source, self.router).slots[name]
             wrap_layer(self.base, path, self.router).slots[name] = TiedSlot(slot)  # type: ignore[arg-type]
+        heads = task_heads(self.base)
         for path in owned:
-            self._add_copy(name, path)
+            # Where all heads are the adapter's own, nothing of the base's follows them.
+            self._add_copy(name, path, last=path in heads and set(heads) <= set(owned))
         leave_shortcuts(self.base)
         self.train(self.training)
         return report
@@ -150,10 +152,10 @@ class LoRA(Facade):
         placed = {key: tensor.to(device=device, dtype=torch.float32) for key, tensor in parameters.items()}
         layer.slots[name] = Slot(variant, placed, target.rank, target.scaling, config.dropout)
 
-    def _add_copy(self, name: str, path: str) -> None:
+    def _add_copy(self, name: str, path: str, last: bool) -> None:
         wrapper = wrap_owned(self.base, path, self.router)
         own = plain_copy(wrapper.original).float().requires_grad_(True)
-        wrapper.copies[name] = CastAround(own, _dtype_of(inner(wrapper.original)))
+        wrapper.copies[name] = CastAround(own, torch.float32 if last else _dtype_of(inner(wrapper.original)))
 
     def remove_adapter(self, name: str) -> None:
         """Take an adapter off the base; layers without any adapter are put back as they were."""

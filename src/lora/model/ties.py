@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lora.config import AdapterConfig
-from lora.core.variant import get_variant
+from lora.core.variant import Variant, get_variant, variants
 from lora.errors import TargetError
 from lora.model.heads import output_heads
 from lora.model.targets import TargetReport
@@ -26,16 +26,22 @@ def share_tied(model: nn.Module, config: AdapterConfig, report: TargetReport) ->
         raise TargetError("tie_embeddings: no adapted embedding shares its tensor with another place in this model")
     if config.tie_embeddings is False or not pairs:
         return []
-    if get_variant(config.variant).peft_suffixes:
+    if not _shareable(get_variant(config.variant)):
+        fitting = " or ".join(repr(variant.name) for variant in variants().values() if _shareable(variant))
         raise TargetError(
             f"{pairs[0][0]} and {pairs[0][1]} are one tensor, and variant {config.variant!r} has no update that "
-            "both can share: use variant 'plain', leave the embedding out, or set tie_embeddings to false"
+            f"both can share: use variant {fitting}, leave the embedding out, or set tie_embeddings to false"
         )
     places = {place for _, place in pairs}
     report.adapted = [target for target in report.adapted if target.path not in places]
     for source, place in pairs:
         report.skipped[place] = f"shares the update of {source}: the two are one tensor"
     return pairs
+
+
+def _shareable(variant: Variant) -> bool:
+    """Parameters beside A and B (DoRA's magnitudes) belong to one layer's own weight."""
+    return not variant.peft_suffixes
 
 
 def tied_places(model: nn.Module, adapted: list[str]) -> list[tuple[str, str]]:

@@ -49,11 +49,13 @@ class Input:
     Attributes:
         blank: whether its text may be empty. A blank prompt is a wish like others; a blank text was not filled in.
         optional: whether a row may lack it.
+        divisible: whether a row's text may be cut, each part being a row like the whole: running text.
     """
 
     column: str
     blank: bool = False
     optional: bool = False
+    divisible: bool = False
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a cell; None: nothing. A task that reads no text has an `Input` of its own."""

@@ -90,7 +90,7 @@ class CausalTask(Task):
 
     def inputs(self) -> list[Input]:
         if self.text is not None:
-            return [Input(self.text)]
+            return [Input(self.text, divisible=True)]
         assert self.prompt is not None
         context = [Input(self.context, blank=True, optional=True)] if self.context else []
         return [Input(self.prompt, blank=True), *context]

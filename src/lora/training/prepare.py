@@ -11,7 +11,7 @@ import numpy as np
 
 from lora.config import DataConfig
 from lora.data.sources import load_rows, load_splits
-from lora.data.splits import hold_out
+from lora.data.splits import hold_out, hold_out_text
 from lora.model.base import pad_token_id
 from lora.tasks import Encoded, Row, Task
 from lora.tasks.inputs import Data, as_rows, length_for, task_for, tokenizer_of, with_columns
@@ -80,9 +80,13 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
     elif held_rows is None and settings.held_out == 0:
         notes.append("No rows are held out: the last step is the result.")
     elif held_rows is None:
-        inputs = [given.column for given in task.inputs()]
-        kept, out, note = hold_out(rows, inputs, settings.held_out, seed, task.classes())
-        rows, held_rows = [rows[i] for i in kept], [rows[i] for i in out]
+        inputs = task.inputs()
+        if inputs[0].divisible:
+            rows, held_rows, note = hold_out_text(rows, inputs[0].column, settings.held_out, seed)
+        else:
+            columns = [given.column for given in inputs]
+            kept, out, note = hold_out(rows, columns, settings.held_out, seed, task.classes())
+            rows, held_rows = [rows[i] for i in kept], [rows[i] for i in out]
         notes.append(note)
     return Rows(rows, held_rows, task, test_rows, notes, sources)
 
