@@ -54,12 +54,18 @@ def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool =
         SaveError: disk full or no permission.
     """
     folder = Path(folder)
-    tensors, config, sidecar = adapter_tensors(model, name), adapter_config(model, name), _sidecar(model, name)
+    model.slots(name)  # a name that is not there leaves no folder behind
     with atomic_files(folder) if in_place else atomic_folder(folder, keep_others=True) as stage:
-        save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
-        (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (stage / SIDECAR).write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_adapter(model, name, stage)
     return folder
+
+
+def write_adapter(model: LoRA, name: str, folder: Path) -> None:
+    """The files of adapter ``name``, into a folder that is there and that nobody reads yet."""
+    save_file(adapter_tensors(model, name), folder / WEIGHTS, metadata={"format": "pt"})
+    for file, content in ((CONFIG, adapter_config(model, name)), (SIDECAR, _sidecar(model, name))):
+        text = json.dumps(content, indent=2, sort_keys=file == CONFIG, ensure_ascii=file == CONFIG)
+        (folder / file).write_text(text + "\n", encoding="utf-8")
 
 
 def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lora.errors import ConfigError, TrainingError
 from lora.io.atomic import atomic_folder, recover, saving, write_text
-from lora.io.peft import CONFIG, SIDECAR, WEIGHTS, save_adapter
+from lora.io.peft import write_adapter
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -143,11 +143,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint under its own name, then drop the oldest beyond ``keep``. Raises SaveError, losing nothing."""
     folder = run.path / "checkpoints" / f"step-{step:08d}"
-    with atomic_folder(folder) as stage, saving(folder):
-        save_adapter(model, name, stage / "adapter")
-        for file in (CONFIG, WEIGHTS, SIDECAR):
-            (stage / "adapter" / file).rename(stage / file)
-        (stage / "adapter").rmdir()
+    with atomic_folder(folder) as stage:
+        write_adapter(model, name, stage)
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, stage / TRAINING)
         (stage / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
     for old in run.checkpoints()[:-keep]:
