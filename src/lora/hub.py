@@ -1,4 +1,4 @@
-"""The Hugging Face hub, which is not asked again and again where it does not answer."""
+"""The Hugging Face hub, which is not waited for where it does not answer."""
 
 from __future__ import annotations
 

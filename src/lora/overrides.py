@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from lora.config import RunConfig
+from lora.config import AdapterConfig, RunConfig
 from lora.errors import ConfigError
 from lora.settings import Settings
 from lora.yaml_text import read_yaml, write_yaml
@@ -44,7 +44,7 @@ def each_adapter(config: RunConfig) -> dict[str, RunConfig]:
     """
     out, problems = {}, []
     for name, own in config.adapters.items():
-        common = config.model_dump(exclude={"adapters", "at_once"})
+        common = config.model_dump(exclude={"adapters", "at_once"}, exclude_unset=True)
         try:
             _check_name(name)
             flat = {
@@ -52,8 +52,10 @@ def each_adapter(config: RunConfig) -> dict[str, RunConfig]:
                 for section, values in own.items()
                 for key, value in _section(section, values).items()
             }
-            if any(key.startswith("adapter.use_") for key in flat):
-                del common["adapter"]["variant"]  # PEFT's way to name one: it stands in for the common one
+            own_keys = [AdapterConfig.canonical(key) for key in own.get("adapter", {})]
+            if any(key.startswith("use_") for key in own_keys):
+                # PEFT's way to name a variant (use_dora): it stands in for the common one.
+                common.get("adapter", {}).pop("variant", None)
             each = RunConfig.make(apply_overrides(common, flat))
             each.output = config.output and str(Path(config.output) / name)
             out[name] = each

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 import yaml
 
 from lora.config import RunConfig
-from lora.errors import ConfigError
+from lora.errors import ConfigError, Interrupted
 from lora.overrides import each_adapter
-from small_base import WORDS, labelled, write_jsonl
+from small_base import WORDS, labelled, save_base, write_jsonl
 
 SRC = str(Path(__file__).parents[2] / "src")
 CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -79,7 +80,81 @@ def test_the_set_can_be_gone_on_with(trained):
     done = lora("train", "--resume", "set", folder=folder)
     assert done.returncode == 2 and "wild was stopped" in done.stderr, "its checkpoint is that of the beginning"
     again = lora("train", "several.yaml", folder=folder)
-    assert again.returncode == 2 and "already holds a run" in again.stderr
+    assert again.returncode == 2 and "already holds a set of runs" in again.stderr
+
+
+def test_places_that_hold_others(trained):
+    folder, _ = trained
+    single = ["train", "--model", "base", "--data", "animals.jsonl", "--output"]
+    refused = lora(*single, "set", folder=folder)
+    assert refused.returncode == 2 and "holds a set of runs" in refused.stderr
+    settings = yaml.safe_load((folder / "several.yaml").read_text())
+    settings["adapters"] = {"new": "animals.jsonl"}
+    (folder / "other.yaml").write_text(yaml.safe_dump(settings))
+    refused = lora("train", "other.yaml", "--overwrite", folder=folder)
+    assert refused.returncode == 2 and "holds runs that would stay (animals, wild, words)" in refused.stderr
+    settings["output"] = "set/words"
+    (folder / "other.yaml").write_text(yaml.safe_dump(settings))
+    refused = lora("train", "other.yaml", "--overwrite", folder=folder)
+    assert refused.returncode == 2 and "already holds a run" in refused.stderr
+    assert (folder / "set" / "words" / "adapter").is_dir()
+
+
+def test_overwriting_a_set_and_stopping_leaves_one_that_goes_on(bert, tmp_path, monkeypatch):
+    """The second adapter has not begun: what the run before left of it is not taken for its own."""
+    from lora.io.run import RunFolder
+    from lora.workflow import resume
+    from lora.workflow.many import train_many
+
+    write_jsonl(tmp_path / "rows.jsonl", labelled(40))
+    settings = {
+        "model": str(bert), "output": str(tmp_path / "set"), "at_once": 1,
+        "training": {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2, "dtype": "float32"},
+        "adapters": {name: str(tmp_path / "rows.jsonl") for name in "ab"},
+    }  # fmt: skip
+    train_many(RunConfig.make(settings), progress=False)
+    settings["training"]["seed"] = 5
+    log = RunFolder.log
+
+    def stopping(self, entry):
+        log(self, entry)
+        if entry["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="a at step|stopped at step"):
+        patched.setattr(RunFolder, "log", stopping)
+        train_many(RunConfig.make(settings), overwrite=True, progress=False)
+    assert not list((tmp_path / "set" / "b" / "checkpoints").glob("step-*"))
+    results = resume(tmp_path / "set", progress=False)
+    assert all(result.fit.steps == 4 for result in results.values())
+
+
+def test_ranks_that_nobody_chose_are_brought_down_as_in_a_single_run(bert, tmp_path):
+    """The base is 32 wide, its head's input too; rank 32 would be above the size of a smaller layer."""
+    from lora.workflow import resume
+    from lora.workflow.many import train_many
+
+    narrow = save_base(tmp_path / "narrow", hidden_size=16)
+    write_jsonl(tmp_path / "rows.jsonl", labelled(40))
+    settings = {
+        "model": str(narrow), "output": str(tmp_path / "set"), "training": {"max_steps": 1, "dtype": "float32"},
+        "adapters": {"a": str(tmp_path / "rows.jsonl")},
+    }  # fmt: skip
+    result = train_many(RunConfig.make(settings), progress=False)["a"]
+    assert all(slot.rank <= 16 for slot in result.model.slots("a").values())
+    assert resume(tmp_path / "set", progress=False)["a"].fit.steps == 1
+    settings["adapter"], settings["output"] = {"rank": 32}, str(tmp_path / "chosen")
+    with pytest.raises(ConfigError, match="above the size"):
+        train_many(RunConfig.make(settings), progress=False)
+
+
+def test_a_scaling_of_ones_own_leaves_the_common_variant():
+    config = RunConfig.make({"adapter": {"variant": "dora"}, "adapters": {
+        "a": {"adapter": {"use_rslora": True}}, "b": {"adapter": {"use-dora": False}}, "c": None,
+    }})  # fmt: skip
+    found = each_adapter(config)
+    assert {name: each.adapter.variant for name, each in found.items()} == {"a": "dora", "b": "plain", "c": "dora"}
+    assert found["a"].adapter.rslora
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ VARIANTS = sorted(variants())
 NAMES = ("a", "b", "c", "base")
 
 
-def carrying(arch: str, variant: str, **base: Any) -> LoRA:
+def carrying(arch: str, variant: str, dtype: torch.dtype = torch.float32, **base: Any) -> LoRA:
     """Three adapters that differ in rank, targets and variant; "a" and "b" have heads of their own."""
-    model = LoRA(tiny(arch, **base), name="a", rank=3, variant=variant, seed=1)
+    model = LoRA(tiny(arch, **base).to(dtype), name="a", rank=3, variant=variant, seed=1)
     model.add_adapter("b", rank=5, alpha=8, targets="attention", variant=variant, seed=2)
     model.add_adapter("c", rank=2, alpha=4, targets="mlp", modules_to_save=[], seed=3)
     for number, name in enumerate(("a", "b", "c")):
@@ -58,6 +58,16 @@ def test_a_row_does_not_see_its_neighbours(arch: str, variant: str) -> None:
     check_rows(model, inputs, [name for name in NAMES for _ in range(8)])
     check_rows(model, inputs, ["a"] * 24 + ["base"] * 8)
     check_rows(model, inputs, ["b"] + ["base", "a", "c"] * 10 + ["b"], exact=False)
+
+
+@pytest.mark.parametrize("arch", CLASSIFIERS)
+def test_heads_on_a_half_precision_base(arch: str) -> None:
+    """Heads of several modules, of which rows of the base and of "c" take the base's own, in its type."""
+    model, inputs = carrying(arch, "plain", dtype=torch.bfloat16), batch(arch, rows=32)
+    inputs = {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs.items()}
+    mixed, separate = logits(model, inputs, adapters=list(NAMES) * 8), alone(model, inputs)
+    for row, name in enumerate(list(NAMES) * 8):
+        torch.testing.assert_close(mixed[row].float(), separate[name][row].float(), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("arch", ["bert", "opt", "gemma3", "t5", "vit"])

@@ -46,7 +46,7 @@ def test_update_equals_the_merged_layer(layer: str, variant: str) -> None:
     geometry = geometry_of(module)
     assert geometry is not None
     formula = get_variant(variant)
-    parameters = formula.create(geometry, 2, 1.5, torch.Generator().manual_seed(1))
+    parameters = formula.create(geometry, 2, torch.Generator().manual_seed(1))
     base_out = module(x)
     start = formula.apply(geometry, parameters, x, base_out, 1.5, None)
     torch.testing.assert_close(start, base_out, atol=1e-6, rtol=1e-6)
@@ -67,7 +67,7 @@ def test_dropout_is_on_the_update_alone_where_training(variant: str) -> None:
     geometry = geometry_of(module)
     assert geometry is not None
     formula = get_variant(variant)
-    parameters = formula.create(geometry, 2, 1.0, torch.Generator())
+    parameters = formula.create(geometry, 2, torch.Generator())
     parameters["B"].normal_()
     out = formula.apply(geometry, parameters, x, module(x), 1.0, torch.zeros_like)
     torch.testing.assert_close(out, module(x))

@@ -65,8 +65,12 @@ def test_two_processes_equal_one(bert, tmp_path, rows):
     one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
     for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
         if "loss" in a:
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-3), a["step"]
+        else:  # measured by two, put together again
+            assert a["eval"] == pytest.approx(b["eval"], rel=1e-3), a["step"]
+    assert any("eval" in entry for entry in one)
     assert list((tmp_path / "two" / "checkpoints").glob("step-*")), "the first process saves"
 
 

@@ -66,7 +66,7 @@ def test_resume_gives_the_same_bits(bert, whole, tmp_path, monkeypatch, after):
         fit(model(bert), labelled(), labelled(24, seed=1), output_dir=run, **SETTINGS)
     torch.manual_seed(999)  # nothing of the process's own state may matter
     fit(model(bert), labelled(), labelled(24, seed=1), output_dir=run, resume=True, **SETTINGS)
-    assert losses(run)[0] == losses(whole)[0]
+    assert losses(run) == losses(whole)
     expected, found = weights(whole), weights(run)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
@@ -216,3 +216,33 @@ def test_interrupt_from_python(bert, tmp_path):
     with pytest.raises(Interrupted, match="resume=True"):
         fit(model(bert), labelled(), output_dir=tmp_path / "run", evaluate=evaluate, **SETTINGS)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_is_not_trained_again(bert, tmp_path):
+    settings = {**SETTINGS, "save_every": None}
+    fit(model(bert), labelled(), labelled(24, seed=1), output_dir=tmp_path / "run", **settings)
+    before = losses(tmp_path / "run"), weights(tmp_path / "run")
+    again = model(bert)
+    passes = []
+    again.base.register_forward_hook(lambda *_: passes.append(1))
+    fit(again, labelled(), labelled(24, seed=1), output_dir=tmp_path / "run", resume=True, **settings)
+    assert losses(tmp_path / "run") == before[0] and not passes
+    assert all(torch.equal(before[1][key], value) for key, value in weights(tmp_path / "run").items())
+
+
+def test_what_others_wrote_is_not_taken_for_a_run(bert, tmp_path):
+    (tmp_path / "report.md").write_text("mine")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(ConfigError, match=r"holds report.md, which no run wrote"):
+            fit(model(bert), labelled(), False, output_dir=tmp_path, **SETTINGS, **options)
+    (tmp_path / "report.md").unlink()
+    (tmp_path / "metrics.jsonl").write_text("not JSON\n")
+    with pytest.raises(ConfigError, match=r"holds metrics.jsonl, which no run wrote"):
+        fit(model(bert), labelled(), False, output_dir=tmp_path, **SETTINGS)
+    assert (tmp_path / "metrics.jsonl").read_text() == "not JSON\n"
+
+
+def test_a_metric_of_another_task_is_refused_before_training(bert, tmp_path):
+    with pytest.raises(ConfigError, match="'perplexity' is not measured for the task classification; known: loss, acc"):
+        fit(model(bert), labelled(), labelled(9), output_dir=tmp_path / "run", best_metric="perplexity", max_steps=1)
+    assert not (tmp_path / "run").exists()

@@ -34,6 +34,14 @@ class CastAround(nn.Module):
         return out.to(self.dtype_out) if isinstance(out, Tensor) else out
 
 
+def _fitting(value: Any, module: nn.Module) -> Any:
+    """Rows of the base's own in the type of its module: beside rows that come in fp32 from an adapter's own head they
+    were made wider, without changing."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if floating and dtype is not None else value
+
+
 class OwnedModule(nn.Module):
     """A module that each adapter owns a full copy of: a task head, or whatever was newly initialised.
 
@@ -65,8 +73,13 @@ class OwnedModule(nn.Module):
             inside = Routing.uniform(group.name, None if routing.seeds is None else routing.seeds.get(group.name))
             inside.draws = routing.draws
             with self.router.activate(inside):
+                module = self.module(group.name)
+                fit = _fitting if module is self.original else (lambda value, _: value)
                 parts.append(
-                    self.module(group.name)(*[p[index] for p in pieces], **{key: p[index] for key, p in named.items()})
+                    module(
+                        *[fit(p[index], module) for p in pieces],
+                        **{key: fit(p[index], module) for key, p in named.items()},
+                    )
                 )
             draws = max(draws, inside.draws)
         routing.draws = draws

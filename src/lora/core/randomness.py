@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lora.core.configs import text_config
+
 if TYPE_CHECKING:
     from lora.core.routing import Router, Routing
 
@@ -130,7 +132,7 @@ def _by_group(routing: Routing, *tensors: Tensor | None) -> list[tuple[Any, ...]
 def seeded_dropout(model: nn.Module, router: Router) -> AbstractContextManager[Any]:
     """`SeededDropout` where ``model`` has any dropout, else nothing: every torch call passes through the mode."""
     config = getattr(model, "config", None)
-    settings = vars(config.get_text_config() if hasattr(config, "get_text_config") else config) if config else {}
+    settings = vars(text_config(config)) if config else {}
     named = any(
         isinstance(value, float) and value > 0 for name, value in settings.items() if "drop" in name or "pdrop" in name
     )

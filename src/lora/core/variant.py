@@ -39,7 +39,7 @@ class Variant(ABC):
     # a function derived by hand in place of `apply`. To be said by the very class that defines `apply`.
     low_rank_update: ClassVar[bool] = False
 
-    def create(self, geometry: Geometry, rank: int, scaling: float, generator: torch.Generator) -> Parameters:
+    def create(self, geometry: Geometry, rank: int, generator: torch.Generator) -> Parameters:
         """Initial parameters in fp32; the adapted layer must start out equal to the frozen one."""
         shape_a, shape_b = geometry.shapes(rank)
         A, B = torch.empty(shape_a), torch.empty(shape_b)
@@ -65,7 +65,7 @@ class Variant(ABC):
     def merged(self, geometry: Geometry, parameters: Parameters, scaling: float) -> Tensor:
         """The weight that replaces the frozen one, in its layout, computed in fp32."""
 
-    def peft_shape(self, geometry: Geometry, parameter: str, tensor: Tensor) -> Tensor:
+    def peft_shape(self, geometry: Geometry, tensor: Tensor) -> Tensor:
         """``tensor`` of one of ``peft_suffixes`` in the shape PEFT stores."""
         return tensor
 

@@ -81,7 +81,7 @@ def hold_out_text(rows: list[Row], column: str, share: float | None, seed: int) 
     sizes = [len(str(row.get(column, ""))) for row in rows]
     wanted = part * sum(sizes)
     small = [index for index, size in enumerate(sizes) if size <= wanted / 2]
-    # Drawn among these, a share of the documents is about that share of the text.
+    # Drawn among these, which are half of the text at least: so much of the share asked for.
     if sum(sizes[index] for index in small) >= sum(sizes) / 2:
         _, drawn, note = hold_out([rows[index] for index in small], [column], share, seed)
         held = {small[place] for place in drawn}
@@ -166,7 +166,7 @@ def _keeping_classes(drawn: list[int], number: int, groups: list[list[str]], lab
 
 
 def _at_random(size: int, number: int, seed: int) -> list[int]:
-    return sorted(int(place) for place in np.random.default_rng(seed).permutation(size)[:number])
+    return [int(place) for place in np.random.default_rng(seed).permutation(size)[:number]]
 
 
 def _input(row: Row, columns: Sequence[str]) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
         assert geometry is not None
         suffixes = {**dict(zip("AB", geometry.peft_names, strict=True)), **slot.variant.peft_suffixes}
         for key, tensor in slot.factors(geometry).items():
-            tensor = tensor if key in "AB" else slot.variant.peft_shape(geometry, key, tensor)
+            tensor = tensor if key in "AB" else slot.variant.peft_shape(geometry, tensor)
             out[f"{PREFIX}{path}.{suffixes[key]}"] = tensor
     for path, module in model.owned(name).items():
         out |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict().items()}

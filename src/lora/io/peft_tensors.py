@@ -104,7 +104,7 @@ def _expected_shapes(geometry: Geometry, rank: int, variant: Variant) -> dict[st
     shape_a, shape_b = geometry.shapes(rank)
     out: dict[str, tuple[int, ...]] = {"A": shape_a, "B": shape_b}
     if variant.peft_suffixes:
-        made = variant.create(geometry, 1, 1.0, torch.Generator())
+        made = variant.create(geometry, 1, torch.Generator())
         out |= {key: tuple(made[key].shape) for key in variant.peft_suffixes}
     return out
 

@@ -25,11 +25,13 @@ from torch import Tensor
 from lora.errors import ConfigError, TrainingError
 from lora.io.atomic import atomic_folder, recover, saving, write_text
 from lora.io.peft import write_adapter
+from lora.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
 TRAINING, STATE = "training.safetensors", "state.json"
+FILES = ("metrics.jsonl", "report.md", "report.json", "curves.png")  # that a run replaces
 
 
 class RunFolder:
@@ -53,6 +55,14 @@ class RunFolder:
                 f"output: {self.path} already holds a run. Go on with it (--resume, resume=True), replace it "
                 "(--overwrite, overwrite=True), or name another folder"
             )
+        if holds_a_set(self.path):
+            raise ConfigError(f"output: {self.path} holds a set of runs, one for each adapter; name another folder")
+        others = [name for name in FILES if (self.path / name).is_file() and (self.path / name).stat().st_size]
+        if others and not used:
+            raise ConfigError(
+                f"output: {self.path} holds {others[0]}, which no run wrote and a run would replace; "
+                "name another folder"
+            )
         ours = any((self.path / name).exists() for name in ("metrics.jsonl", "config.yaml"))
         if used and overwrite and not ours:
             raise ConfigError(
@@ -70,7 +80,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote here, and what a kill left half written; whatever else lies here stays."""
-        for name in ("metrics.jsonl", "report.md", "report.json", "curves.png"):
+        for name in FILES:
             (self.path / name).unlink(missing_ok=True)
         for folder in (self.adapter, self.best, *(self.path / "checkpoints").glob("step-*")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -107,6 +117,10 @@ class RunFolder:
         found = (self.path / "checkpoints").glob("step-*")
         return sorted(path for path in found if re.fullmatch(r"step-\d+", path.name) and (path / STATE).is_file())
 
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint; -1: there is none."""
+        return max((int(path.name.removeprefix("step-")) for path in self.checkpoints()), default=-1)
+
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         with saving(self.metrics):
@@ -129,6 +143,15 @@ class RunFolder:
         """Drop the lines of steps that will be done again."""
         kept = [entry for entry in self.history() if entry.get("step", 0) <= step]
         write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def holds_a_set(folder: Path) -> bool:
+    """Whether a set of runs was trained into ``folder``: its configuration names several adapters."""
+    file = folder / "config.yaml"
+    try:
+        return bool(file.is_file() and read_yaml(file).get("adapters"))
+    except ConfigError:  # somebody else's file
+        return False
 
 
 def how_to_resume(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora.core.configs import text_config
 from lora.errors import ModelError
 from lora.hub import offline_unless_reachable
 
@@ -53,7 +54,7 @@ def loading(name: str, failure: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if not reachable:
+            if not reachable and "cached" in str(error):  # not: it is here and does not fit
                 raise ModelError(
                     f"{name}: there is no such folder here, the hub cannot be reached, and what was loaded from it "
                     "before does not hold this; check the name and the network, or give a local folder"
@@ -84,7 +85,7 @@ def longest_row(tokenizer: Any, model: nn.Module, wanted: int | None = None) -> 
         ModelError: more is wanted than the model has positions for.
     """
     config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    text = text_config(config)
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     if positions and getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
         positions -= 2  # these families count positions from the padding id + 1

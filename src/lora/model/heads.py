@@ -73,23 +73,28 @@ def modules_to_own(model: nn.Module, requested: list[str] | None) -> list[str]:
     """Paths of the modules an adapter gets its own full copy of.
 
     ``requested`` names modules by how their paths end; None means the task heads and the modules of newly initialised
-    parameters; an empty list means none. Raises TargetError for a name that matches nothing.
+    parameters; an empty list means none, any other takes what is new along: nobody else could bring it back. Raises
+    TargetError for a name that matches nothing.
     """
-    if requested is None:
-        modules = unwrapped_modules(model)
-        new = [path.rpartition(".")[0] for path in newly_initialised(model)]
-        # An output embedding tied to the input's has at most a new bias; a copy of one would leave the other behind.
-        entrance = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
-        new = [path for path in new if path and id(getattr(modules[path], "weight", None)) not in entrance]
-        # Nor a copy of what holds the output embedding (BERT's cls.predictions, which has a new bias of its own).
-        new = [path for path in new if not any(inside(head, [path]) for head in output_heads(model))]
-        return ending_in(model, [*task_heads(model), *new])
-    for name in requested:
+    if requested == []:
+        return []
+    for name in requested or []:
         if not ending_in(model, [name]):
             raise TargetError(
                 f"modules_to_save: {name!r} matches no module; there are: {summary(unwrapped_modules(model))}"
             )
-    return ending_in(model, requested)
+    return ending_in(model, [*(task_heads(model) if requested is None else requested), *_new_modules(model)])
+
+
+def _new_modules(model: nn.Module) -> list[str]:
+    """Paths of the modules that hold newly initialised parameters, but for output embeddings."""
+    modules = unwrapped_modules(model)
+    new = [path.rpartition(".")[0] for path in newly_initialised(model)]
+    # An output embedding tied to the input's has at most a new bias; a copy of one would leave the other behind.
+    entrance = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
+    new = [path for path in new if path and id(getattr(modules[path], "weight", None)) not in entrance]
+    # Nor a copy of what holds the output embedding (BERT's cls.predictions, which has a new bias of its own).
+    return [path for path in new if not any(inside(head, [path]) for head in output_heads(model))]
 
 
 def ending_in(model: nn.Module, names: list[str]) -> list[str]:

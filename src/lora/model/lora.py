@@ -63,6 +63,8 @@ class LoRA(Facade):
             raise ConfigError(
                 "this base model is in use by another LoRA; add_adapter there, or unload() that one first"
             )
+        if name is None and settings:
+            raise ConfigError(f"settings {sorted(settings)} are for an adapter, but name=None makes none")
         self.base = base_model
         self.adapters = {}
         self.reports: dict[str, TargetReport] = {}
@@ -79,8 +81,6 @@ class LoRA(Facade):
             except Exception:
                 self.unload()
                 raise
-        elif settings:
-            raise ConfigError(f"settings {sorted(settings)} are for an adapter, but name=None makes none")
 
     # -- adapters -----------------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class LoRA(Facade):
     def _add_slot(self, name: str, target: Target, config: AdapterConfig, generator: torch.Generator) -> None:
         layer = wrap_layer(self.base, target.path, self.router)
         variant = get_variant(config.variant)
-        parameters = variant.create(layer.geometry, target.rank, target.scaling, generator)
+        parameters = variant.create(layer.geometry, target.rank, generator)
         # fp32 on any base: half-precision adapters lose small updates and fp16 ones overflow.
         device = layer.geometry.weight().device
         placed = {key: tensor.to(device=device, dtype=torch.float32) for key, tensor in parameters.items()}

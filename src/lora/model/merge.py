@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lora.core.configs import text_config
 from lora.core.layer import AdaptedLayer, TiedSlot
 from lora.core.owned import OwnedModule
 from lora.model.heads import fit_width
@@ -84,7 +85,7 @@ def _say_untied(model: nn.Module) -> None:
     """Without this ``from_pretrained`` would tie the two again and lose one of them."""
     config = getattr(model, "config", None)
     if config is not None:
-        for each in (config, config.get_text_config() if hasattr(config, "get_text_config") else config):
+        for each in (config, text_config(config)):
             each.tie_word_embeddings = False
 
 

@@ -43,6 +43,7 @@ class CausalTask(Task):
     auto_class = "AutoModelForCausalLM"
     best_metric = "loss"
     greater_is_better = False
+    measures = ("loss", "perplexity", "token_accuracy")
     next_token = True
 
     def __init__(

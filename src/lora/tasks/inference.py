@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lora.config import EVAL_BATCH_SIZE
+from lora.core.configs import text_config
 from lora.data.batches import in_order
 from lora.errors import RoutingError
 from lora.tasks.base import Encoded, Task
@@ -72,8 +73,8 @@ def _together(
     """`infer` with every adapter's rows in one batch. Raises RoutingError where the base cannot tell them apart."""
     rows_each = max(1, batch_size // len(adapters))
     out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
-    with evaluating(model):
-        for indices in in_order(encoded.lengths, rows_each):
+    with evaluating(model), _without_cache(model):
+        for indices in _batches(model, task, encoded, rows_each, len(adapters)):
             batch = task.collate([encoded.examples[i] for i in indices], pad_token_id, padding_side)
             batch = to_device(batch, model)
             repeated = {key: torch.cat([value] * len(adapters)) for key, value in batch.items()}
@@ -89,6 +90,18 @@ def _together(
                     out[name].loss_sum += float(sums[rows].cpu().double().sum())
                     out[name].count += int(counts[rows].sum())
     return out
+
+
+LOGITS = 1 << 28  # of a batch; in fp32, in which losses are taken, they are 1 GiB
+
+
+def _batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) -> Iterator[list[int]]:
+    """Batches of at most ``rows`` rows, fewer where each token has logits over a large vocabulary."""
+    width = getattr(text_config(getattr(model.base, "config", None)), "vocab_size", None) if task.next_token else None
+    for indices in in_order(encoded.lengths, rows):
+        longest = encoded.lengths[indices[0]]
+        most = len(indices) if width is None else max(1, LOGITS // (longest * width * copies))
+        yield from (indices[start : start + most] for start in range(0, len(indices), most))
 
 
 def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str]) -> Any:
@@ -112,3 +125,17 @@ def evaluating(model: LoRA) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def _without_cache(model: LoRA) -> Iterator[None]:
+    """For the block the model keeps no keys and values for tokens to come, which nobody asks for."""
+    config = text_config(getattr(model.base, "config", None))
+    caches = getattr(config, "use_cache", None)
+    if caches:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        if caches:
+            config.use_cache = caches

@@ -15,36 +15,25 @@ from lora.data.kinds import Kind
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Row
-from lora.tasks.classification import KINDS, kind_of, look_alikes, name_of, per_class, refuse_unseen, sort_names
-from lora.tasks.sequence import SequenceTask, label_problem, wrong_type
+from lora.tasks.labels import LabelsTask, kind_of, name_of, per_class, refuse_unseen, sort_names
+from lora.tasks.sequence import label_problem, wrong_type
 
 THRESHOLD = 0.5
 
 
-class MultiLabelTask(SequenceTask):
+class MultiLabelTask(LabelsTask):
     """A text (or two) and a list of labels, which may be empty. In a string (CSV) labels are separated by ``;`` or
     ``|``.
 
-    Arguments: as of ``ClassificationTask``.
+    Arguments: as of `LabelsTask`.
     """
 
     name = "multi-label"
     labels_are = Kind.LISTS
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
     greater_is_better = True
-
-    def __init__(
-        self,
-        labels: list[str],
-        label_kind: str = "str",
-        text: str = "text",
-        text_pair: str | None = None,
-        label: str = "label",
-    ) -> None:
-        super().__init__(text, text_pair, label)
-        self.labels = list(labels)
-        self.label_kind = label_kind
-        self._index = {name: place for place, name in enumerate(self.labels)}
+    measures = ("loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted", "hamming")
+    problem_type = "multi_label_classification"
 
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> MultiLabelTask:
@@ -61,20 +50,6 @@ class MultiLabelTask(SequenceTask):
                 "there is nothing to tell apart"
             )
         return cls(names, kind, **columns)
-
-    def remarks(self) -> list[str]:
-        return look_alikes(self.labels)
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
-
-    def model_options(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.labels),
-            "id2label": dict(enumerate(self.labels)),
-            "label2id": dict(self._index),
-            "problem_type": "multi_label_classification",
-        }
 
     def read_label(self, value: Any) -> list[str]:
         """Names of the labels, each once, in the order of the cell."""
@@ -124,10 +99,6 @@ class MultiLabelTask(SequenceTask):
             }
             for row in rows
         ]
-
-    def restore(self, name: str) -> Any:
-        """The label called ``name`` as it was in the training data."""
-        return name == "True" if self.label_kind == "bool" else KINDS[self.label_kind](name)
 
     def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
         return [[self.restore(name) for name in example["label"]] for example in examples]

@@ -30,6 +30,7 @@ class RegressionTask(SequenceTask):
     labels_are = Kind.QUANTITY
     best_metric = "rmse"
     greater_is_better = False
+    measures = ("loss", "mse", "rmse", "mae", "r2", "pearson")
 
     def __init__(
         self,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import nn
 
-from lora.config import DataConfig, TrainingConfig
+from lora.config import AdapterConfig, DataConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
 from lora.io.run import RunFolder, how_to_resume
 from lora.model.heads import draw_new
+from lora.model.targets import find_targets
 from lora.tasks import Task
 from lora.training.interrupt import StopRequest
 from lora.training.job import Evaluate, Job, jobs_of
@@ -131,13 +132,21 @@ def fit(
         waiting.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
     processes.wait()  # every process has looked before the first one writes
     model.to(processes.device)
+    passes = Passes(model)
     for participant in waiting:
-        participant.prepare()
+        participant.prepare(resume)
+        why = passes.why_padded(participant.trainee, participant.prepared)
+        participant.packed = why is None
+        if why and participant.settings.packing is None and participant.prepared.task.next_token:
+            participant.notes.append(f"Rows are padded, which is slower: {why}.")
+    for participant in waiting:
+        participant.open(resume)
+    processes.wait()
     torch.manual_seed(common.seed + processes.rank)  # for what a base may draw beside dropout
 
     total, results = len(waiting), dict[str, FitResult]()
     active: list[Participant] = []
-    mixer, places = Mixer(Passes(model)), 1 if total == 1 else at_once
+    mixer, places = Mixer(passes), 1 if total == 1 else at_once
     bar: Progress = progress_for([p.name for p in waiting], progress if processes.main else False)
     was_training, checkpointing = model.training, any(p.settings.gradient_checkpointing for p in waiting)
     model.train()
@@ -152,7 +161,6 @@ def fit(
                     participant.say = bar.teller(participant.name)
                     active.append(participant)
                     participant.join(resume, alone=total == 1)
-                    participant.packed = mixer.passes.can_pack(participant.trainee, participant.prepared)
                     bar.join(participant)
                     if total > 1 and mixer.most_tokens is None and not participant.trainee.finished:
                         places = _fill(mixer, participant, total, at_once, processes, bar)
@@ -209,7 +217,7 @@ def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
     if name not in model.adapters:
         model.add_adapter(name, job.adapter_settings(name), seed=seed)
         draw_new(model.base, model.owned(name), seed, labels)
-    elif job.adapter is not None and job.adapter_settings(name) != model.adapters[name]:
+    elif job.adapter is not None and _differs(model, name, job.adapter_settings(name)):
         raise ConfigError(
             f"adapters.{name}: the model already has an adapter of that name with other settings; remove it first "
             f"(model.remove_adapter({name!r})), or leave adapter= out to train it on"
@@ -223,6 +231,12 @@ def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
             f"{name}: its data have {labels} labels and its head {width} outputs; load the base with "
             f"num_labels={labels}"
         )
+
+
+def _differs(model: LoRA, name: str, asked: AdapterConfig) -> bool:
+    """Whether adapter ``name`` is another than one made as ``asked`` would be, small layers' ranks included."""
+    find_targets(model.base, asked, list(model.owned(name)))
+    return asked != model.adapters[name]
 
 
 def _fill(

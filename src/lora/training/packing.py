@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora.core.attention import Document, per_document
+from lora.core.configs import text_config
 from lora.core.functions import Segment
 from lora.core.layer import AdaptedLayer, is_plain
 from lora.core.loss import head_cross_entropy
@@ -51,7 +52,7 @@ class Packing:
     def __init__(self, model: LoRA) -> None:
         self.model = model
         config: Any = model.base.config
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        text = text_config(config)
         # Gemma caps its logits, Granite divides and Cohere multiplies them.
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.scale = float(getattr(text, "logit_scale", None) or 1) / float(getattr(text, "logits_scaling", None) or 1)
@@ -169,6 +170,8 @@ def find_packing(model: LoRA, trainee: Trainee, prepared: Prepared) -> Packing |
             leaks = _leaks(packing, trainee.name, examples, losses)
             # A row at a time: the full logits of long ones are what packing is there to avoid.
             expected = torch.stack([_own_loss(model, trainee, prepared, example) for example in examples])
+        except torch.OutOfMemoryError:
+            raise  # padded rows would need more
         except Exception as error:  # whatever a model of unknown make objects to
             return f"{type(base).__name__} does not run on packed rows ({type(error).__name__}: {str(error)[:100]})"
     if leaks:

@@ -84,6 +84,11 @@ class Participant:
         self.processes, self.run, self.say = processes, run, say
         if evaluate is None and prepared.held is not None:
             evaluate = evaluator(prepared, settings, processes)
+            if self.metric not in prepared.task.measures:
+                raise ConfigError(
+                    f"training.best_metric: {self.metric!r} is not measured for the task {prepared.task.name}; known: "
+                    + ", ".join(prepared.task.measures)
+                )
         self.evaluate = evaluate
         self.packed = False  # whether its batches go into one row; known once it has joined
         self.error: str | None = None
@@ -106,12 +111,24 @@ class Participant:
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Make the trainee, which complains of settings that do not fit, before anyone trains."""
+    def prepare(self, resume: bool) -> None:
+        """Make the trainee, which complains of settings that do not fit, and look at the checkpoint to go on from.
+
+        Before anyone trains. Raises ConfigError, TrainingError.
+        """
         self.trainee = Trainee(
             self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
             self.processes.rank,
         )  # fmt: skip
+        self.identity = _identity(self.model, self.name, self.prepared)
+        found = self.run.checkpoints() if self.run is not None and resume else []
+        if found:
+            self._check_identity(found[-1], load_checkpoint(found[-1])[0])
+
+    def open(self, resume: bool) -> None:
+        """Make the folder ready, now that nobody has complained: what is replaced goes, also that of who must wait."""
+        if self.run is not None and self.processes.main:
+            self.run.recover() if resume else self.run.clear()
 
     def join(self, resume: bool, alone: bool = True) -> None:
         """Begin, or go on where the newest checkpoint stands.
@@ -122,13 +139,9 @@ class Participant:
         self.started = time.perf_counter()
         self.processes.share(self.trainee.parameters)
         self.model.notes[self.name] = {**self.model.notes.get(self.name, {}), **_notes(self.prepared, self.settings)}
-        self.identity = _identity(self.model, self.name, self.prepared)
         run, main = self.run, self.processes.main
         # At a checkpoint, or at step 0, which is saved too: a full disk shows now, not after hours. A run cut short
         # before that begins anew.
-        if run is not None and main:
-            run.recover() if resume else run.clear()
-        self.processes.wait()
         found = run.checkpoints() if run is not None and resume else []
         if found:
             self._restore(found[-1], alone)
@@ -144,6 +157,13 @@ class Participant:
 
     def _restore(self, folder: Path, alone: bool) -> None:
         state, tensors = load_checkpoint(folder)
+        self.trainee.load(state, tensors)
+        self.seconds_before, self.tokens = state.get("seconds", 0.0), state.get("tokens", 0)
+        if alone:
+            self.processes.restore_random(tensors)
+
+    def _check_identity(self, folder: Path, state: dict[str, Any]) -> None:
+        """Raise ConfigError naming what is not as it was when the run began."""
         other = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
         if "adapter" in other:
             then, now = state["identity"]["adapter"], self.identity["adapter"]
@@ -157,10 +177,6 @@ class Participant:
                 + "\n  ".join(other)
                 + "\nBring them back, or start a new run"
             )
-        self.trainee.load(state, tensors)
-        self.seconds_before, self.tokens = state.get("seconds", 0.0), state.get("tokens", 0)
-        if alone:
-            self.processes.restore_random(tensors)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -174,6 +190,7 @@ class Participant:
             return False
         trainee, s = self.trainee, self.settings
         rate, tokens, seconds = trainee.rate, trainee.tokens, trainee.seconds
+        begun = time.perf_counter()
         loss = self.processes.sum_up(trainee.parameters.values(), float(trainee.loss))
         if trainee.step == 0:
             self.notes += untouched_modules(trainee)
@@ -182,7 +199,7 @@ class Participant:
             trainee.begin_step()
             raise TrainingError(self._diverged(loss, norm))
         self.tokens += tokens
-        speed = tokens / max(seconds, 1e-9)
+        speed = tokens / max(seconds + time.perf_counter() - begun, 1e-9)
         self._log({"loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": tokens,
                    "tokens_per_second": round(speed, 1)})  # fmt: skip
         if trainee.step % s.log_every == 0:
@@ -201,7 +218,7 @@ class Participant:
         key = self.metric
         loss = f", loss {metrics['loss']:.4f}" if isinstance(metrics.get("loss"), float) and key != "loss" else ""
         best = " (best so far)" if better else ""
-        self.say(f"step {self.trainee.step}: {key} {metrics[key]:.4f}{loss}{best}")
+        self.say(f"step {self.trainee.step}: {key} {metrics.get(key, math.nan):.4f}{loss}{best}")
         if better and self.run is not None and self.processes.main:
             save_adapter(self.model, self.name, self.run.best)
 
@@ -241,6 +258,8 @@ class Participant:
     def finish(self) -> FitResult:
         """Keep the best parameters and save the adapter. Raises SaveError."""
         if self.error is None:
+            if self.run is not None and self.run.newest_step() < self.trainee.step:
+                self.checkpoint()  # a finished run that is resumed is not trained again
             self.trainee.restore_best()
             if self.run is not None and self.processes.main:
                 save_adapter(self.model, self.name, self.run.adapter)

@@ -81,22 +81,22 @@ class Passes:
         self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
         self._packing: Packing | None = None
 
-    def can_pack(self, trainee: Trainee, prepared: Prepared) -> bool:
-        """Whether the trainee's batches go into one row: as its settings say, or where the model allows it.
+    def why_padded(self, trainee: Trainee, prepared: Prepared) -> str | None:
+        """Why the trainee's batches cannot go into one row; None: they do, where its settings and the model allow it.
 
         Raises:
             ConfigError: it was asked for and cannot be.
         """
         if trainee.settings.packing is False:
-            return False
+            return "training.packing is off"
         # Asked for each adapter anew: its layers and its longest documents may be others.
         found = find_packing(self.model, trainee, prepared)
         if isinstance(found, str):
             if trainee.settings.packing:
                 raise ConfigError(f"training.packing: {found}; leave the setting out to train with padded rows")
-            return False
+            return found
         self._packing = found
-        return True
+        return None
 
     def next_share(self, trainee: Trainee, prepared: Prepared, packed: bool) -> Share | None:
         """The trainee's next batch; None where the step has no more for this process."""
@@ -129,6 +129,8 @@ class Passes:
             for loss in losses[1:]:
                 total = total + loss
             total.backward()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()  # else this would be the time that it takes to ask for the work
         seconds, tokens = time.perf_counter() - begun, sum(share.tokens for share in shares)
         for share, loss in zip(shares, losses, strict=True):
             share.trainee.loss = share.trainee.loss + loss.detach()
@@ -136,7 +138,7 @@ class Passes:
 
     def _packed(self, shares: Sequence[Share]) -> list[Tensor]:
         packing = self._packing
-        assert packing is not None, "can_pack was asked"
+        assert packing is not None, "why_padded was asked"
         with self._drops:
             losses = packing.losses(
                 [share.examples for share in shares],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lora.core.configs import text_config
+
 # Exponents of the model width by family, from the cookbook of Thinking Machines' Tinker (2025), hyperparam_utils:
 # rate = 5e-5 · 10 · (2000 / hidden)^p. The factor 10 is LoRA's over full fine-tuning.
 WIDTH_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
@@ -19,8 +21,7 @@ def default_learning_rate(config: Any) -> float:
     sweep behind the formula covers.
     """
     family = str(getattr(config, "model_type", ""))
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    hidden = getattr(text, "hidden_size", None)
+    hidden = getattr(text_config(config), "hidden_size", None)
     for name, exponent in WIDTH_EXPONENT.items():
         if family.startswith(name) and hidden:
             return min(2e-3, max(1e-4, 5e-4 * (2000 / hidden) ** exponent))

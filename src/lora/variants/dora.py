@@ -20,8 +20,8 @@ class Dora(Variant):
     peft_keys = {"use_dora": True}
     peft_suffixes = {"magnitude": "lora_magnitude_vector"}
 
-    def create(self, geometry: Geometry, rank: int, scaling: float, generator: torch.Generator) -> Parameters:
-        parameters = super().create(geometry, rank, scaling, generator)
+    def create(self, geometry: Geometry, rank: int, generator: torch.Generator) -> Parameters:
+        parameters = super().create(geometry, rank, generator)
         parameters["magnitude"] = geometry.magnitude(geometry.weight().detach().float().cpu())
         return parameters
 
@@ -48,5 +48,5 @@ class Dora(Variant):
         weight = geometry.weight().float() + geometry.delta(parameters["A"].float(), parameters["B"].float()) * scaling
         return geometry.scale_rows(weight, parameters["magnitude"].float() / geometry.magnitude(weight))
 
-    def peft_shape(self, geometry: Geometry, parameter: str, tensor: Tensor) -> Tensor:
+    def peft_shape(self, geometry: Geometry, tensor: Tensor) -> Tensor:
         return tensor.view(1, -1, 1, 1) if geometry.kind == "conv2d" else tensor

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import DataConfig, RunConfig
-from lora.errors import ConfigError
+from lora.errors import ConfigError, Interrupted
 from lora.io.places import folder_to_write
-from lora.io.run import RunFolder
+from lora.io.run import RunFolder, holds_a_set, how_to_resume
 from lora.model.base import load_base, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
-from lora.overrides import each_adapter
+from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
 from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure, settle
 
@@ -71,11 +71,17 @@ def train_many(
         )  # fmt: skip
     out = {}
     for name, result in results.items():
-        path, evaluation = output / name / "report.md", None
+        path, evaluation = None, None
         if processes.main and result.error is None:
             # The base's head, made up for the first one's labels, has nothing to say of other labels.
             fits = _labels(rows[name]) in (None, getattr(model.base.config, "num_labels", None))
-            evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
+            try:
+                evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"all adapters are trained and saved in {output}, but not all are measured. For that: "
+                    + how_to_resume(output)
+                ) from None
             facts = facts_of(configs[name], model, rows[name], result)
             path = write_report(output / name, facts, result.history, evaluation)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
@@ -97,7 +103,10 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    config.output = str(folder_to_write(config.output or "", "output").absolute())
+    output = folder_to_write(config.output or "", "output").absolute()
+    if not resume:
+        _check_free(output, list(configs), overwrite)
+    config.output = str(output)
     in_full(config)
     for name, each in configs.items():
         each.output = str(Path(config.output) / name)
@@ -109,6 +118,23 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
         rest = {key: value for key, value in own.get("data", {}).items() if DataConfig.canonical(key) not in paths}
         config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs
+
+
+def _check_free(output: Path, names: list[str], overwrite: bool) -> None:
+    """Raise ConfigError where ``output`` itself holds a run, or a set of others than ``names``."""
+    if holds_a_set(output):
+        then = load_config(output / "config.yaml").adapters
+        begun = [name for name in then if (output / name / "checkpoints").is_dir()]
+        if begun and not overwrite:
+            raise ConfigError(
+                f"output: {output} already holds a set of runs ({', '.join(begun)}). Go on with it (--resume), "
+                "replace it (--overwrite), or name another folder"
+            )
+        gone = [name for name in begun if name not in names]
+        if gone:
+            raise ConfigError(f"output: {output} holds runs that would stay ({', '.join(gone)}); name another folder")
+    else:
+        RunFolder(output)  # complains of a single run, whatever overwrite says: its files would stay beside the set's
 
 
 def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]) -> tuple[LoRA, Any]:
@@ -131,7 +157,8 @@ def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows
     for name, each in configs.items():
         model.add_adapter(name, each.adapter, seed=each.training.seed)
         draw_new(base, model.owned(name), each.training.seed, _labels(rows[name]))
-        each.adapter = model.adapters[name]
+        each.adapter = model.adapters[name]  # ranks that were brought down to small layers stand in it
+        config.adapters[name] = {**config.adapters[name], "adapter": each.adapter.model_dump(mode="json")}
         settle(each, base, dtype)
     return model, load_tokenizer(config.model, config.trust_remote_code)
 

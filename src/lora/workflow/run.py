@@ -41,7 +41,7 @@ class TrainResult:
     model: LoRA
     fit: FitResult
     evaluation: Evaluation | None
-    report: Path
+    report: Path | None
     main: bool = True  # whether this is the process that speaks and writes
 
 

@@ -1,0 +1,143 @@
+"""What tasks have in common whose answers are labels: one of several, or any number of them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, ClassVar
+
+from lora.data.rows import named, origins, places
+from lora.errors import DataError
+from lora.tasks.base import Row
+from lora.tasks.sequence import SequenceTask, label_problem
+
+KINDS = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+class LabelsTask(SequenceTask):
+    """A text (or two) and labels out of those seen in training.
+
+    Arguments:
+        labels: their names, in the order of the model's outputs.
+        label_kind: what labels were in the training data (str, int, float, bool); predictions are given back as that.
+        text, text_pair, label: names of the columns.
+    """
+
+    problem_type: ClassVar[str]  # of the model's configuration
+
+    def __init__(
+        self,
+        labels: list[str],
+        label_kind: str = "str",
+        text: str = "text",
+        text_pair: str | None = None,
+        label: str = "label",
+    ) -> None:
+        super().__init__(text, text_pair, label)
+        self.labels = list(labels)
+        self.label_kind = label_kind
+        self._index = {name: place for place, name in enumerate(self.labels)}
+
+    def remarks(self) -> list[str]:
+        return look_alikes(self.labels)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
+
+    def model_options(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": dict(self._index),
+            "problem_type": self.problem_type,
+        }
+
+    def restore(self, name: str) -> Any:
+        """The label called ``name`` as it was in the training data."""
+        return name == "True" if self.label_kind == "bool" else KINDS[self.label_kind](name)
+
+
+def per_class(true: Any, said: Any, names: list[str]) -> dict[str, dict[str, float | int]]:
+    """Precision, recall, F1 and support of every class (0 where undefined); arguments as scikit-learn takes them."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    table = precision_recall_fscore_support(true, said, labels=list(range(len(names))), zero_division=0)
+    return {
+        name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
+        for name, precision, recall, f1, support in zip(names, *table, strict=True)
+    }
+
+
+def kind_of(values: list[Any]) -> str:
+    """The type that labels share (bool, int, float, str); a mixture is taken as strings, of int and float as float."""
+    kinds = {type(value) for value in values if label_problem(value) is None}
+    for name, allowed in (("bool", {bool}), ("int", {int}), ("float", {int, float})):
+        if kinds and kinds <= allowed:
+            return name
+    return "str"
+
+
+def name_of(value: Any, kind: str) -> str:
+    """The name of the class ``value``: the same for 1, 1.0 and "1" where training labels were whole numbers."""
+    text = str(value).strip()
+    if kind == "bool" and text.lower() in ("true", "false"):
+        return text.capitalize()
+    if kind in ("int", "float") and not isinstance(value, bool):
+        try:
+            number = float(text)
+        except ValueError:
+            return text
+        if kind == "float":
+            return str(number)
+        # int(text) first: beyond 2**53 the way over a float changes the number
+        return str(int(text)) if text.lstrip("+-").isdigit() else (str(int(number)) if number.is_integer() else text)
+    return text
+
+
+def sort_names(names: set[str]) -> list[str]:
+    """Sorted: as numbers where all are numbers (10 after 9; CSV gives them as strings), else by code point."""
+    try:
+        numbers = {name: float(name) for name in names}
+    except ValueError:
+        return sorted(names)
+    # A class may be called "nan" or "inf"; NaN would make the order depend on where it started.
+    return (
+        sorted(names, key=lambda name: (numbers[name], name))
+        if all(map(math.isfinite, numbers.values()))
+        else sorted(names)
+    )
+
+
+def look_alikes(names: list[str]) -> list[str]:
+    """A sentence about labels that differ in case, inner spaces or leading zeros alone: slips, more likely than not."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        key = " ".join(name.casefold().split())
+        alike.setdefault(key.lstrip("0") or "0" if key.isdecimal() else key, []).append(name)
+    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if not groups:
+        return []
+    more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+    return [f"Labels that look alike are taken as different ones: {', '.join(groups[:5])}{more}."]
+
+
+def refuse_unseen(labels: list[list[str]], rows: list[Row], known: list[str]) -> None:
+    """Raise DataError where ``rows``, whose ``labels`` these are, have some that training has not seen."""
+    seen, unseen = set(known), dict[str, list[int]]()
+    for index, names in enumerate(labels):
+        for name in names:
+            if name not in seen:
+                unseen.setdefault(name, []).append(index)
+    if not unseen:
+        return
+    lines = [f"{named(rows)}not in the training data, but here as labels ({len(unseen)}):"]
+    for name, indices in sorted(unseen.items(), key=lambda item: -len(item[1]))[:8]:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        count = f"{len(indices)} row{'s' if len(indices) > 1 else ''}"
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        lines.append(f"  {name!r}: {count}{hint}: {places(rows, indices, with_names=len(origins(rows)) > 1)}")
+    if len(unseen) > 8:
+        lines.append(f"  … and {len(unseen) - 8} more labels")
+    listed = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
+    lines.append(f"known: {listed}; correct the labels, remove these rows, or add rows of these classes to training")
+    raise DataError("\n".join(lines))
