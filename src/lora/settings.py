@@ -24,12 +24,12 @@ class Settings(BaseModel):
     def _accept_aliases(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        out: dict[str, Any] = {}
+        out, spelled = dict[str, Any](), dict[str, str]()
         for key, value in values.items():
             name = cls.canonical(key)
             if name in out:
-                raise ValueError(f"{name!r} is given twice (once as {key!r}); keep one of them")
-            out[name] = value
+                raise ValueError(f"{name!r} is given twice (as {spelled[name]!r} and as {key!r}); keep one of them")
+            out[name], spelled[name] = value, key
         return out
 
     @field_validator("*", mode="before")

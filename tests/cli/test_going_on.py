@@ -232,7 +232,7 @@ def test_what_start_refuses(command, run: Path, data: Path, bert: Path, llama: P
         (["-o", run], "--overwrite"),
         (["-o", run, "--overwrite"], "holds the adapter that training starts from"),
         (["--start", tmp_path / "none"], "none"),
-        (["--start", bert], "it was not made by lora"),
+        (["--start", bert], "holds no adapter"),
     ):
         code, said = command(*job, *more)
         assert code == 2 and said.count("error:") == 1 and words in said, (more, said)

@@ -69,7 +69,7 @@ def test_a_full_disk(
     monkeypatch.setattr(BertForSequenceClassification, "save_pretrained", full)
     before = tmp_path / "before"
     before.mkdir()
-    (before / "mine").write_text("mine")
+    (before / "config.json").write_text("mine")
     for output, more in ((tmp_path / "merged", []), (before, ["--overwrite"])):
         assert main(["merge", str(adapter), "--output", str(output), *more]) == 2
         assert capsys.readouterr().err == (

@@ -265,7 +265,7 @@ def test_named_validation_wins(tmp_path: Path) -> None:
 
 def test_the_training_file_is_no_validation_data(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", jsonl(ROWS))
-    with pytest.raises(DataError, match="has no validation split"):
+    with pytest.raises(DataError, match="is the training data too"):
         load_splits(DataConfig(train=path, validation=path))
 
 

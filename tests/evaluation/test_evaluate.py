@@ -267,7 +267,7 @@ def test_bad_settings(classifier: LoRA, tokenizer: Any) -> None:
         evaluate(classifier, labelled(4), tokenizer=tokenizer, adapters="tunde")
     with pytest.raises(ConfigError, match="batch_size is 0"):
         evaluate(classifier, labelled(4), tokenizer=tokenizer, batch_size=0)
-    with pytest.raises(ConfigError, match="LoRA model is needed"):
+    with pytest.raises(ConfigError, match="a LoRA is needed"):
         evaluate(tiny("bert"), labelled(4), tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="tokenizer="):
         evaluate(classifier, labelled(4))

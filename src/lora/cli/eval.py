@@ -21,12 +21,13 @@ from lora.io.places import file_to_write
 @click.option("--latency/--no-latency", default=True, show_default=True, help="time single rows and throughput")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")
+@click.option("--overwrite", is_flag=True, help="replace the file that --output names")
 @click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
 @config_options("data")
 def command(
     adapter: str, model: str | None, batch_size: int, baseline: bool, latency: bool, as_json: bool, output: str | None,
-    trust_remote_code: bool, allow_other_base: bool, overrides: dict[str, object],
+    overwrite: bool, trust_remote_code: bool, allow_other_base: bool, overrides: dict[str, object],
 ) -> None:  # fmt: skip
     """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows: --data FILE.
 
@@ -40,7 +41,7 @@ def command(
     config = load_config(None, overrides).data
     if not config.train:
         raise ConfigError("--data: name the file, folder or hub id with the rows to evaluate on")
-    file = file_to_write(output, "--output") if output else None
+    file = file_to_write(output, "--output", overwrite, reads=config.train) if output else None
     quiet_libraries()
     from lora.cli.show import say, show_evaluation
     from lora.evaluation.evaluate import evaluate

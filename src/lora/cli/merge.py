@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lora.errors import ConfigError
+from lora.io.places import is_of_a_model
 
 
 @click.command()
@@ -44,6 +45,12 @@ def command(
         raise ConfigError(f"--output {output}: is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ConfigError(f"--output {output}: is not empty; name another folder, or say --overwrite")
+    others = [path.name for path in sorted(folder.iterdir()) if not is_of_a_model(path)] if folder.is_dir() else []
+    if others:
+        raise ConfigError(
+            f"--output {output}: holds {others[0]}, which is no part of a model folder and would be lost; "
+            "name another folder"
+        )
     quiet_libraries()
     from lora.workflow import merge_folder
 

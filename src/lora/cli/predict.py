@@ -34,11 +34,12 @@ from lora.io.places import file_to_write
     show_default=True,
     help="longest completion of a generating model",
 )
+@click.option("--overwrite", is_flag=True, help="replace the file that --output names")
 @click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
 def command(
     adapter: str, texts: tuple[str, ...], data: str | None, output: str | None, model: str | None, batch_size: int,
-    max_new_tokens: int, trust_remote_code: bool, allow_other_base: bool,
+    max_new_tokens: int, overwrite: bool, trust_remote_code: bool, allow_other_base: bool,
 ) -> None:  # fmt: skip
     """Predict labels or completions with ADAPTER (an adapter or a run's folder), for TEXTs or a file of rows.
 
@@ -50,7 +51,7 @@ def command(
 
     if bool(texts) == bool(data):
         raise ConfigError("give texts to predict, or --data with a file of them (not both)")
-    file = file_to_write(output, "--output") if output else None
+    file = file_to_write(output, "--output", overwrite, reads=data) if output else None
     quiet_libraries()
     from lora.evaluation.predict import predict_iter
     from lora.io.atomic import write_text

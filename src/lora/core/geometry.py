@@ -161,6 +161,9 @@ class EmbeddingGeometry(Geometry):
         B.copy_(torch.empty(B.shape).normal_(generator=generator))
 
 
+PART = 8  # rows that a low-rank convolution takes at a time
+
+
 class Conv2dGeometry(Geometry):
     """``nn.Conv2d``: weight (o, i/groups, kh, kw); A is a convolution to r channels, B a 1×1 one to o."""
 
@@ -175,7 +178,17 @@ class Conv2dGeometry(Geometry):
 
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         # The 1×1 convolution as a matrix product: those give a row the same bits whatever the number of rows.
-        return F.linear(self.forward(x, A).movedim(1, -1), B.flatten(1)).movedim(-1, 1)
+        return F.linear(self._by_parts(x, A).movedim(1, -1), B.flatten(1)).movedim(-1, 1)
+
+    def _by_parts(self, x: Tensor, A: Tensor) -> Tensor:
+        """`forward` of as many rows at a time as do not change: on the CPU the kernel, and with it a row's last bits,
+        depends on their number."""
+        if x.device.type != "cpu" or x.dim() != 4:
+            return self.forward(x, A)
+        rows = x.shape[0]
+        if rows % PART:
+            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, PART - rows % PART))
+        return torch.cat([self.forward(part, A) for part in x.split(PART)])[:rows]
 
     def delta(self, A: Tensor, B: Tensor) -> Tensor:
         return (B.flatten(1) @ A.flatten(1)).view(self.layer.weight.shape)

@@ -18,6 +18,11 @@ TEXT = (
     "text", "sentence", "content", "review", "message", "utterance", "comment", "tweet", "document", "query",
     "question", "body",
 )  # fmt: skip
+# What they call its label.
+LABEL = (
+    "label", "labels", "intent", "category", "class", "sentiment", "emotion", "emotions", "topic", "target", "score",
+    "rating", "stars",
+)  # fmt: skip
 
 
 class Sign(IntEnum):

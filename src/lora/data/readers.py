@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,8 @@ def read_parquet(path: Path, limit: int | None = None) -> list[Row]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
     rows = table.slice(0, limit).to_pylist()
+    for row in rows:
+        row.update({key: float(value) for key, value in row.items() if isinstance(value, Decimal)})
     described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     name_classes(rows, described.get("info", {}).get("features", {}))
     return _not_empty(path, located(rows, str(path)))

@@ -99,6 +99,8 @@ def _load(source: str, wanted: list[str], must: str, strict: bool = False) -> Lo
     # One unnamed lot of files is the split that was asked for.
     plan = {must: files[None]} if None in files else {name: files[name] for name in wanted if name in files}
     if must not in plan or (strict and None in files):
+        if path.is_file():
+            raise DataError(f"{path}: is the training data too; name other rows for the {must} split, or leave it out")
         have = ", ".join(name for name in files if name) or "rows without the name of a split"
         raise DataError(
             f"{path}: has no {must} split (it has: {have}); name the file or folder to use, as in {path}/<name>"

@@ -19,7 +19,8 @@ from lora.evaluation.result import Evaluation
 from lora.evaluation.speed import PeakMemory, measure_speed
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task
-from lora.tasks.inference import evaluating, forward, infer, to_device
+from lora.tasks.inference import evaluating, forward, infer, misfit, to_device
+from lora.tasks.inputs import check_arguments
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -64,6 +65,9 @@ def evaluate(
         DataError: no rows, rows at fault, labels that training has not seen.
         ModelError: the model's outputs do not fit the task.
     """
+    check_arguments(model=model, task=task, data=data_config, tokenizer=tokenizer)
+    if adapters is not None and not adapters:
+        raise ConfigError("adapters: names none; leave it out to measure all")
     for name, value in (("batch_size", batch_size), ("latency_rows", latency_rows)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
@@ -117,7 +121,7 @@ def _fitting(model: LoRA, inputs: Inputs, names: list[str]) -> list[str]:
     kept = []
     with evaluating(model):
         for name in names:
-            problem = _misfit(model, inputs.task, forward(model, batch, [name]))
+            problem = misfit(model, inputs.task, forward(model, batch, [name]))
             if problem is None:
                 kept.append(name)
             elif name != BASE or len(names) == 1:
@@ -125,18 +129,3 @@ def _fitting(model: LoRA, inputs: Inputs, names: list[str]) -> list[str]:
             else:
                 inputs.notes.append(f"The base was left out of the comparison: {problem}.")
     return kept
-
-
-def _misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
-    """Why ``outputs`` of one row are not what ``task`` reads; None if they are."""
-    logits = getattr(outputs, "logits", None)
-    per_token = task.auto_class.endswith("CausalLM")
-    if logits is None or logits.dim() != (3 if per_token else 2):
-        found = type(model.base).__name__
-        return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
-    outputs_there, labels = logits.shape[-1], len(getattr(task, "labels", ()))
-    if not per_token and outputs_there < labels:
-        return (
-            f"its head has {outputs_there} outputs and the task {labels} labels; load the base with num_labels={labels}"
-        )
-    return None

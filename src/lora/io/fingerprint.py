@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -14,12 +15,13 @@ SAMPLE = 64  # values per tensor: tells two checkpoints of one architecture apar
 
 
 @torch.no_grad()
-def fingerprint(base: nn.Module) -> str:
+def fingerprint(base: nn.Module, without: Collection[str] = ()) -> str:
     """Hash of ``base``'s frozen weights, the same in fp32 and bf16 and with or without adapters on it.
 
-    Task heads and newly initialised parameters are left out: they differ from load to load.
+    Task heads and newly initialised parameters are left out: they differ from load to load. So are the modules
+    ``without``: embeddings that an adapter's folder brings along, new rows and all.
     """
-    skip = {*task_heads(base), *(name for name in newly_initialised(base))}
+    skip = {*task_heads(base), *newly_initialised(base), *without}
     digest = hashlib.sha256()
     for path, module in sorted(unwrapped_modules(base).items()):
         for name, parameter in sorted(module.named_parameters(recurse=False)):

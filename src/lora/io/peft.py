@@ -8,6 +8,7 @@ and a folder without it loads as well. safetensors only: no pickle is ever read.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from lora.errors import AdapterFileError
 from lora.hub import offline_unless_reachable
 from lora.io.atomic import atomic_files, atomic_folder, is_there, recover
 from lora.io.fingerprint import fingerprint
+from lora.io.peft_tensors import stored_embeddings
 from lora.model.heads import input_embedding, output_heads
 from lora.model.tree import inside, matches, unwrapped_modules
 
@@ -62,8 +64,9 @@ def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool =
 
 def write_adapter(model: LoRA, name: str, folder: Path) -> None:
     """The files of adapter ``name``, into a folder that is there and that nobody reads yet."""
-    save_file(adapter_tensors(model, name), folder / WEIGHTS, metadata={"format": "pt"})
-    for file, content in ((CONFIG, adapter_config(model, name)), (SIDECAR, _sidecar(model, name))):
+    tensors = adapter_tensors(model, name)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    for file, content in ((CONFIG, adapter_config(model, name)), (SIDECAR, _sidecar(model, name, tensors))):
         text = json.dumps(content, indent=2, sort_keys=file == CONFIG, ensure_ascii=file == CONFIG)
         (folder / file).write_text(text + "\n", encoding="utf-8")
 
@@ -82,14 +85,15 @@ def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
             out[f"{PREFIX}{path}.{suffixes[key]}"] = tensor
     for path, module in model.owned(name).items():
         out |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict().items()}
-    for path in _embeddings_to_store(model, set(slots), set(model.owned(name))):
+    for path in _stored_along(model, name):
         infix = ".base_layer" if path in slots else ""
         out |= {f"{PREFIX}{path}{infix}.{key}": tensor for key, tensor in modules[path].state_dict().items()}
     return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in out.items()}
 
 
-def _embeddings_to_store(model: LoRA, slots: set[str], owned: set[str]) -> list[str]:
+def _stored_along(model: LoRA, name: str) -> list[str]:
     """Embeddings whose frozen weight PEFT stores along: the targeted ones, or both after the vocabulary was resized."""
+    slots, owned = set(model.slots(name, tied=True)), set(model.owned(name))
     entrance = input_embedding(model.base)
     paths = [*([entrance] if entrance else []), *sorted(output_heads(model.base))]
     if any(path.rsplit(".", 1)[-1] in EMBEDDING_NAMES for path in slots):
@@ -157,14 +161,19 @@ def target_names(targets: list[str], modules: list[str]) -> list[str]:
 
 def _task_type(base: nn.Module, owned: list[str]) -> str | None:
     """PEFT's word for the task; none where PEFT would then look for a head that this adapter does not hold."""
+    if getattr(base, "main_input_name", "input_ids") != "input_ids":
+        return None  # PEFT's classes for a task pass token ids
     class_name = type(base).__name__
     task = next((task for ending, task in TASK_TYPES.items() if class_name.endswith(ending)), None)
     heads = [path for path in unwrapped_modules(base) if path.endswith(PEFT_HEADS.get(str(task), ("\0",)))]
     return task if all(inside(path, owned) for path in heads) else None
 
 
-def _sidecar(model: LoRA, name: str) -> dict[str, Any]:
+def _sidecar(model: LoRA, name: str, tensors: Iterable[str]) -> dict[str, Any]:
     import lora
+
+    keys = [key.removeprefix(PREFIX) for key in tensors]
+    brought = stored_embeddings(keys, unwrapped_modules(model.base), output_heads(model.base))
 
     return {
         "format": 1,
@@ -173,7 +182,7 @@ def _sidecar(model: LoRA, name: str) -> dict[str, Any]:
         "base": {
             "name": getattr(getattr(model.base, "config", None), "_name_or_path", "") or None,
             "class": type(model.base).__name__,
-            "fingerprint": fingerprint(model.base),
+            "fingerprint": fingerprint(model.base, brought),
         },
         **model.notes.get(name, {}),
     }

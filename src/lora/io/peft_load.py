@@ -209,12 +209,14 @@ def _check_weights(model: LoRA, stored: Stored, foreign: list[str]) -> None:
     """Refuse a base of the right shape whose weights are others than the adapter was trained on."""
     remedy = "Load the base it was trained on, or pass allow_other_base=True (--allow-other-base) if you know better"
     base = _lineage(stored)
-    expected, found = base.get("fingerprint"), fingerprint(model.base)
+    expected, found = base.get("fingerprint"), _fingerprint(model, stored)
+    half = any(parameter.dtype == torch.float16 for parameter in model.base.parameters())
     if expected and found != expected:
         raise AdapterFileError(
             f"{stored.folder}: trained on other base weights: {base.get('name') or 'unnamed'} "
             f"({base.get('class')}, fingerprint {expected}); this base is {_name(model)} "
             f"({type(model.base).__name__}, fingerprint {found}). {remedy}"
+            + (". (Values in float16 are rounded otherwise: load it in float32 or bfloat16)" if half else "")
         )
     if foreign:
         raise AdapterFileError(
@@ -228,12 +230,19 @@ def _made_for(model: LoRA, stored: Stored) -> str:
     base, rule = _lineage(stored), "only weights, not shapes, may be those of another base"
     name = base.get("name") or stored.config.get("base_model_name_or_path")
     if base.get("fingerprint"):
-        if base["fingerprint"] == fingerprint(model.base):
+        if base["fingerprint"] == _fingerprint(model, stored):
             return "\nIt was made for this base, so its files are damaged: copy or download them again"
         return f"\nIt was made for {name or 'another base'} ({base.get('class')}): load it on that; {rule}"
     if not name:
         return f"\nIf it was made for another base, load it on that; {rule}"
     return "" if name == _name(model) else f"\nIt was made for {name}: load it on that; {rule}"
+
+
+def _fingerprint(model: LoRA, stored: Stored) -> str:
+    """That of ``model``'s base as the folder knows it: without the embeddings that it brings along."""
+    keys = [_local(key, stored) for key in stored.tensors]
+    brought = tensors_of.stored_embeddings(keys, unwrapped_modules(model.base), output_heads(model.base))
+    return fingerprint(model.base, brought)
 
 
 def _lineage(stored: Stored) -> dict[str, Any]:

@@ -7,6 +7,7 @@ not fit is appended to ``problems`` in words, so that all of it is reported at o
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -142,6 +143,12 @@ def embeddings(
     for path, tensors in own.items():  # a copy is whole or not at all
         own[path] = {**modules[path].state_dict(), **tensors}
     return own, foreign
+
+
+def stored_embeddings(keys: Iterable[str], modules: dict[str, nn.Module], heads: set[str]) -> set[str]:
+    """Paths of the embeddings whose whole weights stand in an adapter's file with these ``keys``."""
+    places = {key.removesuffix(".weight").removesuffix(".base_layer") for key in keys if key.endswith(".weight")}
+    return {path for path in places if path in heads or isinstance(modules.get(path), nn.Embedding)}
 
 
 def _same(stored: Tensor, weight: Tensor) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -94,6 +97,8 @@ def find_targets(
         path: g for path, m in modules.items() if (g := geometry_of(m)) is not None and not inside(path, owned)
     }
     skipped = _unreachable(model, modules)
+    if exact is None:  # PEFT adapts such too, in vain; what it stored is kept
+        skipped |= {path: READ for path in available if path not in skipped and _read_directly(path, modules, model)}
     in_layers = {path: found[0] for path in available if (found := split_at_layer(path)) is not None}
     layers = parse_layers(config.layers, max(in_layers.values(), default=-1) + 1)
     exclude = config.exclude
@@ -218,6 +223,30 @@ def _unreachable(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, s
     return {
         path: why for path in modules if path not in attention and any(not a or inside(path, [a]) for a in attention)
     }
+
+
+READ = "its weight is read without the layer being called"
+
+
+def _read_directly(path: str, modules: dict[str, nn.Module], model: nn.Module) -> bool:
+    """Whether the code of the module around the layer at ``path`` computes with its weight (Mamba's ``dt_proj``)."""
+    above, _, name = path.rpartition(".")
+    around = modules.get(above, model)
+    return name.isidentifier() and name in _weights_read(type(around))  # type: ignore[arg-type]  # classes can be hashed
+
+
+@functools.cache
+def _weights_read(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of the layers whose weights the forward methods of ``kind`` use or hand on; not for their type or shape."""
+    found: set[str] = set()
+    if kind.__module__.startswith("torch."):  # its shortcuts are left alone where adapters sit (`leave_shortcuts`)
+        return frozenset()
+    for name, method in vars(kind).items():
+        if "forward" not in name or not callable(method):
+            continue
+        with suppress(OSError, TypeError):  # no source at hand
+            found |= set(re.findall(r"(?<!isinstance\()self\.(\w+)\.weight(?=\s*[,@)\n])", inspect.getsource(method)))
+    return frozenset(found)
 
 
 def _check_exclude(exclude: str | list[str], modules: dict[str, nn.Module], available: dict[str, Geometry]) -> None:

@@ -110,6 +110,21 @@ def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str]) -> A
     return model(**inputs, adapters=list(adapters))
 
 
+def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
+    """Why ``outputs`` of one row are not what ``task`` reads; None if they are."""
+    logits = getattr(outputs, "logits", None)
+    per_token = task.auto_class.endswith("CausalLM")
+    if logits is None or logits.dim() != (3 if per_token else 2):
+        found = type(model.base).__name__
+        return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
+    outputs_there, labels = logits.shape[-1], len(getattr(task, "labels", ()))
+    if not per_token and outputs_there < labels:
+        return (
+            f"its head has {outputs_there} outputs and the task {labels} labels; load the base with num_labels={labels}"
+        )
+    return None
+
+
 def to_device(batch: dict[str, Tensor], model: LoRA) -> dict[str, Tensor]:
     """``batch`` on the device of the model's first parameter."""
     device = next(model.parameters()).device

@@ -5,11 +5,14 @@ Rows may come as anything that callers call data; the rest follows from the mode
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora.config import DataConfig
+from lora.config import DataConfig, TrainingConfig
+from lora.data.readers import name_classes
 from lora.data.rows import Row, located
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_tokenizer, longest_row
@@ -35,6 +38,9 @@ def as_rows(data: Any, what: str) -> list[Row]:
         )
     if not isinstance(data, Iterable):
         raise DataError(f"{what}: must be a path, rows as dicts or a datasets.Dataset, not {type(data).__name__}")
+    if type(data).__name__ == "DataFrame":
+        data = data.to_dict("records")  # type: ignore[attr-defined]
+    features = getattr(data, "features", None)
     rows = [row if isinstance(row, dict) or not isinstance(row, Mapping) else dict(row) for row in data]
     wrong = next((index for index, row in enumerate(rows) if not isinstance(row, dict)), None)
     if wrong is not None:
@@ -44,7 +50,23 @@ def as_rows(data: Any, what: str) -> list[Row]:
         )
     if not rows:
         raise DataError(f"{what}: there are no rows")
+    rows = [_plain(row) for row in rows]
+    if features is not None:
+        name_classes(rows, features.to_dict())
     return located(rows, what)
+
+
+def _plain(row: Row) -> Row:
+    """``row`` with numbers of numpy, torch or decimal as Python's own: by its type it is told what a label is."""
+    changed = {
+        key: float(value) if isinstance(value, Decimal) else value.item()
+        for key, value in row.items()
+        if isinstance(value, Decimal) or (hasattr(value, "item") and getattr(value, "shape", None) == ())
+    }
+    if changed:
+        row = copy.copy(row)
+        row.update(changed)
+    return row
 
 
 def task_for(rows: list[Row], config: DataConfig) -> tuple[Task, str]:
@@ -78,3 +100,21 @@ def length_for(model: LoRA, names: Sequence[str], tokenizer: Any, wanted: int | 
     """
     trained = [length for name in names if (length := model.notes.get(name, {}).get("max_length"))]
     return longest_row(tokenizer, model.base, wanted or min(trained, default=None))
+
+
+def check_arguments(**given: Any) -> None:
+    """Raise ConfigError for what is often given in place of what is needed; ``given`` by the names of parameters."""
+    from lora.model.lora import LoRA
+
+    if "model" in given and not isinstance(given["model"], LoRA):
+        raise ConfigError(f"model: a LoRA is needed, as in LoRA(base, rank=8), not {type(given['model']).__name__}")
+    for key, kind, remedy in (
+        ("task", Task, "to name one: data=DataConfig(task='classification')"),
+        ("config", TrainingConfig, "settings may be given as keywords too: learning_rate=1e-3"),
+        ("data", DataConfig, "as in data=DataConfig(text_column='review')"),
+    ):
+        value = given.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{key}: a {kind.__name__} is needed, not {type(value).__name__}; {remedy}")
+    if given.get("tokenizer") is not None and not callable(given["tokenizer"]):
+        raise ConfigError("tokenizer: a tokenizer is needed, as AutoTokenizer.from_pretrained gives it, not a name")

@@ -41,6 +41,11 @@ class MultiLabelTask(LabelsTask):
         kind = kind_of([value for row in rows for value in split_labels(row.get(columns["label"])) or []])
         task = cls([], kind, **columns)
         lists = task.read(rows)
+        if _indicators(rows, task.label):
+            raise DataError(
+                f"{named(rows)}column {task.label!r}: lists of zeros and ones say by their places which "
+                "labels apply; give the names of those that do, as in ['label 1', 'label 3'] for [1, 0, 1]"
+            )
         names = sort_names({name for names in lists for name in names})
         if not names:
             raise DataError(f"{named(rows)}column {task.label!r}: no row has a label; there is nothing to learn")
@@ -132,6 +137,17 @@ class MultiLabelTask(LabelsTask):
 
     def _logits(self, outputs: Any) -> Tensor:
         return outputs.logits[:, : len(self.labels)].float()
+
+
+def _indicators(rows: list[Row], column: str) -> bool:
+    """Whether the cells are one-hot vectors: of one length, of zeros and ones, with a value more than once."""
+    cells = [split_labels(row.get(column)) or [] for row in rows]
+    length = len(cells[0])
+    return (
+        length > 1
+        and all(len(cell) == length and all(str(value) in ("0", "1") for value in cell) for cell in cells)
+        and any(len(set(map(str, cell))) < length for cell in cells)
+    )
 
 
 def split_labels(value: Any) -> list[Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 
 from lora.config import DataConfig
-from lora.data.columns import TEXT, Claim, Columns, Sign, Table
+from lora.data.columns import LABEL, TEXT, Claim, Columns, Sign, Table
 from lora.data.rows import Row
 from lora.errors import DataError
 from lora.registry import unknown
@@ -39,6 +39,8 @@ def recognise(rows: list[Row], config: DataConfig) -> Columns:
     task, claim = max(claims, key=lambda pair: pair[1].sign)
     if claim.sign is Sign.LEFT and not asked and (unsupported := _unsupported(table)):
         raise unsupported
+    if claim.sign is Sign.LEFT and not asked and not table.named:
+        _refuse_misspelt(table, list(claim.roles.values()))
     if claim.problem is not None:
         raise claim.problem
     return Columns(task, claim.roles, _told(table, task, claim))
@@ -106,6 +108,17 @@ def _nothing(table: Table) -> DataError:
         what = f"text is column {text!r}, but none of the others is recognised as its label"
     settings = ", ".join(dict.fromkeys(task.to_name for task in TASKS.values()))
     return table.error(f"{what}; name them: {settings}")
+
+
+def _refuse_misspelt(table: Table, used: list[str]) -> None:
+    """Raise DataError where plain text would be learned although a column beside it is a label, a letter apart."""
+    for name in table.all:
+        near = difflib.get_close_matches(name.strip().lower(), LABEL, n=1, cutoff=0.75)
+        if name not in used and near:
+            raise table.error(
+                f"column {name!r} looks like {near[0]!r} misspelt: say data.label_column {name!r} to learn it, or "
+                "data.task causal to learn the text alone"
+            )
 
 
 def _told(table: Table, task: str, claim: Claim) -> str:

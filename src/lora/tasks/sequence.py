@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lora.data.columns import TEXT, Claim, Sign, Table
+from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
 from lora.data.kinds import Kind
 from lora.data.problems import Problems, excerpt, is_missing, text_problem
 from lora.data.rows import named
@@ -23,10 +23,6 @@ PAIRS = (
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"),
     ("text_1", "text_2"), ("text_a", "text_b"), ("question1", "question2"), ("text", "text_pair"),
     ("question", "sentence"), ("query", "passage"),
-)  # fmt: skip
-LABEL = (
-    "label", "labels", "intent", "category", "class", "sentiment", "emotion", "emotions", "topic", "target", "score",
-    "rating", "stars",
 )  # fmt: skip
 CLEAR_LABEL = ("label", "labels")  # {question, answer, label} classifies: stronger than two names that make a pair
 

@@ -8,13 +8,51 @@ import torch
 from torch import Tensor, nn
 
 from lora.core.layer import AdaptedLayer
-from lora.errors import TrainingError
-from lora.tasks.inference import forward, to_device
+from lora.errors import LoraError, ModelError, TrainingError
+from lora.model.base import short
+from lora.tasks.inference import evaluating, forward, misfit, to_device
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
     from lora.training.prepare import Prepared
     from lora.training.trainee import Trainee
+
+
+@torch.no_grad()
+def refuse_misfit(model: LoRA, name: str, prepared: Prepared) -> None:
+    """Try one row of the data.
+
+    Raises:
+        ModelError: the base does not take it, gives what the task does not read, or sees the tokens it is to predict.
+    """
+    task, data = prepared.task, prepared.train
+    index = min(range(len(data)), key=lambda i: (data.lengths[i] < 3, data.lengths[i]))  # short, but not too short
+    batch = to_device(task.collate([data.examples[index]], prepared.pad_token_id, prepared.padding_side), model)
+    kind = type(model.base).__name__
+    with evaluating(model):
+        try:
+            outputs = forward(model, batch, [name])
+        except LoraError:
+            raise
+        except Exception as error:  # whatever a model of another kind objects to
+            raise ModelError(
+                f"{name}: {kind} does not take the rows of the task {task.name}, which needs a model loaded with "
+                f"{task.auto_class} ({short(error)})"
+            ) from error
+        if problem := misfit(model, task, outputs):
+            raise ModelError(f"{name}: {problem}")
+        if task.next_token and batch["input_ids"].shape[1] > 2:
+            ids = batch["input_ids"].clone()
+            last = int(ids[0, -1])
+            ids[:, -1] = next((i for i in ids[0].tolist() if i != last), last - 1 if last else 1)
+            changed = forward(model, batch | {"input_ids": ids}, [name])
+            before, after = (each.logits[:, :-1].float() for each in (outputs, changed))
+            if not torch.allclose(before, after, atol=1e-2, rtol=1e-2):
+                raise ModelError(
+                    f"{name}: {kind} sees the tokens that it is to predict (its attention goes both ways), so there is "
+                    "nothing to learn; next-token prediction needs a decoder, such as Llama, Qwen or GPT-2. If the "
+                    "data are texts with labels, name the label's column with data.label_column"
+                )
 
 
 def untouched_modules(trainee: Trainee) -> list[str]:

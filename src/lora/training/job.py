@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora.config import AdapterConfig, DataConfig, TrainingConfig
 from lora.errors import ConfigError, DataError
+from lora.settings import Settings
 from lora.tasks import Task
+from lora.tasks.inputs import check_arguments
 from lora.training.prepare import Data, Prepared
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ class Job:
     task: Task | None = None
     prepared: Prepared | None = None
     evaluate: Evaluate | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(task=self.task)
+        for key in ("adapter", "training", "columns"):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, (Mapping, Settings)):
+                raise ConfigError(f"{key}: expected settings, as a dict, not {value!r}")
 
     def settings(self, name: str, common: TrainingConfig) -> TrainingConfig:
         """This job's training settings: its own over ``common``. Raises ConfigError naming the adapter."""

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from lora.config import AdapterConfig, DataConfig, TrainingConfig
-from lora.errors import ConfigError, Interrupted, TrainingError
+from lora.errors import ConfigError, DataError, Interrupted, TrainingError
 from lora.io.run import RunFolder, how_to_resume
 from lora.model.heads import draw_new
 from lora.model.targets import find_targets
 from lora.tasks import Task
+from lora.tasks.inputs import check_arguments
 from lora.training.interrupt import StopRequest
 from lora.training.job import Evaluate, Job, jobs_of
 from lora.training.mixer import Mixer, find_knee, most_in_memory
@@ -95,6 +96,7 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM; checkpoints have been saved and the message says how to go on.
         SaveError: a checkpoint could not be written; those before are kept.
     """
+    check_arguments(model=model, task=task, config=config, data=data, tokenizer=tokenizer)
     if config is not None and settings:
         raise ConfigError("give either a config or keyword settings, not both")
     common = config.model_copy() if config is not None else TrainingConfig.make(settings, "training")
@@ -126,8 +128,11 @@ def fit(
         if job.prepared is None:
             held = False if evaluation is not None and job.eval_data is None else job.eval_data
             columns = job.data_settings(name, data or DataConfig())
-            rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
-            job.prepared = prepare(model, rows, tokenizer, columns.max_length)
+            try:
+                rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
+                job.prepared = prepare(model, rows, tokenizer, columns.max_length)
+            except DataError as error:
+                raise DataError(f"adapters.{name}: {error}" if several else str(error)) from None
         _place(model, name, job, s.seed)
         waiting.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
     processes.wait()  # every process has looked before the first one writes

@@ -14,7 +14,9 @@ from lora.errors import ConfigError, TrainingError
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import save_adapter
 from lora.io.run import RunFolder, load_checkpoint, save_checkpoint
-from lora.training.checks import locate_non_finite, untouched_modules
+from lora.model.heads import newly_initialised, task_heads
+from lora.model.tree import inside
+from lora.training.checks import locate_non_finite, refuse_misfit, untouched_modules
 from lora.training.held_out import evaluator
 from lora.training.job import Evaluate
 from lora.training.prepare import Prepared, digest
@@ -55,11 +57,11 @@ class FitResult:
     seconds: float
     tokens: int
     output: Path | None
-    data: Prepared
+    data: Prepared = field(repr=False)
     learning_rate: float
     seconds_before: float = 0.0
     error: str | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     notes: list[str] = field(default_factory=list)
 
 
@@ -120,6 +122,8 @@ class Participant:
             self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
             self.processes.rank,
         )  # fmt: skip
+        refuse_misfit(self.model, self.name, self.prepared)
+        self.notes += _without_effect(self.model, self.name, self.settings, self.evaluate is not None)
         self.identity = _identity(self.model, self.name, self.prepared)
         found = self.run.checkpoints() if self.run is not None and resume else []
         if found:
@@ -289,6 +293,24 @@ class Participant:
         """Flush what is written aside; whatever happened."""
         if hasattr(self, "events"):
             self.events.close()
+
+
+def _without_effect(model: LoRA, name: str, settings: TrainingConfig, evaluates: bool) -> list[str]:
+    """What was asked for and does nothing, and what does something that was not asked for: in sentences."""
+    said = []
+    if not evaluates or settings.eval_every is None:
+        named = [key for key in ("patience", "best_metric") if getattr(settings, key) is not None]
+        if named:
+            said.append(f"Without evaluations {' and '.join(f'training.{key}' for key in named)} has no effect.")
+    owned = list(model.owned(name))
+    heads = [path for path in task_heads(model.base) if not inside(path, owned)]
+    new = [path for path in newly_initialised(model.base) if inside(path, heads)]
+    if new:
+        said.append(
+            f"{new[0]} was made up when the base was loaded, and is neither trained nor saved: modules_to_save leaves "
+            "it out, so the adapter will answer otherwise on another load of the base."
+        )
+    return said
 
 
 def _notes(prepared: Prepared, settings: TrainingConfig) -> dict[str, Any]:

@@ -36,7 +36,12 @@ def merge_folder(
     if any(output.resolve() == source or output.resolve() in source.parents for source in sources):
         raise ConfigError(f"output: {output} holds what is being merged; name another folder")
     tuned, name, tokenizer, _ = load_tuned(
-        adapter, model, dtype=dtype, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
+        # Values of a base rounded to float16 are others than those that the adapter knows its base by.
+        adapter,
+        model,
+        dtype="float32" if dtype == "float16" else dtype,
+        trust_remote_code=trust_remote_code,
+        allow_other_base=allow_other_base,
     )
     if output.resolve() == Path(getattr(tuned.base.config, "_name_or_path", "") or ".").resolve():
         raise ConfigError(f"output: {output} is the base model's own folder; name another")
@@ -51,6 +56,8 @@ def merge_folder(
         raise AdapterFileError(
             f"merged and unmerged outputs differ by {difference:.1e} of the largest; nothing was written"
         )
+    if dtype == "float16":
+        merged = merged.half()
     with atomic_folder(output) as stage:
         merged.save_pretrained(stage)
         tokenizer.save_pretrained(stage)

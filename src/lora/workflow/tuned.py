@@ -10,8 +10,10 @@ import torch
 
 from lora.errors import AdapterFileError
 from lora.io.peft import CONFIG, SIDECAR, read_sidecar, resolve_folder
+from lora.io.run import holds_a_set
 from lora.model.base import load_base, load_tokenizer
 from lora.model.lora import LoRA
+from lora.overrides import load_config
 from lora.tasks import Task, from_state
 from lora.training.device import best_device, choose_dtype
 
@@ -23,7 +25,14 @@ def adapter_folder(adapter: str | Path) -> Path:
         AdapterFileError: nothing there, or it does not say its task.
     """
     folder = Path(adapter).expanduser()
+    if holds_a_set(folder):
+        names = ", ".join(load_config(folder / "config.yaml").adapters)
+        raise AdapterFileError(
+            f"{folder}: holds a set of adapters; name one of their folders, as in {folder}/NAME ({names})"
+        )
     folder = resolve_folder(folder if folder.exists() else str(adapter))
+    if not (folder / CONFIG).is_file():
+        raise AdapterFileError(f"{folder}: holds no adapter ({CONFIG} is missing); name an adapter's or a run's folder")
     if "task" not in read_sidecar(folder):
         raise AdapterFileError(
             f"{folder}: it was not made by lora and does not say its task and labels; "
