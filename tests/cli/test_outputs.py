@@ -53,6 +53,35 @@ def test_files_go_into_new_folders(adapter: Path, tmp_path: Path, capfd: pytest.
     assert json.loads(numbers.read_text())["rows"] == 9
 
 
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_what_is_there_is_not_replaced_unasked(command: str, adapter: Path, tmp_path: Path, capfd) -> None:
+    data, there = write_jsonl(tmp_path / "rows.jsonl", labelled(9)), tmp_path / "there"
+    there.write_text("mine")
+    rows, more = data.read_text(), ["--no-latency"] if command == "eval" else []
+    call = [command, str(adapter), "--data", str(data), *more, "--output"]
+    assert main([*call, str(there)]) == 2 and there.read_text() == "mine"
+    assert "is there already; name another file, or say --overwrite" in capfd.readouterr().err
+    assert main([*call, str(data), "--overwrite"]) == 2 and data.read_text() == rows
+    assert "is the data that are read" in capfd.readouterr().err
+    assert main([*call, str(there), "--overwrite"]) == 0 and there.read_text() != "mine"
+
+
+def test_merge_replaces_a_model_and_nothing_else(adapter: Path, tmp_path: Path, capfd) -> None:
+    call = ["merge", str(adapter), "--output", str(tmp_path / "merged")]
+    assert main(call) == 0
+    assert main(call) == 2 and "is not empty" in capfd.readouterr().err
+    assert main([*call, "--overwrite"]) == 0
+    (tmp_path / "merged" / "thesis.txt").write_text("mine")
+    assert main([*call, "--overwrite"]) == 2 and (tmp_path / "merged" / "thesis.txt").read_text() == "mine"
+    assert "holds thesis.txt, which is no part of a model folder" in capfd.readouterr().err
+    assert main(["merge", str(adapter), "--output", str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    half = load_base(str(tmp_path / "half"), "AutoModelForSequenceClassification", torch.float16)
+    whole = load_base(str(tmp_path / "merged"), "AutoModelForSequenceClassification", torch.float32)
+    for (name, one), other in zip(half.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other.half()), name
+    assert half.config.id2label == {0: "bird", 1: "cat", 2: "dog"}
+
+
 def test_lines_of_standard_input(adapter: Path, capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
     def predict(text: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))

@@ -229,3 +229,20 @@ def test_a_head_owned_by_one_adapter_and_adapted_by_another() -> None:
     for number, name in enumerate("abc"):
         randomise(model.adapter_parameters(name).values(), seed=number)
     check_rows(model.eval(), batch("roberta", rows=32), list(NAMES) * 8)
+
+
+@pytest.mark.parametrize("rows", [8, 5])
+def test_convolutions_of_odd_rank(rows: int) -> None:
+    torch.manual_seed(0)
+    model = LoRA(
+        nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 7, 3)), name="a", rank=3, targets=["0", "2"]
+    )
+    model.add_adapter("b", rank=3, targets=["0", "2"])
+    for number, name in enumerate("ab"):
+        randomise(model.adapter_parameters(name).values(), seed=number)
+    x = torch.randn(2 * rows, 3, 12, 12)
+    with torch.no_grad():
+        mixed = model.eval()(x, adapters=["a"] * rows + ["b"] * rows)
+        for name, cut in (("a", slice(0, rows)), ("b", slice(rows, None))):
+            with model.using(name):
+                assert torch.equal(mixed[cut], model(x)[cut])

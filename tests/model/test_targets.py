@@ -192,3 +192,13 @@ def test_heads_are_found_and_the_output_embedding_is_none() -> None:
 def test_exclude_takes_one_plain_name():
     assert paths(tiny("llama"), exclude="k_proj") == paths(tiny("llama"), exclude=["k_proj"])
     assert not any(path.endswith("k_proj") for path in paths(tiny("llama"), exclude="k_proj"))
+
+
+def test_layers_whose_weights_are_read_past_them_are_left_alone() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = LoRA(MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50)), rank=2)
+    assert list(model.slots("default")) == ["backbone.layers.0.mixer.in_proj"]
+    assert "its weight is read without the layer being called" in set(model.reports["default"].skipped.values())
+    for arch in ("bert", "gpt2", "llama", "t5", "modernbert", "vit"):
+        assert not LoRA(tiny(arch), rank=2).reports["default"].skipped

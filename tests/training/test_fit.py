@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora import LoRA, fit
-from lora.errors import ConfigError, DataError, TrainingError
+from lora.errors import ConfigError, DataError, ModelError, TrainingError
 from lora.training.prepare import prepare, read_rows
 from small_base import labelled, stories
 
@@ -319,3 +319,84 @@ def test_foreign_files_in_the_output_folder_stay(bert, tmp_path):
     for overwrite in (False, True):
         fit(classifier(bert), labelled(), False, output_dir=tmp_path / "run", max_steps=1, overwrite=overwrite)
     assert (tmp_path / "run/checkpoints/mine.txt").is_file() and (tmp_path / "run/tensorboard/mine.txt").is_file()
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(bert):
+    from transformers import AutoModelForMaskedLM
+
+    model = LoRA(AutoModelForMaskedLM.from_pretrained(bert), rank=2)
+    with pytest.raises(ModelError, match="BertForMaskedLM sees the tokens that it is to predict"):
+        fit(model, stories(20), False, max_steps=1)
+
+
+def test_a_model_for_another_task_is_refused(bert, llama):
+    text = LoRA(AutoModelForCausalLM.from_pretrained(llama), rank=2)
+    with pytest.raises(ModelError, match=r"task classification needs a model loaded with AutoModelForSeq.*LlamaForCau"):
+        fit(text, labelled(20), False, max_steps=1)
+    with pytest.raises(ModelError, match=r"task causal needs a model loaded with AutoModelForCausalLM"):
+        fit(classifier(bert), stories(20), False, max_steps=1)
+    with pytest.raises(ModelError, match=r"task classification needs a model loaded with"):
+        fit(LoRA(AutoModel.from_pretrained(bert, num_labels=3), rank=2), labelled(20), False, max_steps=1)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"task": "classification"}, "task: a Task is needed, not str; to name one: data=DataConfig"),
+        ({"config": {"epochs": 1}}, "config: a TrainingConfig is needed, not dict"),
+        ({"data": {"text_column": "x"}}, "data: a DataConfig is needed, not dict"),
+        ({"tokenizer": "bert"}, "tokenizer: a tokenizer is needed"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(bert, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(classifier(bert), labelled(20), False, **wrong)
+
+
+def test_a_model_without_adapters_is_no_lora(bert):
+    with pytest.raises(ConfigError, match=r"model: a LoRA is needed, as in LoRA\(base, rank=8\), not BertFor"):
+        fit(classifier(bert).base, labelled(20), False)
+
+
+def test_what_has_no_effect_is_said(bert):
+    result = fit(classifier(bert), labelled(20), False, max_steps=1, patience=3)
+    assert "Without evaluations training.patience has no effect." in result.notes
+    result = fit(classifier(bert, modules_to_save=[]), labelled(20), False, max_steps=1)
+    assert any("classifier.weight was made up when the base was loaded" in note for note in result.notes)
+    assert not any("has no effect" in note or "made up" in note for note in fit(classifier(bert), labelled(30)).notes)
+
+
+def test_the_result_does_not_print_the_data(bert):
+    assert len(repr(fit(classifier(bert), labelled(40), False, max_steps=1))) < 2000
+
+
+def test_labels_get_their_names_in_the_models_configuration(bert, tmp_path):
+    model = classifier(bert)
+    fit(model, labelled(20), False, max_steps=1, output_dir=tmp_path / "run")
+    assert sorted(model.merge().config.id2label.values()) == ["bird", "cat", "dog"]
+    other = LoRA(AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3), name=None)
+    other.load_adapter(tmp_path / "run")
+    assert other.config.id2label == model.config.id2label
+
+
+def test_rows_as_other_libraries_have_them(bert):
+    datasets = pytest.importorskip("datasets")
+    numpy = pytest.importorskip("numpy")
+    named = datasets.Dataset.from_list(labelled(30)).class_encode_column("label")
+    assert fit(classifier(bert), named, False, max_steps=1).data.task.labels == ["bird", "cat", "dog"]
+    numbers = [{"text": row["text"], "label": numpy.int64(place % 3)} for place, row in enumerate(labelled(30))]
+    assert fit(classifier(bert), numbers, False, max_steps=1).data.task.label_kind == "int"
+    frame = pytest.importorskip("pandas").DataFrame(labelled(30))
+    assert fit(classifier(bert), frame, False, max_steps=1).data.task.labels == ["bird", "cat", "dog"]
+
+
+def test_a_misspelt_label_is_not_taken_for_plain_text(llama):
+    rows = [{"text": row["text"], "lable": row["label"]} for row in labelled(30)]
+    with pytest.raises(DataError, match="column 'lable' looks like 'label' misspelt"):
+        fit(LoRA(AutoModelForCausalLM.from_pretrained(llama), rank=2), rows, False, max_steps=1)
+
+
+def test_vectors_of_zeros_and_ones_are_not_names(bert):
+    rows = [{"text": row["text"], "labels": [int(i % 3 == k) for k in range(3)]} for i, row in enumerate(labelled(30))]
+    with pytest.raises(DataError, match="lists of zeros and ones say by their places"):
+        fit(classifier(bert), rows, False, max_steps=1)

@@ -21,7 +21,7 @@ from lora.io.atomic import is_there
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import CONFIG, PREFIX, WEIGHTS, read_sidecar
 from lora.io.peft_kinds import check_kind
-from lora.model.heads import fit_width, output_heads
+from lora.model.heads import fit_width, name_labels, output_heads
 from lora.model.targets import find_targets
 from lora.model.tree import match_pattern, unwrapped_modules
 
@@ -150,6 +150,8 @@ def place(model: LoRA, name: str, planned: Planned, trainable: bool) -> None:
     _fill(model, name, planned)
     for parameter in model.adapter_parameters(name).values():
         parameter.requires_grad_(trainable)
+    if len(model.adapters) == 1:  # several may have labels of their own each
+        name_labels(model.base, (planned.notes.get("task") or {}).get("labels"))
 
 
 def refill(model: LoRA, name: str, planned: Planned) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -135,6 +137,15 @@ def draw_new(base: nn.Module, owned: dict[str, nn.Module], seed: int, labels: in
             layer.weight.copy_(torch.empty(layer.weight.shape).normal_(0, std, generator=generator))
             if layer.bias is not None:
                 layer.bias.zero_()
+
+
+def name_labels(base: nn.Module, labels: list[str] | None) -> None:
+    """Let ``pipeline`` and a merged model call the outputs by ``labels`` where they have no names yet."""
+    config: Any = getattr(base, "config", None)
+    known = getattr(config, "id2label", None)
+    if labels and known and len(known) == len(labels) and all(str(v) == f"LABEL_{k}" for k, v in known.items()):
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: place for place, label in enumerate(labels)}
 
 
 def fit_width(module: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from lora.config import AdapterConfig, DataConfig, TrainingConfig
 from lora.errors import ConfigError, DataError, Interrupted, TrainingError
 from lora.io.run import RunFolder, how_to_resume
-from lora.model.heads import draw_new
+from lora.model.heads import draw_new, task_heads
 from lora.model.targets import find_targets
 from lora.tasks import Task
 from lora.tasks.inputs import check_arguments
@@ -230,8 +230,9 @@ def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
     outputs = [
         layer.out_features for m in model.owned(name).values() for layer in m.modules() if isinstance(layer, nn.Linear)
     ]
+    has_head = bool(outputs) or bool(task_heads(model.base))  # what has none is found out with the first row
     width = max([getattr(model.base.config, "num_labels", 0), *outputs]) if hasattr(model.base, "config") else None
-    if labels is not None and width is not None and width < labels:
+    if has_head and labels is not None and width is not None and width < labels:
         raise ConfigError(
             f"{name}: its data have {labels} labels and its head {width} outputs; load the base with "
             f"num_labels={labels}"

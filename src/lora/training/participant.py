@@ -14,7 +14,7 @@ from lora.errors import ConfigError, TrainingError
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import save_adapter
 from lora.io.run import RunFolder, load_checkpoint, save_checkpoint
-from lora.model.heads import newly_initialised, task_heads
+from lora.model.heads import name_labels, newly_initialised, task_heads
 from lora.model.tree import inside
 from lora.training.checks import locate_non_finite, refuse_misfit, untouched_modules
 from lora.training.held_out import evaluator
@@ -143,6 +143,8 @@ class Participant:
         self.started = time.perf_counter()
         self.processes.share(self.trainee.parameters)
         self.model.notes[self.name] = {**self.model.notes.get(self.name, {}), **_notes(self.prepared, self.settings)}
+        if len(self.model.adapters) == 1:
+            name_labels(self.model.base, self.model.notes[self.name]["task"].get("labels"))
         run, main = self.run, self.processes.main
         # At a checkpoint, or at step 0, which is saved too: a full disk shows now, not after hours. A run cut short
         # before that begins anew.
