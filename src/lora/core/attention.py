@@ -142,8 +142,10 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Tensor:
-        p = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), -1)
-        ctx.save_for_backward(q, k, v, p)
+        p = _weights(q, k, mask, scaling)
+        # Of a long document they are most of what its layer would keep, and are made again.
+        ctx.again = p.numel() > q.numel() + k.numel() + v.numel()
+        ctx.save_for_backward(q, k, v, mask if ctx.again else p)
         ctx.scaling = scaling
         return p @ v
 
@@ -151,9 +153,14 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         q, k, v, p = ctx.saved_tensors
+        p = _weights(q, k, p, ctx.scaling) if ctx.again else p
         (do,) = gradients
         ds = torch._softmax_backward_data(do @ v.transpose(1, 2), p, -1, p.dtype).mul_(ctx.scaling)
         return ds @ k, ds.transpose(1, 2) @ q, p.transpose(1, 2) @ do, None, None
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), -1)
 
 
 @contextmanager

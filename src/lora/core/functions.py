@@ -182,26 +182,11 @@ class _AdaptedLinears(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: tuple[FrozenLinear, ...], graph: bool, *factors: Tensor) -> Any:
-        outs = [_frozen(x, layer) for layer in layers]
-        blocks = _blocks(layers)
         needs = [graph and need for need in ctx.needs_input_grad[3:]]
-        kept: list[Tensor | None] = []
-        for block in blocks:
-            inputs = aligned(x[block.start : block.stop])
-            down = _joined([factors[place] for place in block.places]).to(x.dtype)
-            mask = block.mask(down)
-            low = F.linear(inputs if mask is None else inputs * mask, down)
-            ups = []
-            for piece in block.pieces:
-                up = scaled_up(factors[piece.factor + 1], piece.scaling, x.dtype)
-                add_product(outs[piece.layer][block.start : block.stop], low[:, piece.columns], up)
-                ups.append(up)
-            kept += [low if any(needs[place + 1] for place in block.places) else None, down, *ups]
+        outs, kept, reads_x = forward_rows(x, layers, factors, needs)
         if graph:
             # Beside what is saved: nothing writes to the weights, and hooks that move saved tensors leave them alone.
-            ctx.layers, ctx.blocks = layers, blocks
-            ctx.types = [factor.dtype for factor in factors]
-            reads_x = any(needs[place] for block in blocks for place in block.places)
+            ctx.layers, ctx.types = layers, [factor.dtype for factor in factors]
             ctx.save_for_backward(x if reads_x else None, *kept)
         return tuple(outs)
 
@@ -211,15 +196,53 @@ class _AdaptedLinears(torch.autograd.Function):
         rows, *kept = ctx.saved_tensors
         # Gradients of a sum come expanded, those of a transposed product transposed: products want neither.
         dys = [dout.contiguous() for dout in douts]
-        dx = _frozen_gradient(dys, ctx.layers) if ctx.needs_input_grad[0] else None
-        grads: list[Tensor | None] = [None] * len(ctx.types)
-        for block in ctx.blocks:
-            low, down, *ups = kept[: 2 + len(block.pieces)]
-            del kept[: 2 + len(block.pieces)]
-            found = _block_gradient(block, rows, low, down, ups, dys, dx, ctx.needs_input_grad[3:])
-            for place, gradient in found.items():
-                grads[place] = gradient.to(ctx.types[place])
-        return dx, None, None, *grads
+        dx, grads = backward_rows(dys, ctx.layers, rows, kept, ctx.needs_input_grad[0], ctx.needs_input_grad[3:])
+        typed = [None if g is None else g.to(kind) for g, kind in zip(grads, ctx.types, strict=True)]
+        return dx, None, None, *typed
+
+
+def forward_rows(
+    x: Tensor, layers: Sequence[FrozenLinear], factors: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[list[Tensor], list[Tensor | None], bool]:
+    """The forward of `adapted_linears` outside autograd, on x (n, i).
+
+    Args:
+        factors: A and B of each segment, in the order of the layers.
+        needs: which of them want a gradient.
+
+    Returns the outputs (n, o), what `backward_rows` takes as ``kept``, and whether it will read ``x``.
+    """
+    outs = [_frozen(x, layer) for layer in layers]
+    kept: list[Tensor | None] = []
+    blocks = _blocks(layers)
+    for block in blocks:
+        inputs = aligned(x[block.start : block.stop])
+        down = _joined([factors[place] for place in block.places]).to(x.dtype)
+        mask = block.mask(down)
+        low = F.linear(inputs if mask is None else inputs * mask, down)
+        ups = []
+        for piece in block.pieces:
+            up = scaled_up(factors[piece.factor + 1], piece.scaling, x.dtype)
+            add_product(outs[piece.layer][block.start : block.stop], low[:, piece.columns], up)
+            ups.append(up)
+        kept += [low if any(needs[place + 1] for place in block.places) else None, down, *ups]
+    return outs, kept, any(needs[place] for block in blocks for place in block.places)
+
+
+def backward_rows(
+    dys: list[Tensor], layers: Sequence[FrozenLinear], x: Tensor | None, kept: Sequence[Any], needs_x: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+    """Gradients of ``x`` and of each factor, for contiguous ``dys`` (n, o) of the layers."""
+    dx = _frozen_gradient(dys, layers) if needs_x else None
+    grads: list[Tensor | None] = [None] * len(needs)
+    done = 0
+    for block in _blocks(layers):
+        low, down, *ups = kept[done : done + 2 + len(block.pieces)]
+        done += 2 + len(block.pieces)
+        for place, gradient in _block_gradient(block, x, low, down, ups, dys, dx, needs).items():
+            grads[place] = gradient
+    return dx, grads
 
 
 def _frozen(rows: Tensor, layer: FrozenLinear) -> Tensor:

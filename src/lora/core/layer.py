@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora.core.functions import Segment, adapted_linear
+from lora.core.functions import FrozenLinear, Segment, adapted_linear
 from lora.core.geometry import Geometry, geometry_of
 from lora.core.randomness import dropout as seeded_dropout
 from lora.core.randomness import seed_of
@@ -128,6 +128,16 @@ def is_plain(layer: nn.Module, x: Tensor) -> bool:
     return not any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
+def formula_of(layer: nn.Module, x: Tensor) -> FrozenLinear | None:
+    """For whoever computes ``layer`` by itself on x (b, ..., i): its weight, and the updates of the routing in force.
+
+    None where more happens than that, or rows must change places first.
+    """
+    if isinstance(layer, AdaptedLayer):
+        return layer.formula(x)
+    return FrozenLinear(layer.weight, layer.bias) if type(layer) is nn.Linear and is_plain(layer, x) else None
+
+
 def _summed_here(x: Tensor) -> Tensor:
     """``x`` as a node of its own: the gradients of all its uses behind this point are added before they go on.
 
@@ -235,6 +245,25 @@ class AdaptedLayer(nn.Module):
                 seed = int(torch.randint(2**62, ()))  # from torch's global generator: the caller said nothing else
             segments.append(Segment(start, stop, factors["A"], factors["B"], slot.scaling, drops, seed))
         return segments
+
+    def formula(self, x: Tensor) -> FrozenLinear | None:
+        """See `formula_of`."""
+        routing = self.router.resolve()
+        slots = [self.slot(group.name) for group in routing.groups]
+        known = is_plain(self.base_layer, x) and not (self._forward_hooks or self._forward_pre_hooks)
+        if not known or any(slot is not None and not slot.low_rank_update for slot in slots):
+            return None
+        spans = [(0, x.numel() // x.shape[-1])]
+        if routing.single is None:
+            routing = routing.fitting(x.shape[0])
+            if not routing.packed and x.shape[0] != routing.size:
+                return None
+            spans, order = routing.spans(x, self.path)
+            if order is not None:
+                return None
+        layer: Any = self.base_layer
+        segments = self._segments(routing, spans, slots)
+        return FrozenLinear(layer.weight, layer.bias, segments, self.geometry.kind == "conv1d_hf")
 
     def low_rank_segments(self, x: Tensor, name: str) -> list[Segment] | None:
         """For whoever computes this layer by itself: the update of adapter ``name`` on all rows of ``x`` (n, i), under

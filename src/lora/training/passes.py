@@ -16,6 +16,7 @@ from torch import Tensor
 from lora.core.attention import per_document
 from lora.core.randomness import seeded_dropout
 from lora.errors import ConfigError
+from lora.model.fused import Fused
 from lora.model.rows import routing_of
 from lora.tasks.inference import to_device
 from lora.training.packing import Packing, find_packing
@@ -79,6 +80,7 @@ class Passes:
     def __init__(self, model: LoRA) -> None:
         self.model = model
         self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
+        self._fused = Fused(model.base)
         self._packing: Packing | None = None
 
     def why_padded(self, trainee: Trainee, prepared: Prepared) -> str | None:
@@ -119,7 +121,7 @@ class Passes:
         """
         begun = time.perf_counter()
         packed = shares[0].packed
-        with per_document(self.model.base) if packed else nullcontext():
+        with per_document(self.model.base) if packed else nullcontext(), self._fused.in_force():
             sums = self._packed(shares) if packed else self._padded(shares)
             losses = [
                 loss / s.trainee.supervised(s.trainee.batches(s.trainee.step))

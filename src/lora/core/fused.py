@@ -1,0 +1,140 @@
+"""Parts of a decoder's layer as one function each, which keeps less for the backward and makes cheap things again.
+
+Whether `gated_mlp` can be used depends on the adapters in the batch; so it computes bit by bit what its layers would by
+themselves, and an adapter's result does not depend on its neighbours. `rms_norm` depends on no adapter.
+
+Shapes: n row, i in, m intermediate, o out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lora.core.functions import FrozenLinear, backward_rows, forward_rows
+
+
+class Activation(NamedTuple):
+    """An element-wise function and its gradient: ``backward(incoming gradient, input)``."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS = {
+    "silu": Activation(F.silu, torch.ops.aten.silu_backward),
+    "gelu": Activation(F.gelu, torch.ops.aten.gelu_backward),
+    "gelu_tanh": Activation(
+        lambda x: F.gelu(x, approximate="tanh"), lambda dy, x: torch.ops.aten.gelu_backward(dy, x, approximate="tanh")
+    ),
+}
+
+
+def gated_mlp(x: Tensor, gate: FrozenLinear, up: FrozenLinear, down: FrozenLinear, activation: Activation) -> Tensor:
+    """down(act(gate(x)) ∘ up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 6), each layer with its updates.
+
+    Kept are x and what gate and up give (n, m); autograd would keep the activation and the product too.
+
+    Args:
+        x: (..., i); segments count rows of it flattened to (n, i).
+
+    Returns (..., o). Gradients go to ``x``, A and B; there is no second derivative.
+    """
+    layers = (gate, up, down)
+    factors = [factor for layer in layers for segment in layer.segments for factor in (segment.A, segment.B)]
+    rows = x.reshape(-1, x.shape[-1])
+    out: Tensor = _GatedMLP.apply(rows, layers, activation, torch.is_grad_enabled(), *factors)
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+class _GatedMLP(torch.autograd.Function):
+    """With g, u the outputs of gate and up, s = act(g), a = s∘u and y = down(a),
+
+    ∂a = down'(∂y)       ∂u = ∂a∘s       ∂g = act'(g)∘(∂a∘u)       ∂x = gate'(∂g) + up'(∂u).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, layers: tuple[FrozenLinear, ...], activation: Activation, graph: bool, *factors: Tensor
+    ) -> Tensor:
+        counts = [2 * len(layer.segments) for layer in layers]
+        of_gate, of_up, of_down = _cut(factors, counts)
+        for_gate, for_up, for_down = _cut([graph and need for need in ctx.needs_input_grad[4:]], counts)
+        (g,), kept_gate, gate_reads = forward_rows(x, layers[:1], of_gate, for_gate)
+        (u,), kept_up, up_reads = forward_rows(x, layers[1:2], of_up, for_up)
+        a = activation.forward(g).mul_(u)
+        (y,), kept_down, ctx.down_reads = forward_rows(a, layers[2:], of_down, for_down)
+        if graph:
+            ctx.layers, ctx.activation, ctx.counts = layers, activation, counts
+            ctx.types = [factor.dtype for factor in factors]
+            ctx.lengths = [len(kept_gate), len(kept_up), len(kept_down)]
+            ctx.save_for_backward(x if gate_reads or up_reads else None, g, u, *kept_gate, *kept_up, *kept_down)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, g, u, *kept = ctx.saved_tensors
+        kept_gate, kept_up, kept_down = _cut(kept, ctx.lengths)
+        for_gate, for_up, for_down = _cut(ctx.needs_input_grad[4:], ctx.counts)
+        needs_x = ctx.needs_input_grad[0]
+        s = ctx.activation.forward(g)
+        a = s * u if ctx.down_reads else None
+        da, d_down = backward_rows([gradients[0].contiguous()], ctx.layers[2:], a, kept_down, True, for_down)
+        del a
+        assert da is not None
+        du = s.mul_(da)
+        dx, d_up = backward_rows([du], ctx.layers[1:2], x, kept_up, needs_x, for_up)
+        dg = ctx.activation.backward(da.mul_(u), g)
+        dx_gate, d_gate = backward_rows([dg], ctx.layers[:1], x, kept_gate, needs_x, for_gate)
+        if dx is not None and dx_gate is not None:
+            dx += dx_gate
+        typed = [
+            None if gradient is None else gradient.to(kind)
+            for gradient, kind in zip([*d_gate, *d_up, *d_down], ctx.types, strict=True)
+        ]
+        return dx, None, None, None, *typed
+
+
+def _cut(values: Any, lengths: list[int]) -> list[Any]:
+    """``values`` in consecutive pieces of these lengths."""
+    out, start = [], 0
+    for length in lengths:
+        out.append(values[start : start + length])
+        start += length
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight ∘ x / √(mean x² + eps) over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4).
+
+    Computed in fp32 and rounded before the weight, as transformers' Llama does; ``weight`` is frozen. Kept are x in its
+    own type and one number per row; autograd would keep x in fp32.
+    """
+    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With r = 1/√(mean x² + eps), n = r·x and ∂n = weight∘∂y: ∂x = r·(∂n - n·mean(n∘∂n))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, r)
+        return weight * (wide * r).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight, r = ctx.saved_tensors
+        n = x.float() * r
+        dn = (gradients[0] * weight).float()
+        dn -= n.mul_((n * dn).mean(-1, keepdim=True))
+        return dn.mul_(r).to(x.dtype), None, None
