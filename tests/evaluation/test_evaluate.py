@@ -286,7 +286,7 @@ def test_adapters_of_different_tasks_are_not_mixed(tokenizer: Any) -> None:
 
 def test_a_model_that_does_not_fit_the_task(classifier: LoRA, tokenizer: Any) -> None:
     many = ClassificationTask([*LABELS, "x", "y"])
-    with pytest.raises(ModelError, match=r"3 outputs and the task 5 labels"):
+    with pytest.raises(ModelError, match=r"3 outputs and the task classification needs 5"):
         evaluate(classifier, labelled(6), tokenizer=tokenizer, task=many, latency=False)
     with pytest.raises(ModelError, match="AutoModelForCausalLM"):
         evaluate(classifier, [{"text": "w1 w2"}], tokenizer=tokenizer, task=CausalTask(text="text"), latency=False)

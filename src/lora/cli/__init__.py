@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if isinstance(error, (SystemExit, GeneratorExit)):
             raise
+        if argv is None and isinstance(error, (KeyboardInterrupt, Interrupted)):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience would be a traceback out of Python's own exit
         return report(error)
     return result if isinstance(result, int) else 0
 

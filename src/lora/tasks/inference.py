@@ -117,12 +117,13 @@ def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
     if logits is None or logits.dim() != (3 if per_token else 2):
         found = type(model.base).__name__
         return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
-    outputs_there, labels = logits.shape[-1], len(getattr(task, "labels", ()))
-    if not per_token and outputs_there < labels:
-        return (
-            f"its head has {outputs_there} outputs and the task {labels} labels; load the base with num_labels={labels}"
-        )
-    return None
+    wanted = task.model_options().get("num_labels")
+    if per_token or wanted is None or logits.shape[-1] == wanted or logits.shape[-1] > wanted > 1:  # more are not read
+        return None
+    return (
+        f"its head has {logits.shape[-1]} outputs and the task {task.name} needs {wanted}; load the base with "
+        f"num_labels={wanted}"
+    )
 
 
 def to_device(batch: dict[str, Tensor], model: LoRA) -> dict[str, Tensor]:
