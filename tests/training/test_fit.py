@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from lora import LoRA, fit
 from lora.errors import ConfigError, DataError, ModelError, TrainingError
+from lora.training.job import Job
 from lora.training.prepare import prepare, read_rows
 from small_base import labelled, stories
 
@@ -400,3 +401,13 @@ def test_vectors_of_zeros_and_ones_are_not_names(bert):
     rows = [{"text": row["text"], "labels": [int(i % 3 == k) for k in range(3)]} for i, row in enumerate(labelled(30))]
     with pytest.raises(DataError, match="lists of zeros and ones say by their places"):
         fit(classifier(bert), rows, False, max_steps=1)
+
+
+def test_a_set_that_fails_is_named_and_leaves_no_adapter(bert):
+    model = LoRA(AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3), name=None)
+    with pytest.raises(DataError, match="adapters.second: training data: "):
+        fit(model, {"first": labelled(30), "second": [{"text": "a", "label": "b"}] * 3}, max_steps=1)
+    assert not model.adapters
+    with pytest.raises(ConfigError, match="adapters.second: rank"):
+        fit(model, {"first": labelled(30), "second": Job(labelled(30), adapter={"rank": 99})}, max_steps=1)
+    assert not model.adapters

@@ -282,6 +282,9 @@ def _config(
 ) -> AdapterConfig:
     config = stored.config
     ranks = {path: tensors["A"].shape[0] for path, tensors in layers.items()}
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise AdapterFileError(f"{stored.folder / CONFIG}: {key}: expected values by pattern, not {config[key]!r}")
     pattern = dict(config.get("rank_pattern") or {})
     # The tensors are the truth about ranks; a pattern that they contradict is replaced by what they say.
     if any(int(match_pattern(path, pattern) or config["r"]) != rank for path, rank in ranks.items()):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from lora.config import AdapterConfig, DataConfig, TrainingConfig
-from lora.errors import ConfigError, DataError, Interrupted, TrainingError
+from lora.errors import ConfigError, DataError, Interrupted, LoraError, TrainingError
 from lora.io.run import RunFolder, how_to_resume
 from lora.model.heads import draw_new, task_heads
 from lora.model.targets import find_targets
@@ -117,33 +118,32 @@ def fit(
     # Everything is read and checked before the first adapter trains.
     processes = Processes()
     waiting: deque[Participant] = deque()
-    for name, job in jobs.items():
-        place = None if output_dir is None else Path(output_dir) / name if several else Path(output_dir)
-        make = RunFolder.of_a_set if several else RunFolder
-        run = None if place is None else make(place, resume=resume, overwrite=overwrite)
-        s = job.settings(name, common)
-        if s.learning_rate is None:
-            s.learning_rate = default_learning_rate(getattr(model.base, "config", None))
-        evaluation = job.evaluate or evaluate
-        if job.prepared is None:
-            held = False if evaluation is not None and job.eval_data is None else job.eval_data
-            columns = job.data_settings(name, data or DataConfig())
-            try:
-                rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
-                job.prepared = prepare(model, rows, tokenizer, columns.max_length)
-            except DataError as error:
-                raise DataError(f"adapters.{name}: {error}" if several else str(error)) from None
-        _place(model, name, job, s.seed)
-        waiting.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
-    processes.wait()  # every process has looked before the first one writes
-    model.to(processes.device)
-    passes = Passes(model)
-    for participant in waiting:
-        participant.prepare(resume)
-        why = passes.why_padded(participant.trainee, participant.prepared)
-        participant.packed = why is None
-        if why and participant.settings.packing is None and participant.prepared.task.next_token:
-            participant.notes.append(f"Rows are padded, which is slower: {why}.")
+    with _as_before(model):
+        for name, job in jobs.items():
+            with _of(name if several else None):
+                place = None if output_dir is None else Path(output_dir) / name if several else Path(output_dir)
+                make = RunFolder.of_a_set if several else RunFolder
+                run = None if place is None else make(place, resume=resume, overwrite=overwrite)
+                s = job.settings(name, common)
+                if s.learning_rate is None:
+                    s.learning_rate = default_learning_rate(getattr(model.base, "config", None))
+                evaluation = job.evaluate or evaluate
+                if job.prepared is None:
+                    held = False if evaluation is not None and job.eval_data is None else job.eval_data
+                    columns = job.data_settings(name, data or DataConfig())
+                    rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
+                    job.prepared = prepare(model, rows, tokenizer, columns.max_length)
+                _place(model, name, job, s.seed)
+                waiting.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
+        processes.wait()  # every process has looked before the first one writes
+        model.to(processes.device)
+        passes = Passes(model)
+        for participant in waiting:
+            participant.prepare(resume)
+            why = passes.why_padded(participant.trainee, participant.prepared)
+            participant.packed = why is None
+            if why and participant.settings.packing is None and participant.prepared.task.next_token:
+                participant.notes.append(f"Rows are padded, which is slower: {why}.")
     for participant in waiting:
         participant.open(resume)
     processes.wait()
@@ -209,6 +209,29 @@ def fit(
     for result in results.values():
         result.notes += [mixer.note] if mixer.note else []
     return {name: results[name] for name in jobs}
+
+
+@contextmanager
+def _as_before(model: LoRA) -> Iterator[None]:
+    """Take adapters made in the block off again where it fails."""
+    before = set(model.adapters)
+    try:
+        yield
+    except LoraError:
+        for name in [name for name in model.adapters if name not in before]:
+            model.remove_adapter(name)
+        raise
+
+
+@contextmanager
+def _of(name: str | None) -> Iterator[None]:
+    """Say of which adapter of a set the settings or data are that fail in the block."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if name is None or str(error).startswith(f"adapters.{name}"):
+            raise
+        raise type(error)(f"adapters.{name}: {error}") from error
 
 
 def _place(model: LoRA, name: str, job: Job, seed: int) -> None:

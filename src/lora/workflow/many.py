@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import DataConfig, RunConfig
-from lora.errors import ConfigError, Interrupted
+from lora.errors import ConfigError, DataError, Interrupted
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, holds_a_set, how_to_resume
 from lora.model.base import load_base, load_tokenizer
@@ -52,7 +52,10 @@ def train_many(
     rows: dict[str, Rows] = {}
     for name, each in configs.items():
         assert each.data.train, "checked"
-        rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
+        try:
+            rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
+        except DataError as error:
+            raise DataError(f"adapters.{name}: {error}") from None
     model, tokenizer = _load(config, configs, rows)
     jobs = {}
     for name, each in configs.items():
@@ -155,7 +158,10 @@ def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows
     model = LoRA(base, name=None)
     settle(config, base, dtype)
     for name, each in configs.items():
-        model.add_adapter(name, each.adapter, seed=each.training.seed)
+        try:
+            model.add_adapter(name, each.adapter, seed=each.training.seed)
+        except ConfigError as error:
+            raise type(error)(f"adapters.{name}: {error}") from None
         draw_new(base, model.owned(name), each.training.seed, _labels(rows[name]))
         each.adapter = model.adapters[name]  # ranks that were brought down to small layers stand in it
         config.adapters[name] = {**config.adapters[name], "adapter": each.adapter.model_dump(mode="json")}
