@@ -44,7 +44,9 @@ def each_adapter(config: RunConfig) -> dict[str, RunConfig]:
     """
     out, problems = {}, []
     for name, own in config.adapters.items():
-        common = config.model_dump(exclude={"adapters", "at_once"}, exclude_unset=True)
+        common = config.model_dump(include=config.model_fields_set - {"adapters", "at_once"}, exclude_unset=True)
+        # Of each section what was set, be it afterwards and on a section that nobody gave.
+        common |= {key: getattr(config, key).model_dump(exclude_unset=True) for key in ADAPTER_SECTIONS}
         try:
             _check_name(name)
             flat = {

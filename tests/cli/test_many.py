@@ -96,7 +96,7 @@ def test_places_that_hold_others(trained):
     settings["output"] = "set/words"
     (folder / "other.yaml").write_text(yaml.safe_dump(settings))
     refused = lora("train", "other.yaml", "--overwrite", folder=folder)
-    assert refused.returncode == 2 and "already holds a run" in refused.stderr
+    assert refused.returncode == 2 and "holds a single run; name another" in refused.stderr
     assert (folder / "set" / "words" / "adapter").is_dir()
 
 
@@ -146,6 +146,14 @@ def test_ranks_that_nobody_chose_are_brought_down_as_in_a_single_run(bert, tmp_p
     settings["adapter"], settings["output"] = {"rank": 32}, str(tmp_path / "chosen")
     with pytest.raises(ConfigError, match="above the size"):
         train_many(RunConfig.make(settings), progress=False)
+
+
+def test_settings_assigned_afterwards_count():
+    config = RunConfig.make({"model": "m", "output": "o", "adapters": {"a": "a.jsonl"}})
+    config.training.learning_rate, config.data.held_out, config.adapter.rank = 7e-3, 0.25, 3
+    found = each_adapter(config)["a"]
+    assert (found.training.learning_rate, found.data.held_out, found.adapter.rank) == (7e-3, 0.25, 3)
+    assert found.data.train == "a.jsonl"
 
 
 def test_a_scaling_of_ones_own_leaves_the_common_variant():

@@ -398,9 +398,11 @@ def test_a_misspelt_label_is_not_taken_for_plain_text(llama):
 
 
 def test_vectors_of_zeros_and_ones_are_not_names(bert):
-    rows = [{"text": row["text"], "labels": [int(i % 3 == k) for k in range(3)]} for i, row in enumerate(labelled(30))]
-    with pytest.raises(DataError, match="lists of zeros and ones say by their places"):
-        fit(classifier(bert), rows, False, max_steps=1)
+    for kind in (int, float, bool):
+        cells = [[kind(i % 3 == k) for k in range(3)] for i in range(30)]
+        rows = [{"text": row["text"], "labels": cell} for row, cell in zip(labelled(30), cells, strict=True)]
+        with pytest.raises(DataError, match="lists of zeros and ones say by their places"):
+            fit(classifier(bert), rows, False, max_steps=1)
 
 
 def test_a_set_that_fails_is_named_and_leaves_no_adapter(bert):
@@ -411,3 +413,16 @@ def test_a_set_that_fails_is_named_and_leaves_no_adapter(bert):
     with pytest.raises(ConfigError, match="adapters.second: rank"):
         fit(model, {"first": labelled(30), "second": Job(labelled(30), adapter={"rank": 99})}, max_steps=1)
     assert not model.adapters
+
+
+def test_a_refusal_at_the_last_moment_leaves_the_run_to_be_replaced(bert, tmp_path):
+    fit(classifier(bert), labelled(30), False, max_steps=1, output_dir=tmp_path / "run")
+
+    def refuse(*_):
+        raise ConfigError("not here")
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(ConfigError, match="not here"):
+        patched.setattr("lora.training.loop._checkpointing", refuse)
+        fit(classifier(bert), labelled(30), False, max_steps=1, output_dir=tmp_path / "run", overwrite=True,
+            gradient_checkpointing=True)  # fmt: skip
+    assert (tmp_path / "run" / "adapter").is_dir() and (tmp_path / "run" / "metrics.jsonl").read_text()

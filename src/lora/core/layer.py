@@ -250,20 +250,24 @@ class AdaptedLayer(nn.Module):
         """See `formula_of`."""
         routing = self.router.resolve()
         slots = [self.slot(group.name) for group in routing.groups]
-        known = is_plain(self.base_layer, x) and not (self._forward_hooks or self._forward_pre_hooks)
-        if not known or any(slot is not None and not slot.low_rank_update for slot in slots):
+        hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
+        more = any(slot is not None and not slot.low_rank_update for slot in slots)
+        if more or any(hooks) or not is_plain(self.base_layer, x):
             return None
+        layer: Any = self.base_layer
+        transposed = self.geometry.kind == "conv1d_hf"
+        if not any(slots):
+            return FrozenLinear(layer.weight, layer.bias, (), transposed)
         spans = [(0, x.numel() // x.shape[-1])]
         if routing.single is None:
             routing = routing.fitting(x.shape[0])
+            check_rows(self.path, layer)
             if not routing.packed and x.shape[0] != routing.size:
                 return None
             spans, order = routing.spans(x, self.path)
             if order is not None:
                 return None
-        layer: Any = self.base_layer
-        segments = self._segments(routing, spans, slots)
-        return FrozenLinear(layer.weight, layer.bias, segments, self.geometry.kind == "conv1d_hf")
+        return FrozenLinear(layer.weight, layer.bias, self._segments(routing, spans, slots), transposed)
 
     def low_rank_segments(self, x: Tensor, name: str) -> list[Segment] | None:
         """For whoever computes this layer by itself: the update of adapter ``name`` on all rows of ``x`` (n, i), under

@@ -212,6 +212,8 @@ def _check_weights(model: LoRA, stored: Stored, foreign: list[str]) -> None:
     remedy = "Load the base it was trained on, or pass allow_other_base=True (--allow-other-base) if you know better"
     base = _lineage(stored)
     expected, found = base.get("fingerprint"), _fingerprint(model, stored)
+    if expected == fingerprint(model.base):  # the embeddings are the base's own
+        found = expected
     half = any(parameter.dtype == torch.float16 for parameter in model.base.parameters())
     if expected and found != expected:
         raise AdapterFileError(
@@ -232,7 +234,7 @@ def _made_for(model: LoRA, stored: Stored) -> str:
     base, rule = _lineage(stored), "only weights, not shapes, may be those of another base"
     name = base.get("name") or stored.config.get("base_model_name_or_path")
     if base.get("fingerprint"):
-        if base["fingerprint"] == _fingerprint(model, stored):
+        if base["fingerprint"] in (_fingerprint(model, stored), fingerprint(model.base)):
             return "\nIt was made for this base, so its files are damaged: copy or download them again"
         return f"\nIt was made for {name or 'another base'} ({base.get('class')}): load it on that; {rule}"
     if not name:

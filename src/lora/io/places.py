@@ -31,6 +31,7 @@ def file_to_write(place: str | Path, said: str, overwrite: bool = True, reads: s
 _MODEL_FILE = re.compile(
     r"(config|generation_config|special_tokens_map|added_tokens|vocab|merges|(pre)?processor_config|tokenizer(_config)?)"
     r"\.(json|txt|model)|sentencepiece\.bpe\.model|spiece\.model|chat_template\.(jinja|json)|.*\.py"
+    r"|bpe\.codes|normalizer\.json|vocab-(src|tgt)\.json|tekken\.json|(spm|source|target)\.(model|spm)|entity_vocab\.json"
     r"|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
 

@@ -77,7 +77,8 @@ class Task(ABC):
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
     best_metric: ClassVar[str]  # key of `metrics` that picks the best checkpoint
     greater_is_better: ClassVar[bool]
-    measures: ClassVar[tuple[str, ...]]  # the numbers among `metrics`, any of which can pick the best checkpoint
+    # The numbers among `metrics`, any of which can pick the best checkpoint; empty: not known before the first time.
+    measures: ClassVar[tuple[str, ...]] = ()
     # Whether the loss is the cross-entropy of each next token that ``labels`` of an example holds: such examples can be
     # packed into one row, and the head computed for supervised positions alone.
     next_token: ClassVar[bool] = False

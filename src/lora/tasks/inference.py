@@ -114,11 +114,13 @@ def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
     """Why ``outputs`` of one row are not what ``task`` reads; None if they are."""
     logits = getattr(outputs, "logits", None)
     per_token = task.auto_class.endswith("CausalLM")
+    wanted = task.model_options().get("num_labels")
+    if not per_token and wanted is None:
+        return None  # a task of one's own, of which no more is known
     if logits is None or logits.dim() != (3 if per_token else 2):
         found = type(model.base).__name__
         return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
-    wanted = task.model_options().get("num_labels")
-    if per_token or wanted is None or logits.shape[-1] == wanted or logits.shape[-1] > wanted > 1:  # more are not read
+    if wanted is None or logits.shape[-1] == wanted or logits.shape[-1] > wanted > 1:  # more are not read
         return None
     return (
         f"its head has {logits.shape[-1]} outputs and the task {task.name} needs {wanted}; load the base with "

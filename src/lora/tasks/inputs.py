@@ -39,7 +39,8 @@ def as_rows(data: Any, what: str) -> list[Row]:
     if not isinstance(data, Iterable):
         raise DataError(f"{what}: must be a path, rows as dicts or a datasets.Dataset, not {type(data).__name__}")
     if type(data).__name__ == "DataFrame":
-        data = data.to_dict("records")  # type: ignore[attr-defined]
+        frame: Any = data  # of pandas, or of polars
+        data = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records")
     features = getattr(data, "features", None)
     rows = [row if isinstance(row, dict) or not isinstance(row, Mapping) else dict(row) for row in data]
     wrong = next((index for index, row in enumerate(rows) if not isinstance(row, dict)), None)
@@ -51,7 +52,7 @@ def as_rows(data: Any, what: str) -> list[Row]:
     if not rows:
         raise DataError(f"{what}: there are no rows")
     rows = [_plain(row) for row in rows]
-    if features is not None:
+    if features is not None and hasattr(features, "to_dict"):
         name_classes(rows, features.to_dict())
     return located(rows, what)
 

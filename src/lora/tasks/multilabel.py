@@ -141,13 +141,10 @@ class MultiLabelTask(LabelsTask):
 
 def _indicators(rows: list[Row], column: str) -> bool:
     """Whether the cells are one-hot vectors: of one length, of zeros and ones, with a value more than once."""
-    cells = [split_labels(row.get(column)) or [] for row in rows]
-    length = len(cells[0])
-    return (
-        length > 1
-        and all(len(cell) == length and all(str(value) in ("0", "1") for value in cell) for cell in cells)
-        and any(len(set(map(str, cell))) < length for cell in cells)
-    )
+    cells = [[str(value) for value in split_labels(row.get(column)) or []] for row in rows]
+    length, marks = len(cells[0]), {"0", "1", "0.0", "1.0", "False", "True"}
+    alike = length > 1 and all(len(cell) == length and marks.issuperset(cell) for cell in cells)
+    return alike and any(len(set(cell)) < length for cell in cells)
 
 
 def split_labels(value: Any) -> list[Any] | None:

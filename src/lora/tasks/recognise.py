@@ -112,8 +112,9 @@ def _nothing(table: Table) -> DataError:
 
 def _refuse_misspelt(table: Table, used: list[str]) -> None:
     """Raise DataError where plain text would be learned although a column beside it is a label, a letter apart."""
+    known = [name for name in LABEL if name not in ("class", "score", "stars", "topic")]  # "store", "stats" are words
     for name in table.all:
-        near = difflib.get_close_matches(name.strip().lower(), LABEL, n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name.strip().lower(), known, n=1, cutoff=0.8)
         if name not in used and near:
             raise table.error(
                 f"column {name!r} looks like {near[0]!r} misspelt: say data.label_column {name!r} to learn it, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from lora.config import TrainingConfig
@@ -39,6 +40,8 @@ def evaluator(prepared: Prepared, settings: TrainingConfig, processes: Processes
                 predictions[rank::count] = rows
             loss_sum, supervised = loss_sum + its_sum, supervised + its_count
         metrics = task.metrics(predictions, targets, loss_sum, supervised)
-        return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+        # What is undefined on these rows (a correlation with a constant) is never the best.
+        known = {key: math.nan if metrics.get(key) is None else metrics[key] for key in task.measures}
+        return known | {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
 
     return evaluate

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lora.config import AdapterConfig, DataConfig, TrainingConfig
-from lora.errors import ConfigError, DataError, Interrupted, LoraError, TrainingError
+from lora.errors import ConfigError, DataError, Interrupted, TrainingError
 from lora.io.run import RunFolder, how_to_resume
 from lora.model.heads import draw_new, task_heads
 from lora.model.targets import find_targets
@@ -92,7 +92,7 @@ def fit(
         a `FitResult`, or one by name where ``train_data`` is a dict.
 
     Raises:
-        ConfigError, DataError: before anything is trained.
+        ConfigError, DataError, ModelError: before anything is trained.
         TrainingError: the loss is no longer finite (of the only adapter); checkpoints so far are kept.
         Interrupted: Ctrl-C or SIGTERM; checkpoints have been saved and the message says how to go on.
         SaveError: a checkpoint could not be written; those before are kept.
@@ -144,9 +144,6 @@ def fit(
             participant.packed = why is None
             if why and participant.settings.packing is None and participant.prepared.task.next_token:
                 participant.notes.append(f"Rows are padded, which is slower: {why}.")
-    for participant in waiting:
-        participant.open(resume)
-    processes.wait()
     torch.manual_seed(common.seed + processes.rank)  # for what a base may draw beside dropout
 
     total, results = len(waiting), dict[str, FitResult]()
@@ -158,6 +155,9 @@ def fit(
     try:
         if checkpointing:
             _checkpointing(model, True)
+        for participant in waiting:  # nobody has complained
+            participant.open(resume)
+        processes.wait()
         with StopRequest(enabled=output_dir is not None) as stop:
             while waiting or active:
                 # Join: fill the free places.
@@ -217,7 +217,7 @@ def _as_before(model: LoRA) -> Iterator[None]:
     before = set(model.adapters)
     try:
         yield
-    except LoraError:
+    except BaseException:
         for name in [name for name in model.adapters if name not in before]:
             model.remove_adapter(name)
         raise
@@ -264,6 +264,7 @@ def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
 
 def _differs(model: LoRA, name: str, asked: AdapterConfig) -> bool:
     """Whether adapter ``name`` is another than one made as ``asked`` would be, small layers' ranks included."""
+    asked = asked.model_copy(deep=True)  # the caller's own
     find_targets(model.base, asked, list(model.owned(name)))
     return asked != model.adapters[name]
 

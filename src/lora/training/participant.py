@@ -86,13 +86,13 @@ class Participant:
         self.processes, self.run, self.say = processes, run, say
         if evaluate is None and prepared.held is not None:
             evaluate = evaluator(prepared, settings, processes)
-            if self.metric not in prepared.task.measures:
+            if prepared.task.measures and self.metric not in prepared.task.measures:
                 raise ConfigError(
                     f"training.best_metric: {self.metric!r} is not measured for the task {prepared.task.name}; known: "
                     + ", ".join(prepared.task.measures)
                 )
         self.evaluate = evaluate
-        self.packed = False  # whether its batches go into one row; known once it has joined
+        self.packed = False  # whether its batches go into one row; known before anybody trains
         self.error: str | None = None
         self.notes = list(prepared.notes)
         self.history: list[dict[str, Any]] = []
@@ -116,7 +116,7 @@ class Participant:
     def prepare(self, resume: bool) -> None:
         """Make the trainee, which complains of settings that do not fit, and look at the checkpoint to go on from.
 
-        Before anyone trains. Raises ConfigError, TrainingError.
+        Before anyone trains. Raises ConfigError, ModelError, TrainingError.
         """
         self.trainee = Trainee(
             self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
@@ -224,7 +224,7 @@ class Participant:
         key = self.metric
         loss = f", loss {metrics['loss']:.4f}" if isinstance(metrics.get("loss"), float) and key != "loss" else ""
         best = " (best so far)" if better else ""
-        self.say(f"step {self.trainee.step}: {key} {metrics.get(key, math.nan):.4f}{loss}{best}")
+        self.say(f"step {self.trainee.step}: {key} {metrics[key]:.4f}{loss}{best}")
         if better and self.run is not None and self.processes.main:
             save_adapter(self.model, self.name, self.run.best)
 
@@ -264,7 +264,8 @@ class Participant:
     def finish(self) -> FitResult:
         """Keep the best parameters and save the adapter. Raises SaveError."""
         if self.error is None:
-            if self.run is not None and self.run.newest_step() < self.trainee.step:
+            # As the first process sees it: others may not see its disk.
+            if self.run is not None and self.processes.agree(self.run.newest_step() < self.trainee.step):
                 self.checkpoint()  # a finished run that is resumed is not trained again
             self.trainee.restore_best()
             if self.run is not None and self.processes.main:

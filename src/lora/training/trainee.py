@@ -178,8 +178,7 @@ class Trainee:
             ConfigError: ``best_metric`` is none of the metrics.
         """
         key = self.settings.best_metric or self.task.best_metric
-        # What this task measures may be undefined on these rows (a correlation with a constant): never the best.
-        value = metrics.get(key, math.nan if key in self.task.measures else None)
+        value = metrics.get(key)
         if not isinstance(value, (int, float)):
             known = ", ".join(sorted(k for k, v in metrics.items() if isinstance(v, (int, float))))
             raise ConfigError(f"training.best_metric: {key!r} is not measured for this task; known: {known}")

@@ -137,7 +137,9 @@ def _check_free(output: Path, names: list[str], overwrite: bool) -> None:
         if gone:
             raise ConfigError(f"output: {output} holds runs that would stay ({', '.join(gone)}); name another folder")
     else:
-        RunFolder(output)  # complains of a single run, whatever overwrite says: its files would stay beside the set's
+        run = RunFolder(output, overwrite=overwrite)
+        if run.history() or run.checkpoints():  # even to be overwritten: its files would stay beside the set's
+            raise ConfigError(f"output: {output} holds a single run; name another folder for a set of them")
 
 
 def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]) -> tuple[LoRA, Any]:
