@@ -20,7 +20,7 @@ def evaluator(prepared: Prepared, settings: TrainingConfig, processes: Processes
     """``(model, adapter) -> metrics``; with several processes each measures its part of the rows."""
     assert prepared.held is not None, "there are held-out rows"
     held, task = prepared.held, prepared.task
-    targets = task.targets(held.examples)
+    targets, picks = task.targets(held.examples), settings.best_metric or task.best_metric
     # Every count-th row: long and short rows fall to all alike. No process may be left without a row.
     count = min(processes.count, len(held))
     part = slice(processes.rank, None, count) if processes.rank < count else slice(0, 0)
@@ -40,8 +40,8 @@ def evaluator(prepared: Prepared, settings: TrainingConfig, processes: Processes
                 predictions[rank::count] = rows
             loss_sum, supervised = loss_sum + its_sum, supervised + its_count
         metrics = task.metrics(predictions, targets, loss_sum, supervised)
-        # What is undefined on these rows (a correlation with a constant) is never the best.
-        known = {key: math.nan if metrics.get(key) is None else metrics[key] for key in task.measures}
-        return known | {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+        found = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+        # Undefined on these rows (a correlation with a constant), what picks the best is never the best.
+        return {picks: math.nan, **found} if picks in task.measures else found
 
     return evaluate

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,3 +98,14 @@ def jobs_of(train_data: Mapping[str, Any], eval_data: Any, task: Task | None) ->
         job.task = job.task or task
         jobs[str(name)] = job
     return jobs
+
+
+@contextmanager
+def named_errors(name: str | None) -> Iterator[None]:
+    """Say of which adapter of a set the settings or data are that fail in the block."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if name is None or str(error).startswith(f"adapters.{name}"):
+            raise
+        raise type(error)(f"adapters.{name}: {error}") from error

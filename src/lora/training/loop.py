@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from lora.config import AdapterConfig, DataConfig, TrainingConfig
-from lora.errors import ConfigError, DataError, Interrupted, TrainingError
+from lora.errors import ConfigError, Interrupted, TrainingError
 from lora.io.run import RunFolder, how_to_resume
 from lora.model.heads import draw_new, task_heads
 from lora.model.targets import find_targets
 from lora.tasks import Task
 from lora.tasks.inputs import check_arguments
 from lora.training.interrupt import StopRequest
-from lora.training.job import Evaluate, Job, jobs_of
+from lora.training.job import Evaluate, Job, jobs_of, named_errors
 from lora.training.mixer import Mixer, find_knee, most_in_memory
 from lora.training.participant import FitResult, Participant
 from lora.training.passes import Passes
@@ -120,7 +120,7 @@ def fit(
     waiting: deque[Participant] = deque()
     with _as_before(model):
         for name, job in jobs.items():
-            with _of(name if several else None):
+            with named_errors(name if several else None):
                 place = None if output_dir is None else Path(output_dir) / name if several else Path(output_dir)
                 make = RunFolder.of_a_set if several else RunFolder
                 run = None if place is None else make(place, resume=resume, overwrite=overwrite)
@@ -221,17 +221,6 @@ def _as_before(model: LoRA) -> Iterator[None]:
         for name in [name for name in model.adapters if name not in before]:
             model.remove_adapter(name)
         raise
-
-
-@contextmanager
-def _of(name: str | None) -> Iterator[None]:
-    """Say of which adapter of a set the settings or data are that fail in the block."""
-    try:
-        yield
-    except (ConfigError, DataError) as error:
-        if name is None or str(error).startswith(f"adapters.{name}"):
-            raise
-        raise type(error)(f"adapters.{name}: {error}") from error
 
 
 def _place(model: LoRA, name: str, job: Job, seed: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import DataConfig, RunConfig
-from lora.errors import ConfigError, DataError, Interrupted
+from lora.errors import ConfigError, Interrupted
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, holds_a_set, how_to_resume
 from lora.model.base import load_base, load_tokenizer
@@ -41,7 +41,7 @@ def train_many(
         a result by adapter; ``fit.error`` of one that was stopped says why.
     """
     from lora.evaluation.report import write_report
-    from lora.training.job import Job
+    from lora.training.job import Job, named_errors
     from lora.training.loop import fit
     from lora.training.prepare import prepare, read_rows
     from lora.training.processes import Processes
@@ -52,10 +52,8 @@ def train_many(
     rows: dict[str, Rows] = {}
     for name, each in configs.items():
         assert each.data.train, "checked"
-        try:
+        with named_errors(name):
             rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
-        except DataError as error:
-            raise DataError(f"adapters.{name}: {error}") from None
     model, tokenizer = _load(config, configs, rows)
     jobs = {}
     for name, each in configs.items():
@@ -144,6 +142,8 @@ def _check_free(output: Path, names: list[str], overwrite: bool) -> None:
 
 def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]) -> tuple[LoRA, Any]:
     """Base with all adapters, and tokenizer. What is chosen for machine and model goes into the configurations."""
+    from lora.training.job import named_errors
+
     kinds = {name: each.task.auto_class for name, each in rows.items()}
     first, *others = kinds
     for name in others:
@@ -160,10 +160,8 @@ def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows
     model = LoRA(base, name=None)
     settle(config, base, dtype)
     for name, each in configs.items():
-        try:
+        with named_errors(name):
             model.add_adapter(name, each.adapter, seed=each.training.seed)
-        except ConfigError as error:
-            raise type(error)(f"adapters.{name}: {error}") from None
         draw_new(base, model.owned(name), each.training.seed, _labels(rows[name]))
         each.adapter = model.adapters[name]  # ranks that were brought down to small layers stand in it
         config.adapters[name] = {**config.adapters[name], "adapter": each.adapter.model_dump(mode="json")}
