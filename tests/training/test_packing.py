@@ -8,11 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lora import LoRA, fit
-from lora.core.attention import per_document
+from lora.core.attention import Document, Row, per_document
 from lora.errors import ConfigError
 from lora.tasks import Encoded
 from lora.tasks.causal import CausalTask
 from lora.tasks.inference import forward
+from lora.training import packing
 from lora.training.packing import Packing, find_packing
 from small_base import stories
 from tiny_models import randomise, tiny
@@ -64,17 +65,21 @@ def gradients(model: LoRA, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 )  # fmt: skip
 def test_losses_and_gradients_of_packed_rows(arch: str, settings: dict[str, Any]) -> None:
     model = carrying(arch, **settings)
-    packing = probe(model)
-    assert isinstance(packing, Packing), packing
+    for tensor in [*model.parameters(), *model.buffers()]:
+        # These random weights make a hundredfold of any rounding. (transformers' Gemma 2 gives NaN in fp64.)
+        if tensor.is_floating_point() and arch != "gemma2":
+            tensor.data = tensor.data.double()
+    packed = probe(model)
+    assert isinstance(packed, Packing), packed
     rows, names = examples(), ["a"] * 4 + ["b"] * 2
     expected = padded_loss(model, names, rows)
     with per_document(model.base):
-        found = packing.losses([rows[:4], rows[4:]], ["a", "b"], None, [0.1, 0.1])
-    torch.testing.assert_close(found[0].sum(), expected[:4].sum(), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(found[1].sum(), expected[4:].sum(), rtol=1e-5, atol=1e-4)
+        found = packed.losses([rows[:4], rows[4:]], ["a", "b"], None, [0.1, 0.1])
+    assert found[0].sum().item() == pytest.approx(expected[:4].sum().item(), rel=1e-5)
+    assert found[1].sum().item() == pytest.approx(expected[4:].sum().item(), rel=1e-5)
     one = gradients(model, expected.sum())
     with per_document(model.base):
-        found = packing.losses([rows[:4], rows[4:]], ["a", "b"], None, [0.1, 0.1])
+        found = packed.losses([rows[:4], rows[4:]], ["a", "b"], None, [0.1, 0.1])
         other = gradients(model, torch.cat(found).sum())
     assert one.keys() == other.keys() and one
     for key, gradient in one.items():
@@ -92,9 +97,7 @@ def test_models_that_cannot_are_told(arch: str, why: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_leak_shows_in_any_type(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention over the whole row, as if documents did not end: the probe must not let it pass."""
-    from lora.core import attention
-
-    monkeypatch.setattr(attention, "_runs", lambda row: [(0, 1, sum(d.length for d in row), None)])
+    monkeypatch.setattr(packing, "Row", lambda ds: Row([Document(sum(d.length for d in ds))]))
     found = probe(LoRA(tiny("llama").to(dtype), name="a", rank=2))
     assert isinstance(found, str) and "see each other" in found
 
@@ -132,11 +135,11 @@ def test_fit_packs_by_itself_and_agrees_with_padding(llama: Any, monkeypatch: py
 
     monkeypatch.setattr(Passes, "run", noted)
     losses = {}
-    for packing in (None, False, True):
+    for asked in (None, False, True):
         seen.clear()
-        result = fit(base(llama), stories(24), False, learning_rate=1e-2, max_steps=4, packing=packing)
-        losses[packing] = [entry["loss"] for entry in result.history]
-        assert set(seen) == {packing is not False}
+        result = fit(base(llama), stories(24), False, learning_rate=1e-2, max_steps=4, packing=asked)
+        losses[asked] = [entry["loss"] for entry in result.history]
+        assert set(seen) == {asked is not False}
     assert losses[None] == losses[True]
     assert losses[None] == pytest.approx(losses[False], rel=1e-4)
 
@@ -165,34 +168,3 @@ def test_attention_dropout_in_packed_rows_is_drawn_by_document(llama: Any) -> No
 
     assert run(0.5, 0) == run(0.5, 0) == run(0.5, 0, gradient_checkpointing=True)
     assert run(0.5, 0) != run(0.0, 0)
-
-
-@pytest.mark.parametrize("heads, shared", [(4, 4), (6, 2), (3, 1)])
-def test_attention_of_short_documents_by_hand(heads: int, shared: int) -> None:
-    """Beside torch's kernel in fp64, and its gradients beside finite differences."""
-    from lora.core.attention import _short
-
-    def draw(count: int) -> torch.Tensor:
-        return torch.randn(2, count, 7, 5, dtype=torch.float64, requires_grad=True)
-
-    q, k, v = draw(heads), draw(shared), draw(shared)
-    wide = [x.repeat_interleave(heads // shared, 1) for x in (k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(q, *wide, is_causal=True, scale=0.3)
-    torch.testing.assert_close(_short(q, k, v, 0.3), expected)
-    assert torch.autograd.gradcheck(lambda *x: _short(*x, 0.3), (q, k, v))
-
-
-def test_short_documents_in_bfloat16_go_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora.core import attention
-
-    model, rows = LoRA(tiny("llama").to(torch.bfloat16), name="a", rank=2), examples()
-    packing = probe(model)
-    assert isinstance(packing, Packing)
-
-    def loss() -> torch.Tensor:
-        with per_document(model.base):
-            return packing.losses([rows], ["a"], None, [0.0])[0].sum()
-
-    by_hand = loss()
-    monkeypatch.setattr(attention, "SHORT", 0)
-    assert by_hand != loss() and abs(by_hand - loss()) < 2e-3 * loss()

@@ -9,7 +9,7 @@ Shapes: n token of the packed row, t token of one document, h head, d head dimen
 
 from __future__ import annotations
 
-import math
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,12 +18,20 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from lora.core.causal_attention import Blocks, blocks_of, causal_attention
 from lora.core.randomness import seed_of
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None  # type: ignore[assignment]
+if varlen_attn is not None and "num_splits" not in inspect.signature(varlen_attn).parameters:
+    varlen_attn = None  # type: ignore[assignment]  # of an older torch: bits depend on the neighbours there
+
+HALF = (torch.bfloat16, torch.float16)
+
 NAME = "lora_documents"
-SHORT = 512  # tokens: longer documents go to torch's kernel, whose memory does not grow with the square of the length
 
 
 class Document(NamedTuple):
@@ -34,34 +42,57 @@ class Document(NamedTuple):
     owner: str = ""  # its adapter
 
 
+class Row:
+    """The documents of a packed row, with what its attention works out once for all layers."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = tuple(documents)
+        self.longest = max(document.length for document in documents)
+        self._made: dict[Any, Any] = {}
+
+    def blocks(self, query: Tensor, key: Tensor) -> Blocks:
+        """The layout for `causal_attention` of query (1, h, n, d) and key (1, h', n, d)."""
+        what = (query.shape[1], key.shape[1], query.dtype, query.device)
+        if what not in self._made:
+            self._made[what] = blocks_of([(d.owner, d.length) for d in self.documents], *what)
+        return self._made[what]
+
+    def borders(self, device: torch.device) -> Tensor:
+        """Where documents begin and end, as kernels for lengths that vary take them: (documents + 1,) int32."""
+        if device not in self._made:
+            lengths = [0, *(document.length for document in self.documents)]
+            self._made[device] = torch.tensor(lengths, device=device).cumsum(0).int()
+        return self._made[device]
+
+    def runs(self, drawing: bool) -> list[tuple[int, int, int, int | None]]:
+        """(start, number of documents, their length, their seed) of each run of documents that can be attended to at
+        once: equally long, of one adapter (so that its runs are the same whoever is beside it), nothing to be drawn."""
+        out: list[tuple[int, int, int, int | None]] = []
+        start, owner = 0, None
+        for length, seed, its_owner in self.documents:
+            seed = seed if drawing else None
+            if out and out[-1][2] == length and seed is None and owner == its_owner:
+                first, count, *_ = out[-1]
+                out[-1] = (first, count + 1, length, None)
+            else:
+                out.append((start, 1, length, seed))
+            start, owner = start + length, its_owner
+        return out
+
+
 # One per thread: a block recomputed in the backward may run on another thread than its forward.
 _IN_FORCE = threading.local()
 
 
 @contextmanager
-def documents(row: Sequence[Document] | None) -> Iterator[None]:
-    """For the block, the packed row consists of these documents."""
+def documents(row: Row | None) -> Iterator[None]:
+    """For the block, this is the packed row in hand."""
     previous = getattr(_IN_FORCE, "row", None)
     _IN_FORCE.row = row
     try:
         yield
     finally:
         _IN_FORCE.row = previous
-
-
-def _runs(row: Sequence[Document]) -> list[tuple[int, int, int, int | None]]:
-    """(start, number of documents, their length, their seed) of each run of documents that can be attended to at once:
-    equally long, of one adapter (so that its runs are the same whoever is beside it), and nothing to be drawn."""
-    out: list[tuple[int, int, int, int | None]] = []
-    start, owner = 0, None
-    for length, seed, its_owner in row:
-        if out and out[-1][2] == length and seed is None and owner == its_owner:
-            first, count, *_ = out[-1]
-            out[-1] = (first, count + 1, length, None)
-        else:
-            out.append((start, 1, length, seed))
-        start, owner = start + length, its_owner
-    return out
 
 
 @contextmanager
@@ -98,69 +129,48 @@ def document_attention(
     if strange or attention_mask is not None:
         raise NotImplementedError(f"attention per document with {', '.join(strange) or 'a mask'}")
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-    groups = query.shape[1] // key.shape[1]
-    row = getattr(_IN_FORCE, "row", None) or [Document(query.shape[2])]
-    parts = []
-    for start, count, length, seed in _runs(row if dropout else [d._replace(seed=None) for d in row]):
-        q, k, v = (_documents(tensor, start, count, length) for tensor in (query, key, value))
-        by_hand = q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= SHORT and causal
-        if by_hand and not dropout and softcap is None and (sliding_window is None or sliding_window >= length):
-            out = _short(q, k, v, scaling if scaling is not None else q.shape[-1] ** -0.5)
-            parts.append(out.transpose(1, 2).reshape(count * length, out.shape[1], out.shape[3]))
-            continue
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        window = sliding_window if sliding_window is not None and sliding_window < length else None
-        with _drawing(seed, module, query.device) if dropout else nullcontext():
-            out = _attend(q, k, v, causal, scaling, window, softcap, dropout)
+    row: Row = getattr(_IN_FORCE, "row", None) or Row([Document(query.shape[2])])
+    window = sliding_window if sliding_window is not None and sliding_window < row.longest else None
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    plain = causal and not dropout and softcap is None and query.shape[-1] == value.shape[-1]
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (n, h, d)
+    if plain and query.device.type == "cpu" and window is None:
+        out = causal_attention(q, k, v, row.blocks(query, key), scale)
+    elif plain and varlen_attn is not None and query.device.type == "cuda" and query.dtype in HALF:
+        out = _by_kernel(q, k, v, row, scale, window)
+    else:
+        out = _by_runs(module, q, k, v, row, causal, scale, window, softcap, dropout)
+    return out.unsqueeze(0), None
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, row: Row, scaling: float, window: int | None) -> Tensor:
+    """Causal attention by torch's kernel for documents of different lengths on CUDA: (n, h, d)."""
+    assert varlen_attn is not None, "the caller has looked"
+    borders = row.borders(q.device)
+    # With splits a document's bits would depend on the longest beside it.
+    out: Any = varlen_attn(
+        q, k, v, borders, borders, row.longest, row.longest, scale=scaling, num_splits=1,
+        window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    return out
+
+
+def _by_runs(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, row: Row, causal: bool, scaling: float, window: int | None,
+    softcap: float | None, dropout: float,
+) -> Tensor:  # fmt: skip
+    """Attention of whatever kind, documents of one length at a time: (n, h, d)."""
+    groups, parts = q.shape[1] // k.shape[1], []
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    for start, count, length, seed in row.runs(drawing=dropout > 0):
+        cut = slice(start, start + count * length)
+        # (count, h, t, d)
+        its_q, its_k, its_v = (x[cut].reshape(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        with _drawing(seed, module, q.device) if dropout else nullcontext():
+            out = _attend(its_q, its_k, its_v, causal, scaling, window, softcap, dropout)
         parts.append(out.transpose(1, 2).reshape(count * length, out.shape[1], out.shape[3]))
-    return torch.cat(parts).unsqueeze(0), None
-
-
-def _short(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-    """Causal attention of short documents by plain matrix products: (b, h, t, d) of q (b, h, t, d), k, v (b, h', t, d).
-
-    On the CPU torch's fused kernel is slow in bfloat16 where documents are short: measured with 9 heads of 64, it takes
-    three to five times as long up to 200 tokens, half as long again at 512, and less from about 1000 on. Scores are
-    rounded to bfloat16, as in transformers' eager attention. Query heads that share keys and values go as more rows.
-    """
-    b, h, t, d = q.shape
-    shared = k.shape[1]
-    rows = q.reshape(b * shared, h // shared * t, d)
-    later = torch.full((t, t), -math.inf, dtype=q.dtype, device=q.device).triu_(1).repeat(h // shared, 1)
-    out: Tensor = _Attention.apply(rows, k.reshape(b * shared, t, d), v.reshape(b * shared, t, d), later, scaling)
-    return out.view(b, h, t, d)
-
-
-class _Attention(torch.autograd.Function):
-    """o = p·v with p = softmax(scaling · q·kᵀ + mask) (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), and
-
-        ∂v = pᵀ·∂o       ∂s = scaling · p∘(∂p - Σ p∘∂p), ∂p = ∂o·vᵀ       ∂q = ∂s·k       ∂k = ∂sᵀ·q.
-
-    Shapes: q (n, g·t, d), k and v (n, t, d), mask (g·t, t), with g the query heads that share a key.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Tensor:
-        p = _weights(q, k, mask, scaling)
-        # Of a long document they are most of what its layer would keep, and are made again.
-        ctx.again = p.numel() > q.numel() + k.numel() + v.numel()
-        ctx.save_for_backward(q, k, v, mask if ctx.again else p)
-        ctx.scaling = scaling
-        return p @ v
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        q, k, v, p = ctx.saved_tensors
-        p = _weights(q, k, p, ctx.scaling) if ctx.again else p
-        (do,) = gradients
-        ds = torch._softmax_backward_data(do @ v.transpose(1, 2), p, -1, p.dtype).mul_(ctx.scaling)
-        return ds @ k, ds.transpose(1, 2) @ q, p.transpose(1, 2) @ do, None, None
-
-
-def _weights(q: Tensor, k: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), -1)
+    return torch.cat(parts)
 
 
 @contextmanager
@@ -179,18 +189,13 @@ def _drawing(seed: int | None, module: nn.Module, device: torch.device) -> Itera
         yield
 
 
-def _documents(tensor: Tensor, start: int, count: int, length: int) -> Tensor:
-    """``count`` documents of the packed (1, h, n, d) as (count, h, t, d)."""
-    tokens = tensor[0, :, start : start + count * length].transpose(0, 1)  # (count·t, h, d)
-    return tokens.reshape(count, length, *tokens.shape[1:]).transpose(1, 2)
-
-
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float | None, window: int | None, softcap: float | None,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float, window: int | None, softcap: float | None,
+    dropout: float,
 ) -> Tensor:  # fmt: skip
     """softmax(q·kᵀ·scaling)·v within each document (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), (b, h, t, d)."""
     length = q.shape[2]
+    window = window if window is not None and window < length else None
     if softcap is None and window is None:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=causal and length > 1, scale=scaling
@@ -203,6 +208,6 @@ def _attend(
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling)
     # Gemma 2: tanh(logits/c)·c before the mask, in the order of transformers' eager_attention_forward.
-    scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else 1 / math.sqrt(q.shape[-1]))
+    scores = q @ k.transpose(2, 3) * scaling
     scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~seen, torch.finfo(q.dtype).min)
     return F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype), dropout) @ v

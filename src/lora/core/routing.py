@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora.core.attention import Document, documents
+from lora.core.attention import Row, documents
 from lora.core.randomness import SeededDropout
 from lora.errors import RoutingError
 
@@ -47,7 +47,7 @@ class Routing:
         packed: whether the batch is one row of documents.
         seeds: in training, for each adapter the seed of what it draws in this pass; None: torch's global generator.
         draws: how often the base model has drawn so far in this pass.
-        documents: of a packed row, in order; None: the batch has rows.
+        documents: of a packed row; None: the batch has rows.
     """
 
     __slots__ = (
@@ -64,7 +64,7 @@ class Routing:
         self.packed = False
         self.seeds = seeds
         self.draws = 0
-        self.documents: Sequence[Document] | None = None
+        self.documents: Row | None = None
         self._single_rows: Routing | None = None
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):

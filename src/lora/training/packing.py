@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora.core.attention import Document, per_document
+from lora.core.attention import Document, Row, per_document
 from lora.core.configs import text_config
 from lora.core.functions import Segment
 from lora.core.layer import AdaptedLayer, is_plain
@@ -74,11 +74,13 @@ class Packing:
         every = [document for group in groups for document in group]
         lengths = [len(document.ids) for document in every]
         routing = self._routing(names, [sum(len(d.ids) for d in group) for group in groups], seeds)
-        routing.documents = [
-            Document(len(document.ids), None if seeds is None else seed_of(seeds[name], "document", number), name)
-            for name, group in zip(names, groups, strict=True)
-            for number, document in enumerate(group)
-        ]
+        routing.documents = Row(
+            [
+                Document(len(document.ids), None if seeds is None else seed_of(seeds[name], "document", number), name)
+                for name, group in zip(names, groups, strict=True)
+                for number, document in enumerate(group)
+            ]
+        )
         ids = torch.tensor([[token for document in every for token in document.ids]], device=device)
         places = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device)
         with self.model.router.activate(routing), self._tap() as tap:
