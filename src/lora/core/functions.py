@@ -58,29 +58,17 @@ def adapted_linear(
 
     Returns (..., o) in the type of ``x``. Gradients go to ``x``, A and B; there is no second derivative.
     """
-    return adapted_linears(x, [FrozenLinear(weight, bias, segments, transposed)])[0]
-
-
-def adapted_linears(x: Tensor, layers: Sequence[FrozenLinear]) -> tuple[Tensor, ...]:
-    """`adapted_linear` of several layers over the same ``x`` (..., i), as one function.
-
-    Segments of the same rows and the same dropout share one product with x, whatever their ranks, and the gradient of x
-    is summed in one buffer. Results may differ from separate calls in the last bits.
-    """
-    assert not any(layer.weight.requires_grad for layer in layers), "the weight is frozen: it would get no gradient"
-    assert not any(layer.bias is not None and layer.bias.requires_grad for layer in layers), "so is the bias"
+    assert not weight.requires_grad, "the weight is frozen: it would get no gradient"
+    assert bias is None or not bias.requires_grad, "so is the bias"
     dtype = autocast_dtype(x)
     if dtype is not None:
-        x = x.to(dtype)
-        layers = [
-            layer._replace(weight=layer.weight.to(dtype), bias=None if layer.bias is None else layer.bias.to(dtype))
-            for layer in layers
-        ]
-    factors = [factor for layer in layers for segment in layer.segments for factor in (segment.A, segment.B)]
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    layer = FrozenLinear(weight, bias, segments, transposed)
+    factors = [factor for segment in segments for factor in (segment.A, segment.B)]
     # Reshaped here and not inside: autograd allows no operation in place on a view that a function returns.
     rows = x.reshape(-1, x.shape[-1])
-    outs: tuple[Tensor, ...] = _AdaptedLinears.apply(rows, tuple(layers), torch.is_grad_enabled(), *factors)
-    return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in outs)
+    out: Tensor = _AdaptedLinear.apply(rows, layer, torch.is_grad_enabled(), *factors)
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -103,11 +91,6 @@ def draws(segment: Segment) -> bool:
     return segment.dropout > 0 and segment.seed is not None
 
 
-def scaled_up(B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
-    """scaling·Bᵀ (r, o) of B (o, r), rounded once to ``dtype`` and contiguous: products with it are faster so."""
-    return (B.T * scaling).to(dtype, memory_format=torch.contiguous_format)
-
-
 # Where a run of rows starts off a 16-byte boundary (layers of odd width), MKL's fp32 kernels add in another order: the
 # bits would depend on how many rows stand before.
 _BOUNDARY = 16
@@ -126,122 +109,87 @@ def add_product(rows: Tensor, left: Tensor, right: Tensor) -> None:
         rows.copy_(torch.addmm(rows, left, right))
 
 
-class _Piece(NamedTuple):
-    """One layer's part of a block."""
+class _AdaptedLinear(torch.autograd.Function):
+    """y = x·Wᵀ + b, and per segment, with m its dropout mask and s its scaling,
 
-    layer: int
-    factor: int  # where its A stands among the factors; B follows
-    columns: slice  # its ranks among those of the block
-    scaling: float
-
-
-class _Block(NamedTuple):
-    """Segments of several layers that read the same rows through the same dropout."""
-
-    start: int
-    stop: int
-    dropout: float
-    seed: int | None
-    pieces: list[_Piece]
-
-    @property
-    def places(self) -> list[int]:
-        """Where the A of its pieces stand among the factors."""
-        return [piece.factor for piece in self.pieces]
-
-    def mask(self, down: Tensor) -> Tensor | None:
-        """What multiplies the block's rows of x (m, i): drawn in the forward, and drawn again in the backward."""
-        if self.seed is None:
-            return None
-        return keep_mask((self.stop - self.start, down.shape[1]), self.dropout, self.seed, down)
-
-
-def _blocks(layers: Sequence[FrozenLinear]) -> list[_Block]:
-    blocks: dict[tuple[Any, ...], _Block] = {}
-    factor = 0
-    for number, layer in enumerate(layers):
-        for segment in layer.segments:
-            drawn = (segment.dropout, segment.seed) if draws(segment) else (0.0, None)
-            key = (segment.start, segment.stop, *drawn)
-            pieces = blocks.setdefault(key, _Block(*key, [])).pieces
-            first = pieces[-1].columns.stop if pieces else 0
-            columns = slice(first, first + segment.A.shape[0])
-            pieces.append(_Piece(number, factor, columns, kept_scaling(segment)))
-            factor += 2
-    return list(blocks.values())
-
-
-class _AdaptedLinears(torch.autograd.Function):
-    """Per layer y = x·Wᵀ + b, and per segment, with m its dropout mask and s its scaling,
-
-        h = (m∘x)·Aᵀ        y += s · h·Bᵀ
-        ∂h = s · ∂y·B       ∂x = ∂y·W + m∘(∂h·A)       ∂A = ∂hᵀ·(m∘x)       ∂B = s · ∂yᵀ·h.
+        h = s · (m∘x)·Aᵀ        y += h·Bᵀ
+        ∂h = s · ∂y·B       ∂x = ∂y·W + m∘(∂h·A)       ∂A = ∂hᵀ·(m∘x)       ∂B = ∂yᵀ·h.
 
     Gradients of A and B are rounded to the type of the activations, as autocast rounds them, and returned in their own.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: tuple[FrozenLinear, ...], graph: bool, *factors: Tensor) -> Any:
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear, graph: bool, *factors: Tensor) -> Tensor:
         needs = [graph and need for need in ctx.needs_input_grad[3:]]
-        outs, kept, reads_x = forward_rows(x, layers, factors, needs)
+        out, kept = forward_rows(x, layer, factors, needs)
         if graph:
-            # Beside what is saved: nothing writes to the weights, and hooks that move saved tensors leave them alone.
-            ctx.layers, ctx.types = layers, [factor.dtype for factor in factors]
-            ctx.save_for_backward(x if reads_x else None, *kept)
-        return tuple(outs)
+            # Beside what is saved: nothing writes to the weight, and hooks that move saved tensors leave it alone.
+            ctx.layer = layer
+            ctx.save_for_backward(x if any(needs[::2]) else None, *kept)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *douts: Tensor) -> Any:
-        rows, *kept = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, *kept = ctx.saved_tensors
+        needs_x, _, _, *needs = ctx.needs_input_grad
         # Gradients of a sum come expanded, those of a transposed product transposed: products want neither.
-        dys = [dout.contiguous() for dout in douts]
-        dx, grads = backward_rows(dys, ctx.layers, rows, kept, ctx.needs_input_grad[0], ctx.needs_input_grad[3:])
-        typed = [None if g is None else g.to(kind) for g, kind in zip(grads, ctx.types, strict=True)]
-        return dx, None, None, *typed
+        dx, grads = backward_rows(gradients[0].contiguous(), ctx.layer, x, kept, needs_x, needs)
+        return dx, None, None, *grads
 
 
 def forward_rows(
-    x: Tensor, layers: Sequence[FrozenLinear], factors: Sequence[Tensor], needs: Sequence[bool]
-) -> tuple[list[Tensor], list[Tensor | None], bool]:
-    """The forward of `adapted_linears` outside autograd, on x (n, i).
+    x: Tensor, layer: FrozenLinear, factors: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The forward of `adapted_linear` outside autograd, on x (n, i).
 
     Args:
-        factors: A and B of each segment, in the order of the layers.
-        needs: which of them want a gradient.
+        factors: A and B of each segment.
+        needs: which of them want a gradient. Where any A does, `backward_rows` will read ``x``.
 
-    Returns the outputs (n, o), what `backward_rows` takes as ``kept``, and whether it will read ``x``.
+    Returns the output (n, o), and what `backward_rows` takes as ``kept``: of each segment h (m, r), A and B in the type
+    of ``x``.
     """
-    outs = [_frozen(x, layer) for layer in layers]
+    out = _frozen(x, layer)
     kept: list[Tensor | None] = []
-    blocks = _blocks(layers)
-    for block in blocks:
-        inputs = aligned(x[block.start : block.stop])
-        down = _joined([factors[place] for place in block.places]).to(x.dtype)
-        mask = block.mask(down)
-        low = F.linear(inputs if mask is None else inputs * mask, down)
-        ups = []
-        for piece in block.pieces:
-            up = scaled_up(factors[piece.factor + 1], piece.scaling, x.dtype)
-            add_product(outs[piece.layer][block.start : block.stop], low[:, piece.columns], up)
-            ups.append(up)
-        kept += [low if any(needs[place + 1] for place in block.places) else None, down, *ups]
-    return outs, kept, any(needs[place] for block in blocks for place in block.places)
+    for number, segment in enumerate(layer.segments):
+        inputs = aligned(x[segment.start : segment.stop])
+        down, up = (factor.to(x.dtype) for factor in factors[2 * number : 2 * number + 2])
+        low = F.linear(inputs if not draws(segment) else inputs * _mask(segment, inputs), down)
+        scale = kept_scaling(segment)
+        if scale != 1:
+            low.mul_(scale)
+        add_product(out[segment.start : segment.stop], low, up.T)
+        kept += [low if needs[2 * number + 1] else None, down, up]
+    return out, kept
 
 
 def backward_rows(
-    dys: list[Tensor], layers: Sequence[FrozenLinear], x: Tensor | None, kept: Sequence[Any], needs_x: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
-    """Gradients of ``x`` and of each factor, for contiguous ``dys`` (n, o) of the layers."""
-    dx = _frozen_gradient(dys, layers) if needs_x else None
-    grads: list[Tensor | None] = [None] * len(needs)
-    done = 0
-    for block in _blocks(layers):
-        low, down, *ups = kept[done : done + 2 + len(block.pieces)]
-        done += 2 + len(block.pieces)
-        for place, gradient in _block_gradient(block, x, low, down, ups, dys, dx, needs).items():
-            grads[place] = gradient
+    dy: Tensor, layer: FrozenLinear, x: Tensor | None, kept: Sequence[Any], needs_x: bool, needs: Sequence[bool]
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of x (n, i) and of each factor, for a contiguous ``dy`` (n, o)."""
+    dx = dy @ (layer.weight.T if layer.transposed else layer.weight) if needs_x else None
+    grads: list[Tensor | None] = []
+    for number, segment in enumerate(layer.segments):
+        low, down, up = kept[3 * number : 3 * number + 3]
+        needs_a, needs_b = needs[2 * number : 2 * number + 2]
+        its_dy = aligned(dy[segment.start : segment.stop])
+        grads += [None, (its_dy.T @ low).to(segment.B.dtype) if needs_b else None]
+        if dx is None and not needs_a:
+            continue
+        dlow = its_dy @ up
+        scale = kept_scaling(segment)
+        if scale != 1:
+            dlow.mul_(scale)
+        mask = _mask(segment, down) if draws(segment) else None
+        if needs_a:
+            assert x is not None, "kept where an A needs its gradient"
+            inputs = aligned(x[segment.start : segment.stop])
+            grads[-2] = (dlow.T @ (inputs if mask is None else inputs * mask)).to(segment.A.dtype)
+        if dx is not None and mask is None:
+            add_product(dx[segment.start : segment.stop], dlow, down)
+        elif dx is not None:
+            dx[segment.start : segment.stop].add_((dlow @ down).mul_(mask))
     return dx, grads
 
 
@@ -252,57 +200,7 @@ def _frozen(rows: Tensor, layer: FrozenLinear) -> Tensor:
     return rows @ layer.weight if layer.bias is None else torch.addmm(layer.bias, rows, layer.weight)
 
 
-def _frozen_gradient(dys: list[Tensor], layers: Sequence[FrozenLinear]) -> Tensor:
-    """Σ ∂y·W (n, i) over the layers; ``dys`` are (n, o)."""
-    dx: Tensor | None = None
-    for dy, layer in zip(dys, layers, strict=True):
-        weight = layer.weight.T if layer.transposed else layer.weight
-        dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
-    assert dx is not None, "there is at least one layer"
-    return dx
-
-
-def _block_gradient(
-    block: _Block, rows: Tensor | None, low: Tensor | None, down: Tensor, ups: list[Tensor], dys: list[Tensor],
-    dx: Tensor | None, needs: Sequence[bool],
-) -> dict[int, Tensor]:  # fmt: skip
-    """Add a block's part to ``dx`` (n, i); the gradients of those of its factors that need one, by their places.
-
-    ``rows`` is x (n, i); ``low`` h (m, R), with R the ranks of all pieces; ``down`` their A one beneath the other
-    (R, i); ``ups`` s·Bᵀ (r, o) of each; ``dys`` ∂y (n, o) of each layer.
-    """
-    cut = slice(block.start, block.stop)
-    found: dict[int, Tensor] = {}
-    dlows = []
-    for piece, up in zip(block.pieces, ups, strict=True):
-        dy = aligned(dys[piece.layer][cut])
-        dlows.append(dy @ up.T)
-        if needs[piece.factor + 1]:
-            assert low is not None, "kept where a B needs its gradient"
-            # hᵀ·∂y and not ∂yᵀ·h, which takes about twice as long; scaled in fp32.
-            gradient = (low[:, piece.columns].T @ dy).T.contiguous()
-            found[piece.factor + 1] = _wide(gradient).mul_(piece.scaling)
-    needed = [piece for piece in block.pieces if needs[piece.factor]]
-    if dx is None and not needed:
-        return found
-    dlow, mask = _joined(dlows, dim=1), block.mask(down)
-    if needed:
-        assert rows is not None, "kept where an A needs its gradient"
-        inputs = aligned(rows[cut])
-        gradient = dlow.T @ (inputs if mask is None else inputs * mask)
-        for piece in needed:
-            found[piece.factor] = gradient[piece.columns]
-    if dx is not None:
-        if mask is None:
-            add_product(dx[cut], dlow, down)
-        else:
-            dx[cut].add_((dlow @ down).mul_(mask))
-    return found
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _mask(segment: Segment, like: Tensor) -> Tensor:
+    """What multiplies the segment's rows of x (m, i): drawn in the forward, and drawn again in the backward."""
+    assert segment.seed is not None, "it draws"
+    return keep_mask((segment.stop - segment.start, like.shape[1]), segment.dropout, segment.seed, like)

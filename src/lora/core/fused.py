@@ -65,40 +65,37 @@ class _GatedMLP(torch.autograd.Function):
         counts = [2 * len(layer.segments) for layer in layers]
         of_gate, of_up, of_down = _cut(factors, counts)
         for_gate, for_up, for_down = _cut([graph and need for need in ctx.needs_input_grad[4:]], counts)
-        (g,), kept_gate, gate_reads = forward_rows(x, layers[:1], of_gate, for_gate)
-        (u,), kept_up, up_reads = forward_rows(x, layers[1:2], of_up, for_up)
+        g, kept_gate = forward_rows(x, layers[0], of_gate, for_gate)
+        u, kept_up = forward_rows(x, layers[1], of_up, for_up)
         a = activation.forward(g).mul_(u)
-        (y,), kept_down, ctx.down_reads = forward_rows(a, layers[2:], of_down, for_down)
+        y, kept_down = forward_rows(a, layers[2], of_down, for_down)
         if graph:
             ctx.layers, ctx.activation, ctx.counts = layers, activation, counts
-            ctx.types = [factor.dtype for factor in factors]
-            ctx.lengths = [len(kept_gate), len(kept_up), len(kept_down)]
-            ctx.save_for_backward(x if gate_reads or up_reads else None, g, u, *kept_gate, *kept_up, *kept_down)
+            reads_x = any((*for_gate[::2], *for_up[::2]))
+            ctx.save_for_backward(x if reads_x else None, g, u, *kept_gate, *kept_up, *kept_down)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, g, u, *kept = ctx.saved_tensors
-        kept_gate, kept_up, kept_down = _cut(kept, ctx.lengths)
+        # Of each segment three tensors are kept, and two are its factors.
+        kept_gate, kept_up, kept_down = _cut(kept, [count // 2 * 3 for count in ctx.counts])
         for_gate, for_up, for_down = _cut(ctx.needs_input_grad[4:], ctx.counts)
+        gate, up, down = ctx.layers
         needs_x = ctx.needs_input_grad[0]
         s = ctx.activation.forward(g)
-        a = s * u if ctx.down_reads else None
-        da, d_down = backward_rows([gradients[0].contiguous()], ctx.layers[2:], a, kept_down, True, for_down)
+        a = s * u if any(for_down[::2]) else None
+        da, d_down = backward_rows(gradients[0].contiguous(), down, a, kept_down, True, for_down)
         del a
         assert da is not None
         du = s.mul_(da)
-        dx, d_up = backward_rows([du], ctx.layers[1:2], x, kept_up, needs_x, for_up)
+        dx, d_up = backward_rows(du, up, x, kept_up, needs_x, for_up)
         dg = ctx.activation.backward(da.mul_(u), g)
-        dx_gate, d_gate = backward_rows([dg], ctx.layers[:1], x, kept_gate, needs_x, for_gate)
+        dx_gate, d_gate = backward_rows(dg, gate, x, kept_gate, needs_x, for_gate)
         if dx is not None and dx_gate is not None:
             dx += dx_gate
-        typed = [
-            None if gradient is None else gradient.to(kind)
-            for gradient, kind in zip([*d_gate, *d_up, *d_down], ctx.types, strict=True)
-        ]
-        return dx, None, None, None, *typed
+        return dx, None, None, None, *d_gate, *d_up, *d_down
 
 
 def _cut(values: Any, lengths: list[int]) -> list[Any]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora.core.functions import Segment, add_product, aligned, autocast_dtype, draws, kept_scaling, scaled_up
+from lora.core.functions import Segment, add_product, aligned, autocast_dtype, draws, kept_scaling
 from lora.core.randomness import keep_mask
 
 _FEWEST_ROWS = 16
@@ -116,12 +116,12 @@ class _Update:
     def __init__(self, hidden: Tensor, segment: Segment, A: Tensor, B: Tensor) -> None:
         self.rows = slice(segment.start, segment.stop)
         self.scaling = kept_scaling(segment)
-        self.down, self.up = A.to(hidden.dtype), scaled_up(B, self.scaling, hidden.dtype)
+        self.down, self.up = A.to(hidden.dtype), B.to(hidden.dtype)
         self.inputs, self.mask = aligned(hidden[self.rows]), None
         if draws(segment):
             self.mask = keep_mask(self.inputs.shape, segment.dropout, segment.seed or 0, hidden)
             self.inputs = self.inputs * self.mask
-        self.low = F.linear(self.inputs, self.down)
+        self.low = F.linear(self.inputs, self.down).mul_(self.scaling)
         self.dlow = torch.empty_like(self.low)
 
     def local(self, rows: slice) -> slice:
@@ -130,7 +130,7 @@ class _Update:
 
     def note(self, rows: slice, dlogits: Tensor) -> None:
         """Keep ∂h of a chunk; ``dlogits`` (m, v)."""
-        self.dlow[self.local(rows)] = dlogits @ self.up.T
+        self.dlow[self.local(rows)] = (dlogits @ self.up).mul_(self.scaling)
 
     def add_gradient(self, dhidden: Tensor) -> None:
         """Add m∘(∂h·A) to the segment's rows of ``dhidden`` (n, h)."""
@@ -168,7 +168,7 @@ class _Head:
             torch.addmm(self.bias, inputs, self.weight.T, out=out)
         out = out[: rows.stop - rows.start]
         if update is not None:
-            out.addmm_(update.low[update.local(rows)], update.up)
+            out.addmm_(update.low[update.local(rows)], update.up.T)
         return out
 
     def gradient(self, dlogits: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def _gradients(
     dfactors: list[Tensor | None] = [None] * len(factors)
     head = _Head(hidden, weight, bias, call, factors)
     for update, number, chunks in head.updates():
-        dup = None if update is None else torch.zeros_like(update.up, dtype=wide)
+        dup = None if update is None else torch.zeros_like(update.up.T, dtype=wide)
         for rows in chunks:
             dlogits, weights = head.logits(rows, update), dlosses[rows]
             _score(dlogits, labels[rows], call, True)
@@ -248,7 +248,7 @@ def _gradients(
                 dup += (update.low[local] * weights).to(hidden.dtype).T @ dlogits
         if update is not None and number is not None and dup is not None:
             dfactors[2 * number] = update.dlow.T @ update.inputs
-            dfactors[2 * number + 1] = (dup.T * update.scaling).contiguous()
+            dfactors[2 * number + 1] = dup.T.contiguous()
             if dhidden is not None:
                 update.add_gradient(dhidden)
     dfactors = [
