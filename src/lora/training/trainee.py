@@ -56,8 +56,9 @@ class Trainee:
         }
         assert settings.learning_rate is not None, "resolved before"
         self.optimizer = torch.optim.AdamW(
-            self._groups(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon
-        )
+            self._groups(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon,
+            fused=True,  # an adapter is hundreds of small tensors: a third of the time, on the CPU too
+        )  # fmt: skip
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self.plan = BatchPlan(data.lengths, settings.batch_size, settings.seed, settings.length_grouped)
         self.processes, self.rank = processes, rank
@@ -280,7 +281,7 @@ class Trainee:
         for key, parameter in self.parameters.items():
             if f"exp_avg.{key}" in tensors:
                 self.optimizer.state[parameter] = {
-                    "step": tensors[f"step.{key}"],
+                    "step": tensors[f"step.{key}"].to(parameter.device),
                     "exp_avg": tensors[f"exp_avg.{key}"].to(parameter.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].to(parameter.device),
                 }
