@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lora.core.functions import FrozenLinear, Segment, adapted_linear
+from lora.core.functions import adapted_linear
 from lora.core.randomness import keep_mask
+from lora.core.segments import FrozenLinear, Segment
 
 
 def plainly(x: Tensor, layer: FrozenLinear) -> Tensor:

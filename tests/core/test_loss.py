@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora.core.functions import Segment
 from lora.core.loss import head_cross_entropy
 from lora.core.randomness import keep_mask
+from lora.core.segments import Segment
 
 
 def fully(

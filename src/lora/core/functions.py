@@ -15,35 +15,15 @@ Shapes: n row (tokens of all rows of the batch, in one axis), i in, o out, r ran
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora.core.randomness import keep_mask, kept_share
-
-
-class Segment(NamedTuple):
-    """One adapter's update of a run of rows. The segments of a layer do not overlap."""
-
-    start: int
-    stop: int
-    A: Tensor  # (r, i)
-    B: Tensor  # (o, r)
-    scaling: float = 1.0
-    dropout: float = 0.0
-    seed: int | None = None  # of the dropout; None: none is drawn
-
-
-class FrozenLinear(NamedTuple):
-    """A frozen layer and the updates on it. Rows in no segment go through the frozen layer alone."""
-
-    weight: Tensor  # (o, i), or (i, o) if transposed (transformers' Conv1D); gets no gradient
-    bias: Tensor | None = None  # (o,); gets no gradient
-    segments: Sequence[Segment] = ()
-    transposed: bool = False
+from lora.core import grouped
+from lora.core.segments import FrozenLinear, Segment, draws, kept_scaling, mask_of
 
 
 def adapted_linear(
@@ -77,18 +57,6 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
-
-
-def kept_scaling(segment: Segment) -> float:
-    """The scaling of an update, and with it the division of inverted dropout: x is multiplied by 0 or 1 alone."""
-    if not draws(segment):
-        return segment.scaling
-    return segment.scaling / kept_share(segment.dropout)
-
-
-def draws(segment: Segment) -> bool:
-    """Whether the segment drops any of its input."""
-    return segment.dropout > 0 and segment.seed is not None
 
 
 # Where a run of rows starts off a 16-byte boundary (layers of odd width), MKL's fp32 kernels add in another order: the
@@ -151,11 +119,13 @@ def forward_rows(
     of ``x``.
     """
     out = _frozen(x, layer)
+    if grouped.fits(x, layer):
+        return out, grouped.add_updates(out, x, layer, factors, needs)
     kept: list[Tensor | None] = []
     for number, segment in enumerate(layer.segments):
         inputs = aligned(x[segment.start : segment.stop])
         down, up = (factor.to(x.dtype) for factor in factors[2 * number : 2 * number + 2])
-        low = F.linear(inputs if not draws(segment) else inputs * _mask(segment, inputs), down)
+        low = F.linear(inputs if not draws(segment) else inputs * mask_of(segment, inputs), down)
         scale = kept_scaling(segment)
         if scale != 1:
             low.mul_(scale)
@@ -169,6 +139,8 @@ def backward_rows(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of x (n, i) and of each factor, for a contiguous ``dy`` (n, o)."""
     dx = dy @ (layer.weight.T if layer.transposed else layer.weight) if needs_x else None
+    if grouped.fits(dy, layer):
+        return dx, grouped.add_gradients(dx, dy, layer, x, kept, needs)
     grads: list[Tensor | None] = []
     for number, segment in enumerate(layer.segments):
         low, down, up = kept[3 * number : 3 * number + 3]
@@ -181,7 +153,7 @@ def backward_rows(
         scale = kept_scaling(segment)
         if scale != 1:
             dlow.mul_(scale)
-        mask = _mask(segment, down) if draws(segment) else None
+        mask = mask_of(segment, down) if draws(segment) else None
         if needs_a:
             assert x is not None, "kept where an A needs its gradient"
             inputs = aligned(x[segment.start : segment.stop])
@@ -198,9 +170,3 @@ def _frozen(rows: Tensor, layer: FrozenLinear) -> Tensor:
     if not layer.transposed:
         return F.linear(rows, layer.weight, layer.bias)
     return rows @ layer.weight if layer.bias is None else torch.addmm(layer.bias, rows, layer.weight)
-
-
-def _mask(segment: Segment, like: Tensor) -> Tensor:
-    """What multiplies the segment's rows of x (m, i): drawn in the forward, and drawn again in the backward."""
-    assert segment.seed is not None, "it draws"
-    return keep_mask((segment.stop - segment.start, like.shape[1]), segment.dropout, segment.seed, like)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora.core.functions import FrozenLinear, backward_rows, forward_rows
+from lora.core.functions import backward_rows, forward_rows
+from lora.core.segments import FrozenLinear
 
 
 class Activation(NamedTuple):

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora.core.functions import FrozenLinear, Segment, adapted_linear
+from lora.core.functions import adapted_linear
 from lora.core.geometry import Geometry, geometry_of
 from lora.core.randomness import dropout as seeded_dropout
 from lora.core.randomness import seed_of
 from lora.core.routing import BASE, Router, Routing
+from lora.core.segments import FrozenLinear, Segment
 from lora.core.variant import Dropout, Parameters, Variant, get_variant
 from lora.errors import RoutingError
 

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora.core.functions import Segment, add_product, aligned, autocast_dtype, draws, kept_scaling
-from lora.core.randomness import keep_mask
+from lora.core.functions import add_product, aligned, autocast_dtype
+from lora.core.segments import Segment, draws, kept_scaling, mask_of
 
 _FEWEST_ROWS = 16
 
@@ -119,7 +119,7 @@ class _Update:
         self.down, self.up = A.to(hidden.dtype), B.to(hidden.dtype)
         self.inputs, self.mask = aligned(hidden[self.rows]), None
         if draws(segment):
-            self.mask = keep_mask(self.inputs.shape, segment.dropout, segment.seed or 0, hidden)
+            self.mask = mask_of(segment, hidden)
             self.inputs = self.inputs * self.mask
         self.low = F.linear(self.inputs, self.down).mul_(self.scaling)
         self.dlow = torch.empty_like(self.low)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from lora.core.attention import Document, Row, per_document
 from lora.core.configs import text_config
-from lora.core.functions import Segment
 from lora.core.layer import AdaptedLayer, is_plain
 from lora.core.loss import head_cross_entropy
 from lora.core.randomness import seed_of
 from lora.core.routing import Routing
+from lora.core.segments import Segment
 from lora.model.tree import inner
 from lora.tasks.causal import IGNORED
 from lora.tasks.inference import evaluating, forward, to_device
