@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import nn
 
-from lora.config import AdapterConfig, DataConfig, TrainingConfig
+from lora.config import DataConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
-from lora.io.run import RunFolder, how_to_resume
-from lora.model.heads import draw_new, task_heads
-from lora.model.targets import find_targets
+from lora.io.run import how_to_resume
 from lora.tasks import Task
 from lora.tasks.inputs import check_arguments
+from lora.training.begin import as_before, enter
 from lora.training.interrupt import StopRequest
-from lora.training.job import Evaluate, Job, jobs_of, named_errors
+from lora.training.job import Evaluate, Job, jobs_of
 from lora.training.mixer import Mixer, find_knee, most_in_memory
 from lora.training.participant import FitResult, Participant
-from lora.training.passes import Passes
-from lora.training.prepare import Data, Prepared, prepare, read_rows
+from lora.training.prepare import Data, Prepared
 from lora.training.processes import Processes
 from lora.training.progress import Progress, progress_for
-from lora.training.schedule import default_learning_rate
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -117,36 +112,14 @@ def fit(
 
     # Everything is read and checked before the first adapter trains.
     processes = Processes()
-    waiting: deque[Participant] = deque()
-    with _as_before(model):
-        for name, job in jobs.items():
-            with named_errors(name if several else None):
-                place = None if output_dir is None else Path(output_dir) / name if several else Path(output_dir)
-                make = RunFolder.of_a_set if several else RunFolder
-                run = None if place is None else make(place, resume=resume, overwrite=overwrite)
-                s = job.settings(name, common)
-                if s.learning_rate is None:
-                    s.learning_rate = default_learning_rate(getattr(model.base, "config", None))
-                evaluation = job.evaluate or evaluate
-                if job.prepared is None:
-                    held = False if evaluation is not None and job.eval_data is None else job.eval_data
-                    columns = job.data_settings(name, data or DataConfig())
-                    rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
-                    job.prepared = prepare(model, rows, tokenizer, columns.max_length)
-                _place(model, name, job, s.seed)
-                waiting.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
-        processes.wait()  # every process has looked before the first one writes
-        model.to(processes.device)
-        passes = Passes(model)
-        for participant in waiting:
-            participant.prepare(resume)
-            why = passes.why_padded(participant.trainee, participant.prepared)
-            participant.packed = why is None
-            if why and participant.settings.packing is None and participant.prepared.task.next_token:
-                participant.notes.append(f"Rows are padded, which is slower: {why}.")
+    with as_before(model):
+        participants, passes = enter(
+            model, jobs, processes, several=several, common=common, data=data or DataConfig(), tokenizer=tokenizer,
+            evaluate=evaluate, output_dir=output_dir, resume=resume, overwrite=overwrite,
+        )  # fmt: skip
     torch.manual_seed(common.seed + processes.rank)  # for what a base may draw beside dropout
 
-    total, results = len(waiting), dict[str, FitResult]()
+    total, results, waiting = len(participants), dict[str, FitResult](), deque(participants)
     active: list[Participant] = []
     mixer, places = Mixer(passes), 1 if total == 1 else at_once
     bar: Progress = progress_for([p.name for p in waiting], progress if processes.main else False)
@@ -209,53 +182,6 @@ def fit(
     for result in results.values():
         result.notes += [mixer.note] if mixer.note else []
     return {name: results[name] for name in jobs}
-
-
-@contextmanager
-def _as_before(model: LoRA) -> Iterator[None]:
-    """Take adapters made in the block off again where it fails."""
-    before = set(model.adapters)
-    try:
-        yield
-    except BaseException:
-        for name in [name for name in model.adapters if name not in before]:
-            model.remove_adapter(name)
-        raise
-
-
-def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
-    """Make the adapter of ``job`` where the model does not have it, with a head for the labels of its data.
-
-    Raises:
-        ConfigError: the model has an adapter of that name with other settings, or a head that is too narrow.
-    """
-    assert job.prepared is not None, "its data have been read"
-    labels = job.prepared.task.model_options().get("num_labels")
-    if name not in model.adapters:
-        model.add_adapter(name, job.adapter_settings(name), seed=seed)
-        draw_new(model.base, model.owned(name), seed, labels)
-    elif job.adapter is not None and _differs(model, name, job.adapter_settings(name)):
-        raise ConfigError(
-            f"adapters.{name}: the model already has an adapter of that name with other settings; remove it first "
-            f"(model.remove_adapter({name!r})), or leave adapter= out to train it on"
-        )
-    outputs = [
-        layer.out_features for m in model.owned(name).values() for layer in m.modules() if isinstance(layer, nn.Linear)
-    ]
-    has_head = bool(outputs) or bool(task_heads(model.base))  # what has none is found out with the first row
-    width = max([getattr(model.base.config, "num_labels", 0), *outputs]) if hasattr(model.base, "config") else None
-    if has_head and labels is not None and width is not None and width < labels:
-        raise ConfigError(
-            f"{name}: its data have {labels} labels and its head {width} outputs; load the base with "
-            f"num_labels={labels}"
-        )
-
-
-def _differs(model: LoRA, name: str, asked: AdapterConfig) -> bool:
-    """Whether adapter ``name`` is another than one made as ``asked`` would be, small layers' ranks included."""
-    asked = asked.model_copy(deep=True)  # the caller's own
-    find_targets(model.base, asked, list(model.owned(name)))
-    return asked != model.adapters[name]
 
 
 def _fill(
