@@ -239,6 +239,38 @@ def test_passes_are_shared(bert: Any, monkeypatch: Any) -> None:
     assert sizes[0] == 1 and set(sizes[1:]) == {3}
 
 
+def test_no_gradient_waits_for_the_passes_of_others(bert: Any, monkeypatch: Any) -> None:
+    """Of adapters whose rounds take several passes only those of one pass have gradients at a time."""
+    from lora.training.mixer import Mixer
+    from lora.training.passes import Passes
+
+    data = rows(bert, 40, 0)
+    training = {"learning_rate": 1e-2, "batch_size": 8}
+    jobs = {f"rank {r}": Job(data, False, {"rank": r}, training) for r in (1, 2, 3, 4)}
+    jobs["accumulated"] = Job(data, False, {"rank": 2}, {**training, "accumulation": 2})
+    together = train(bert, jobs, at_once=5)
+    held, run, groups = [], Passes.run, Mixer._groups
+
+    def counted(self: Passes, shares: Any) -> None:
+        run(self, shares)
+        having = {
+            name
+            for name in self.model.adapters
+            if any(parameter.grad is not None for parameter in self.model.adapter_parameters(name).values())
+        }
+        held.append(having - {share.trainee.name for share in shares})
+
+    def pairs(self: Mixer, shares: Any) -> Any:
+        return [group[i : i + 2] for group in groups(self, shares) for i in range(0, len(group), 2)]
+
+    monkeypatch.setattr(Passes, "run", counted)
+    monkeypatch.setattr(Mixer, "_groups", pairs)
+    apart = train(bert, jobs, at_once=5)
+    assert len(held) > 10 and set().union(*held) == {"accumulated"}, "which waits for its second batch"
+    for name, result in together.items():
+        same_bits(name, apart[name], result)
+
+
 def test_where_rows_cannot_be_told_apart_adapters_take_turns(bert: Any, monkeypatch: Any) -> None:
     from lora.core.routing import Router, Routing
     from lora.errors import RoutingError

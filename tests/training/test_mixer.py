@@ -37,15 +37,18 @@ def test_like_layouts_share_a_pass_up_to_the_limit(limit: int | None, expected: 
     passes: Any = Recorded()
     mixing = Mixer(passes)
     mixing.most_tokens = limit
-    mixing.run([share("a", 10), share("b", 10, "wide"), share("c", 10), share("d", 10)])
-    assert passes.passes == expected
+    done = [
+        "".join(each.name for each in group)
+        for group in mixing.run([share("a", 10), share("b", 10, "wide"), share("c", 10), share("d", 10)])
+    ]
+    assert done == passes.passes == expected
 
 
 def test_a_base_that_cannot_tell_rows_apart_is_asked_once() -> None:
     passes: Any = Recorded(refuses=True)
     mixing = Mixer(passes)
     for _ in range(2):
-        mixing.run([share("a", 10), share("b", 10)])
+        assert [[each.name for each in done] for done in mixing.run([share("a", 10), share("b", 10)])] == [["a"], ["b"]]
     assert passes.passes == ["a", "b", "a", "b"] and "no rows here" in str(mixing.note)
 
 

@@ -142,20 +142,15 @@ def fit(
                     bar.join(participant)
                     if total > 1 and mixer.most_tokens is None and not participant.trainee.finished:
                         places = _fill(mixer, participant, total, at_once, processes, bar)
-                # One batch of each, in as few passes as pays.
-                training = [p for p in active if not p.trainee.finished]
-                mixer.run(
-                    [share for p in training if (share := mixer.passes.next_share(p.trainee, p.prepared, p.packed))]
-                )
-                # Each whose batches are complete takes its step.
-                for participant in training:
-                    try:
-                        if participant.end_round():
-                            bar.step(participant)
-                    except (ConfigError, TrainingError) as error:
-                        if not several:
-                            raise
-                        participant.error = str(error)
+                # One batch of each, in as few passes as pays. Each whose batches are complete takes its step.
+                training = {p.name: p for p in active if not p.trainee.finished}
+                shares = [mixer.passes.next_share(p.trainee, p.prepared, p.packed) for p in training.values()]
+                for done in mixer.run([share for share in shares if share]):
+                    if processes.count == 1:  # at once: no gradient waits for the passes of others
+                        for share in done:
+                            _end_round(training.pop(share.trainee.name), bar, several)
+                for participant in training.values():  # all processes in this order, whatever passes each has had
+                    _end_round(participant, bar, several)
                 # Leave: done, out of patience, or diverged.
                 for participant in [p for p in active if p.error or p.trainee.finished]:
                     active.remove(participant)
@@ -182,6 +177,17 @@ def fit(
     for result in results.values():
         result.notes += [mixer.note] if mixer.note else []
     return {name: results[name] for name in jobs}
+
+
+def _end_round(participant: Participant, bar: Progress, several: bool) -> None:
+    """Let ``participant`` take its step where its batches are complete; of several one that cannot go on is noted."""
+    try:
+        if participant.end_round():
+            bar.step(participant)
+    except (ConfigError, TrainingError) as error:
+        if not several:
+            raise
+        participant.error = str(error)
 
 
 def _fill(

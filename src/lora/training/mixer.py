@@ -10,7 +10,7 @@ matter of speed alone, and may follow a measurement.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +59,11 @@ class Mixer:
         self.note: str | None = None
         self._apart = False
 
-    def run(self, shares: Sequence[Share]) -> None:
-        """Compute ``shares`` in as few passes as the limit allows."""
+    def run(self, shares: Sequence[Share]) -> Iterator[list[Share]]:
+        """Compute ``shares`` in as few passes as the limit allows; after each pass come those that were in it."""
         for group in self._groups(shares):
             if len(group) == 1 or self._apart:
-                for share in group:
-                    self.passes.run([share])
+                yield from self._by_turns(group)
                 continue
             try:
                 self.passes.run(group)
@@ -73,8 +72,14 @@ class Mixer:
                 # has been added to any gradient, since the backward comes last.
                 self._apart = True
                 self.note = f"Adapters take turns instead of sharing passes: {error}"
-                for share in group:
-                    self.passes.run([share])
+                yield from self._by_turns(group)
+            else:
+                yield group
+
+    def _by_turns(self, group: Sequence[Share]) -> Iterator[list[Share]]:
+        for share in group:
+            self.passes.run([share])
+            yield [share]
 
     def _groups(self, shares: Sequence[Share]) -> list[list[Share]]:
         """Shares of like layout together, in the order they come, up to the limit."""
