@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from lora.config import DataConfig, TrainingConfig
+from lora.config import DataConfig, RunConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
 from lora.io.run import how_to_resume
 from lora.tasks import Task
@@ -17,7 +18,8 @@ from lora.tasks.inputs import check_arguments
 from lora.training.begin import as_before, enter
 from lora.training.interrupt import StopRequest
 from lora.training.job import Evaluate, Job, jobs_of
-from lora.training.mixer import Mixer, find_knee, most_in_memory
+from lora.training.memory import Memory, plan, recomputing, training_mode
+from lora.training.mixer import Mixer, find_knee
 from lora.training.participant import FitResult, Participant
 from lora.training.prepare import Data, Prepared
 from lora.training.processes import Processes
@@ -51,6 +53,7 @@ def fit(
     evaluate: Evaluate | None = None,
     config: TrainingConfig | None = None,
     at_once: int | None = None,
+    memory_gib: float | None = None,
     progress: bool | None = None,
     **settings: Any,
 ) -> FitResult | dict[str, FitResult]:
@@ -81,6 +84,9 @@ def fit(
         evaluate: ``(model, adapter) -> metrics`` in place of the task's own metrics on the held-out data.
         config: training settings, or give them as keywords (``learning_rate=1e-3, epochs=5``).
         at_once: how many adapters train at the same time; default: found by a short measurement.
+        memory_gib: GiB that training may use on the device beside the weights, in each process; default: 70 % of what
+            is free when it begins. It decides on `TrainingConfig.gradient_checkpointing` where that is left open, and
+            bounds how many adapters share a pass or train at once. No result depends on it.
         progress: show the bar; default: where standard error is a terminal.
 
     Returns:
@@ -100,6 +106,7 @@ def fit(
         raise ConfigError("resume needs output_dir: the folder of the run to go on with")
     if at_once is not None and at_once < 1:
         raise ConfigError(f"at_once is {at_once}; it must be at least 1")
+    memory_gib = RunConfig.make({"memory_gib": memory_gib}).memory_gib
     several = isinstance(train_data, Mapping)
     if isinstance(train_data, Mapping):
         if adapter is not None or prepared is not None:
@@ -117,19 +124,22 @@ def fit(
             model, jobs, processes, several=several, common=common, data=data or DataConfig(), tokenizer=tokenizer,
             evaluate=evaluate, output_dir=output_dir, resume=resume, overwrite=overwrite,
         )  # fmt: skip
+        with training_mode(model):
+            planned = plan(passes, participants, processes, memory_gib, at_once)
     torch.manual_seed(common.seed + processes.rank)  # for what a base may draw beside dropout
 
     total, results, waiting = len(participants), dict[str, FitResult](), deque(participants)
     active: list[Participant] = []
     mixer, places = Mixer(passes), 1 if total == 1 else at_once
-    bar: Progress = progress_for([p.name for p in waiting], progress if processes.main else False)
-    was_training, checkpointing = model.training, any(p.settings.gradient_checkpointing for p in waiting)
-    model.train()
-    try:
-        if checkpointing:
-            _checkpointing(model, True)
+    with training_mode(model), recomputing(model, planned.recompute), ExitStack() as at_the_end:
+        bar: Progress = progress_for([p.name for p in waiting], progress if processes.main else False)
+        at_the_end.callback(_close, active)
+        at_the_end.callback(bar.close)
         for participant in waiting:  # nobody has complained
             participant.open(resume)
+            participant.notes += [planned.note] if planned.note else []
+        if planned.note:
+            bar.say(planned.note)
         processes.wait()
         with StopRequest(enabled=output_dir is not None) as stop:
             while waiting or active:
@@ -141,7 +151,8 @@ def fit(
                     participant.join(resume, alone=total == 1)
                     bar.join(participant)
                     if total > 1 and mixer.most_tokens is None and not participant.trainee.finished:
-                        places = _fill(mixer, participant, total, at_once, processes, bar)
+                        assert planned.memory is not None, "measured for several"
+                        places = _fill(mixer, planned.memory, participant, total, at_once, processes, bar)
                 # One batch of each, in as few passes as pays. Each whose batches are complete takes its step.
                 training = {p.name: p for p in active if not p.trainee.finished}
                 shares = [mixer.passes.next_share(p.trainee, p.prepared, p.packed) for p in training.values()]
@@ -164,19 +175,17 @@ def fit(
                         participant.checkpoint()
                     assert output_dir is not None, "without a folder signals are not caught"
                     raise Interrupted(_stopped(active, Path(output_dir)))
-    finally:
-        bar.close()
-        for participant in active:
-            participant.close()
-        model.train(was_training)
-        if checkpointing:
-            _checkpointing(model, False)
     model.eval()
     if not several:
         return results[name]
     for result in results.values():
         result.notes += [mixer.note] if mixer.note else []
     return {name: results[name] for name in jobs}
+
+
+def _close(active: list[Participant]) -> None:
+    for participant in active:
+        participant.close()
 
 
 def _end_round(participant: Participant, bar: Progress, several: bool) -> None:
@@ -191,9 +200,10 @@ def _end_round(participant: Participant, bar: Progress, several: bool) -> None:
 
 
 def _fill(
-    mixer: Mixer, first: Participant, total: int, at_once: int | None, processes: Processes, bar: Progress
-) -> int:
-    """How many adapters train at once: ``at_once``, else as many as keep a pass full by a measurement.
+    mixer: Mixer, memory: Memory, first: Participant, total: int, at_once: int | None, processes: Processes,
+    bar: Progress,
+) -> int:  # fmt: skip
+    """How many adapters train at once: ``at_once``, else as many as keep a pass full by a measurement, and fit.
 
     The mixer learns how large a pass may be: for memory, and where it was measured for speed.
     """
@@ -202,23 +212,16 @@ def _fill(
         share = mixer.passes.next_share(first.trainee, first.prepared, first.packed)
         assert share is not None, "an unfinished adapter has a batch"
         if at_once is not None:
-            found = (most_in_memory(mixer.passes, share), at_once, "")
+            found = (memory.most_tokens(min(at_once, total)), at_once, "")
         else:
-            knee = find_knee(mixer.passes, share)
-            places = min(total, max(1, -(-knee.tokens // share.tokens)))
-            found = (knee.tokens, places, knee.describe(places))
+            knee = find_knee(mixer.passes, share, memory.most_tokens(1))
+            places = min(total, max(1, -(-knee.tokens // share.tokens)), memory.most_adapters(share.tokens))
+            tokens = min(knee.tokens, memory.most_tokens(places))
+            found = (tokens, places, knee.describe(places, tokens))
     mixer.most_tokens, places, said = processes.agree(found)
     if said:
         bar.say(said)
     return places
-
-
-def _checkpointing(model: LoRA, on: bool) -> None:
-    """Switch gradient checkpointing; raises ConfigError where the base model has none."""
-    kind = "activation" if hasattr(model.base, "activation_checkpointing_disable") else "gradient"
-    if not hasattr(model.base, f"{kind}_checkpointing_enable"):
-        raise ConfigError(f"training.gradient_checkpointing: {type(model.base).__name__} does not support it")
-    getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
 def _stopped(active: list[Participant], output: Path) -> str:
