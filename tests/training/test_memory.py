@@ -73,7 +73,7 @@ class Told:
 
 
 # 1000 tokens take 12,000 bytes in whole, 3,000 with layers recomputed, and 100 of state.
-KEPT = Kept(tokens=100, whole=1100, recomputed=200, largest=100)
+KEPT = Kept(tokens=100, whole=1100, recomputed=200, largest=25)
 
 
 def test_layers_are_recomputed_where_the_budget_asks_for_it(monkeypatch: Any) -> None:
@@ -119,7 +119,7 @@ def test_a_model_that_cannot(monkeypatch: Any) -> None:
 
 
 def test_a_model_whose_layers_are_not_known(monkeypatch: Any) -> None:
-    found = Told(monkeypatch, Kept(100, 1100, None, 100)).plan(5000)
+    found = Told(monkeypatch, Kept(100, 1100, None, 25)).plan(5000)
     assert found.recompute and str(found.note).endswith("layers are recomputed in the backward.")
     assert found.memory and found.memory.per_token == 12
 

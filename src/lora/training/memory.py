@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 0.7  # of the memory that is free when training begins: the rest is for evaluations and what is not known
 SAMPLE = 2048  # tokens of the measurement, where one row has no more
+# Copies of the largest tensor that come and go beside what is kept. Padded, the model makes all logits: they, their
+# gradient and two copies in fp32 are there together. Packed, a chunk of them is counted by itself.
+COPIES = {True: 1, False: 4}
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Kept:
         whole: all of them.
         recomputed: what would be kept if layers were recomputed, the largest layer counted in full; None: not known of
             this model.
-        largest: the largest tensor: its gradient comes beside it.
+        largest: the largest tensor.
     """
 
     tokens: int
@@ -133,14 +136,15 @@ def _decide(
 ) -> Plan:
     tokens, rows, largest = max(((*largest_batch(p), p) for p in participants), key=lambda found: found[0])
     kept = measure(passes, _sample(passes, largest, rows))
+    passing = COPIES[largest.packed] * kept.largest
     memory = Memory(
-        budget, (kept.whole + kept.largest) / kept.tokens, _head_bytes(passes.model) if largest.packed else 0,
+        budget, (kept.whole + passing) / kept.tokens, _head_bytes(passes.model) if largest.packed else 0,
         max(state_bytes(p) for p in participants), tokens,
     )  # fmt: skip
     whole, again = memory.needed(tokens, adapters), None
     recompute = chosen if chosen is not None else whole > budget and can_recompute(passes.model)
     if recompute and kept.recomputed is not None:
-        memory = replace(memory, per_token=(kept.recomputed + kept.largest) / kept.tokens)
+        memory = replace(memory, per_token=(kept.recomputed + passing) / kept.tokens)
         again = memory.needed(tokens, adapters)
     if (again if chosen and again is not None else whole) <= budget:
         return Plan(recompute, memory)
