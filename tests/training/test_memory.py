@@ -47,7 +47,7 @@ class Told:
 
     def __init__(self, monkeypatch: Any, kept: Kept, supported: bool = True) -> None:
         self.asked: list[bool | None] = [None]
-        self.measured = 0
+        self.measured, self.done = 0, False
 
         def measured(*_: Any) -> Kept:
             self.measured += 1
@@ -66,7 +66,8 @@ class Told:
             main=True, count=count, device=torch.device("cpu"), gather=lambda x: [x], agree=lambda x: x
         )
         participants: Any = [
-            SimpleNamespace(settings=TrainingConfig(gradient_checkpointing=asked), packed=False) for asked in self.asked
+            SimpleNamespace(settings=TrainingConfig(gradient_checkpointing=asked), packed=False, done=self.done)
+            for asked in self.asked
         ]
         passes: Any = SimpleNamespace(model=SimpleNamespace(base=torch.nn.Linear(1, 1)))
         return plan(passes, participants, one, None if budget is None else budget / 2**30, at_once)
@@ -103,6 +104,12 @@ def test_what_is_asked_for_is_obeyed(monkeypatch: Any) -> None:
     assert "fewer adapters at once" in str(found.note)
     told.asked = [None, False, True]
     assert told.plan(5000).recompute and told.plan(5000).note is None and told.plan(10**6).recompute
+
+
+def test_nothing_is_measured_where_all_are_done(monkeypatch: Any) -> None:
+    told = Told(monkeypatch, KEPT)
+    told.asked, told.done = [None, None], True
+    assert told.plan(1) == Plan(False) and told.measured == 0
 
 
 def test_adapters_at_once_count(monkeypatch: Any) -> None:

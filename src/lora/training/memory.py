@@ -117,8 +117,10 @@ def plan(
     """
     asked = [p.settings.gradient_checkpointing for p in participants]
     chosen = True if True in asked else False if False in asked else None
-    if chosen is not None and len(participants) == 1:
-        return Plan(chosen)
+    ahead = [p for p in participants if not p.done]
+    # As the first process sees it: others may not see its disk.
+    if (chosen is not None and len(participants) == 1) or processes.agree(not ahead):
+        return Plan(bool(chosen))
     if memory_gib is None:
         budget = MEMORY_SHARE * min(processes.gather(free_memory(passes.model)))
         if processes.device.type == "cpu":
@@ -126,7 +128,7 @@ def plan(
     else:
         budget = memory_gib * 2**30
     adapters = min(at_once or 1, len(participants))
-    found = _decide(passes, participants, budget, adapters, chosen) if processes.main else None
+    found = _decide(passes, ahead, budget, adapters, chosen) if processes.main else None
     agreed: Plan = processes.agree(found)  # the first process has the first batch of every step
     return agreed
 
@@ -149,7 +151,7 @@ def _decide(
     if (again if chosen and again is not None else whole) <= budget:
         return Plan(recompute, memory)
 
-    said = f"The largest batch ({tokens:,} tokens) would take {gib(whole)} of the {gib(budget)} that there are"
+    said = f"The largest batch ({tokens:,} tokens) would take {gib(whole)} of the {gib(budget)} that training may use"
     if recompute:
         said += ": layers are recomputed in the backward" + (f", which takes {gib(again)}" if again else "")
     elif chosen is None:
