@@ -47,7 +47,10 @@ def test_defaults_are_valid_as_they_stand() -> None:
         ({"training": {"learning-rat": 1}}, "did you mean 'learning_rate'?"),
         ({"training": {"rank": 4}}, "training.rank: unknown setting; did you mean 'adapter.rank'?"),
         ({"lr": 1e-3}, "lr: unknown setting; did you mean 'training.learning_rate'?"),
-        ({"zzz": 1}, "zzz: unknown setting; known: adapter, adapters, at_once, data, model, output, start, training, "),
+        (
+            {"zzz": 1},
+            "zzz: unknown setting; known: adapter, adapters, at_once, data, memory_gib, model, output, start, ",
+        ),
         ({1: 2}, "1: unknown setting"),
     ],
 )
@@ -101,6 +104,10 @@ def test_problems_of_a_file_are_listed_under_its_name(tmp_path: Path) -> None:
         (DataConfig, {"task": "translate"}, "task: unknown; known: auto, classification, multi-label, "),
         (DataConfig, {"columns": {"text": 3}}, "columns: must be a valid string (given: 3)"),
         (DataConfig, {"columns": {"text": "a"}, "text": "b"}, "name different columns for 'text'"),
+        (RunConfig, {"memory_gib": 0}, "memory_gib: must be greater than 0 (given: 0)"),
+        (RunConfig, {"memory_gib": float("nan")}, "memory_gib: must be a finite number (given: nan)"),
+        (RunConfig, {"memory_gib": True}, "memory_gib: a truth value"),
+        (TrainingConfig, {"gradient_checkpointing": "often"}, "gradient_checkpointing: must be a valid boolean"),
         (RunConfig, {"adapter": [1]}, "adapter: expected settings as 'key: value' lines"),
     ],
 )
@@ -108,6 +115,12 @@ def test_a_bad_value_is_named(group: Any, values: dict[str, Any], words: str) ->
     said = problem(values, group)
     assert words in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "expected"), [("auto", None), ("null", None), ("yes", True), ("no", False)])
+def test_gradient_checkpointing_may_be_left_open(tmp_path: Path, text: str, expected: bool | None) -> None:
+    config = load_config(file(tmp_path, f"memory_gib: 1.5\ntraining: {{gradient_checkpointing: {text}}}"))
+    assert config.training.gradient_checkpointing is expected and config.memory_gib == 1.5
 
 
 def test_where_prefixes_the_keys() -> None:

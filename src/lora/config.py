@@ -226,8 +226,10 @@ class TrainingConfig(Settings):
         default=None, description="whether more of best_metric is good; needed for a metric of one's own"
     )
     min_improvement: float = Field(default=0.0, ge=0, description="gain of best_metric below which patience runs")
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward: less memory, slower"
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="recompute activations in the backward: less memory, slower; "
+        "default: where memory would not suffice (see memory_gib)",
     )
     # No float16: its activations overflow and small gradients vanish without loss scaling.
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -244,6 +246,11 @@ class TrainingConfig(Settings):
     def evaluation_rows(self) -> int:
         """Rows of one evaluation pass."""
         return self.eval_batch_size or 2 * self.batch_size
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
 
     @field_validator("eval_every", "save_every")
     @classmethod
@@ -273,6 +280,11 @@ class RunConfig(Settings):
     )
     at_once: int | None = Field(
         default=None, ge=1, description="how many of them at the same time; default: found by a short measurement"
+    )
+    memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="GiB that training may use beside the weights; default: 70 % of what is free when it begins",
     )
 
     @field_validator("adapters", mode="before")

@@ -120,8 +120,9 @@ def test_base_and_data_may_have_moved_and_saving_may_change(
     command, stopped: Path, finished: Path, bert: Path, data: Path, tmp_path: Path
 ) -> None:
     moved, rows = Path(shutil.copytree(bert, tmp_path / "moved")), Path(shutil.copy(data, tmp_path / "moved.jsonl"))
-    code, said = command("--resume", stopped, "-m", moved, "-d", rows, "--save-every", "3")
+    code, said = command("--resume", stopped, "-m", moved, "-d", rows, "--save-every", "3", "--memory-gib", "1e-5")
     assert code == 0, said
+    assert any("layers are recomputed" in note for note in json.loads((stopped / "report.json").read_text())["notes"])
     config = yaml.safe_load((stopped / "config.yaml").read_text())
     assert (config["model"], config["data"]["train"]) == (str(moved), str(rows))
     assert config["training"]["save_every"] == 3

@@ -422,7 +422,7 @@ def test_a_refusal_at_the_last_moment_leaves_the_run_to_be_replaced(bert, tmp_pa
         raise ConfigError("not here")
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(ConfigError, match="not here"):
-        patched.setattr("lora.training.loop._checkpointing", refuse)
+        patched.setattr("lora.training.loop.recomputing", refuse)
         fit(classifier(bert), labelled(30), False, max_steps=1, output_dir=tmp_path / "run", overwrite=True,
             gradient_checkpointing=True)  # fmt: skip
     assert (tmp_path / "run" / "adapter").is_dir() and (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -37,15 +37,18 @@ def test_like_layouts_share_a_pass_up_to_the_limit(limit: int | None, expected: 
     passes: Any = Recorded()
     mixing = Mixer(passes)
     mixing.most_tokens = limit
-    mixing.run([share("a", 10), share("b", 10, "wide"), share("c", 10), share("d", 10)])
-    assert passes.passes == expected
+    done = [
+        "".join(each.name for each in group)
+        for group in mixing.run([share("a", 10), share("b", 10, "wide"), share("c", 10), share("d", 10)])
+    ]
+    assert done == passes.passes == expected
 
 
 def test_a_base_that_cannot_tell_rows_apart_is_asked_once() -> None:
     passes: Any = Recorded(refuses=True)
     mixing = Mixer(passes)
     for _ in range(2):
-        mixing.run([share("a", 10), share("b", 10)])
+        assert [[each.name for each in done] for done in mixing.run([share("a", 10), share("b", 10)])] == [["a"], ["b"]]
     assert passes.passes == ["a", "b", "a", "b"] and "no rows here" in str(mixing.note)
 
 
@@ -55,7 +58,6 @@ def test_a_base_that_cannot_tell_rows_apart_is_asked_once() -> None:
 def test_the_knee(monkeypatch: pytest.MonkeyPatch, floor: float, memory: int, expected: int) -> None:
     """A pass of b tokens takes max(floor, b·1e-5) seconds: nothing is gained beyond floor/1e-5, or beyond memory."""
     monkeypatch.setattr(mixer, "_timed", lambda passes, larger: max(floor, larger.tokens * 1e-5))
-    monkeypatch.setattr(mixer, "most_in_memory", lambda passes, first: max(first.tokens, memory))
     monkeypatch.setattr(mixer, "replace", lambda first, examples: share_of(examples))
     monkeypatch.setattr(mixer, "LONGEST", 1e9)
 
@@ -64,4 +66,4 @@ def test_the_knee(monkeypatch: pytest.MonkeyPatch, floor: float, memory: int, ex
         return SimpleNamespace(examples=examples, tokens=100 * len(examples), trainee=trainee)
 
     passes: Any = Recorded()
-    assert find_knee(passes, share_of([0])).tokens == expected
+    assert find_knee(passes, share_of([0]), memory).tokens == expected

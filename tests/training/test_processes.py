@@ -36,11 +36,25 @@ fit(model, rows, rows[:9], output_dir=sys.argv[4], epochs=2, batch_size=batch, a
     learning_rate=1e-2, length_grouped=False, seed=3, save_every=2, resume=cut_at < 0)
 """
 
+# Three adapters under a budget for none: each batch is a pass, and the last batch of an epoch falls to one process.
+SET = (
+    SCRIPT.partition("batch, accumulation")[0]
+    + """
+from lora import Job
+model.remove_adapter("default")
+options = {"epochs": 2, "batch_size": int(sys.argv[5]), "accumulation": int(sys.argv[6]), "save_every": 2}
+jobs = {f"rank {r}": Job(rows[r:], rows[:9], {"rank": r}, {"learning_rate": 1e-2, "seed": r}) for r in (1, 2, 3)}
+results = fit(model, jobs, output_dir=sys.argv[4], length_grouped=False, memory_gib=1e-5, at_once=2, **options)
+assert all("layers are recomputed" in " ".join(result.notes) for result in results.values())
+assert not model.base.is_activation_checkpointing
+"""
+)
 
-def launch(processes, arguments, tmp_path, cut_at=0):
+
+def launch(processes, arguments, tmp_path, cut_at=0, text=SCRIPT):
     """Train; ``cut_at``: the first process dies at this step; -1: go on with what is there."""
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     command = [sys.executable]
     if processes > 1:
@@ -72,6 +86,18 @@ def test_two_processes_equal_one(bert, tmp_path, rows):
             assert a["eval"] == pytest.approx(b["eval"], rel=1e-3), a["step"]
     assert any("eval" in entry for entry in one)
     assert list((tmp_path / "two" / "checkpoints").glob("step-*")), "the first process saves"
+
+
+def test_several_adapters_under_two_processes(bert, tmp_path):
+    data = write_jsonl(tmp_path / "train.jsonl", labelled(45))
+    source = str(Path(__file__).parents[2] / "src")
+    launch(1, [source, str(bert), str(data), str(tmp_path / "one"), "4", "2"], tmp_path, text=SET)
+    launch(2, [source, str(bert), str(data), str(tmp_path / "two"), "4", "1"], tmp_path, text=SET)
+    for name in ("rank 1", "rank 2", "rank 3"):
+        one, two = history(tmp_path / "one" / name), history(tmp_path / "two" / name)
+        assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
+        losses = [[entry["loss"] for entry in run if "loss" in entry] for run in (one, two)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) > 8
 
 
 def test_resume_under_two_processes_gives_the_same_bits(bert, tmp_path):

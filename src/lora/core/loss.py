@@ -84,6 +84,11 @@ class _Call(NamedTuple):
     segments: tuple[Segment, ...]
 
 
+def chunk_bytes_of(weight: Tensor) -> int:
+    """Bytes of the logits that are held at a time, for a head of ``weight`` (v, h)."""
+    return _chunk_rows(weight, weight.shape[0], None) * weight.shape[0] * weight.element_size()
+
+
 def _chunk_rows(hidden: Tensor, vocabulary: int, chunk_bytes: int | None) -> int:
     row = vocabulary * hidden.element_size()
     if chunk_bytes is not None:

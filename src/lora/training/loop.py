@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import nn
 
-from lora.config import AdapterConfig, DataConfig, TrainingConfig
+from lora.config import DataConfig, RunConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
-from lora.io.run import RunFolder, how_to_resume
-from lora.model.heads import draw_new, task_heads
-from lora.model.targets import find_targets
+from lora.io.run import how_to_resume
 from lora.tasks import Task
 from lora.tasks.inputs import check_arguments
+from lora.training.begin import as_before, enter
 from lora.training.interrupt import StopRequest
-from lora.training.job import Evaluate, Job, jobs_of, named_errors
-from lora.training.mixer import Mixer, find_knee, most_in_memory
+from lora.training.job import Evaluate, Job, jobs_of
+from lora.training.memory import Memory, plan, recomputing, training_mode
+from lora.training.mixer import Mixer, find_knee
 from lora.training.participant import FitResult, Participant
-from lora.training.passes import Passes
-from lora.training.prepare import Data, Prepared, prepare, read_rows
+from lora.training.prepare import Data, Prepared
 from lora.training.processes import Processes
 from lora.training.progress import Progress, progress_for
-from lora.training.schedule import default_learning_rate
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -56,6 +53,7 @@ def fit(
     evaluate: Evaluate | None = None,
     config: TrainingConfig | None = None,
     at_once: int | None = None,
+    memory_gib: float | None = None,
     progress: bool | None = None,
     **settings: Any,
 ) -> FitResult | dict[str, FitResult]:
@@ -86,6 +84,9 @@ def fit(
         evaluate: ``(model, adapter) -> metrics`` in place of the task's own metrics on the held-out data.
         config: training settings, or give them as keywords (``learning_rate=1e-3, epochs=5``).
         at_once: how many adapters train at the same time; default: found by a short measurement.
+        memory_gib: GiB that training may use on the device beside the weights, in each process; default: 70 % of what
+            is free when it begins. It decides on `TrainingConfig.gradient_checkpointing` where that is left open, and
+            bounds how many adapters share a pass or train at once. No result depends on it.
         progress: show the bar; default: where standard error is a terminal.
 
     Returns:
@@ -105,6 +106,7 @@ def fit(
         raise ConfigError("resume needs output_dir: the folder of the run to go on with")
     if at_once is not None and at_once < 1:
         raise ConfigError(f"at_once is {at_once}; it must be at least 1")
+    memory_gib = RunConfig.make({"memory_gib": memory_gib}).memory_gib
     several = isinstance(train_data, Mapping)
     if isinstance(train_data, Mapping):
         if adapter is not None or prepared is not None:
@@ -117,46 +119,27 @@ def fit(
 
     # Everything is read and checked before the first adapter trains.
     processes = Processes()
-    waiting: deque[Participant] = deque()
-    with _as_before(model):
-        for name, job in jobs.items():
-            with named_errors(name if several else None):
-                place = None if output_dir is None else Path(output_dir) / name if several else Path(output_dir)
-                make = RunFolder.of_a_set if several else RunFolder
-                run = None if place is None else make(place, resume=resume, overwrite=overwrite)
-                s = job.settings(name, common)
-                if s.learning_rate is None:
-                    s.learning_rate = default_learning_rate(getattr(model.base, "config", None))
-                evaluation = job.evaluate or evaluate
-                if job.prepared is None:
-                    held = False if evaluation is not None and job.eval_data is None else job.eval_data
-                    columns = job.data_settings(name, data or DataConfig())
-                    rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
-                    job.prepared = prepare(model, rows, tokenizer, columns.max_length)
-                _place(model, name, job, s.seed)
-                waiting.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
-        processes.wait()  # every process has looked before the first one writes
-        model.to(processes.device)
-        passes = Passes(model)
-        for participant in waiting:
-            participant.prepare(resume)
-            why = passes.why_padded(participant.trainee, participant.prepared)
-            participant.packed = why is None
-            if why and participant.settings.packing is None and participant.prepared.task.next_token:
-                participant.notes.append(f"Rows are padded, which is slower: {why}.")
+    with as_before(model):
+        participants, passes = enter(
+            model, jobs, processes, several=several, common=common, data=data or DataConfig(), tokenizer=tokenizer,
+            evaluate=evaluate, output_dir=output_dir, resume=resume, overwrite=overwrite,
+        )  # fmt: skip
+        with training_mode(model):
+            planned = plan(passes, participants, processes, memory_gib, at_once)
     torch.manual_seed(common.seed + processes.rank)  # for what a base may draw beside dropout
 
-    total, results = len(waiting), dict[str, FitResult]()
+    total, results, waiting = len(participants), dict[str, FitResult](), deque(participants)
     active: list[Participant] = []
     mixer, places = Mixer(passes), 1 if total == 1 else at_once
-    bar: Progress = progress_for([p.name for p in waiting], progress if processes.main else False)
-    was_training, checkpointing = model.training, any(p.settings.gradient_checkpointing for p in waiting)
-    model.train()
-    try:
-        if checkpointing:
-            _checkpointing(model, True)
+    with training_mode(model), recomputing(model, planned.recompute), ExitStack() as at_the_end:
+        bar: Progress = progress_for([p.name for p in waiting], progress if processes.main else False)
+        at_the_end.callback(_close, active)
+        at_the_end.callback(bar.close)
         for participant in waiting:  # nobody has complained
             participant.open(resume)
+            participant.notes += [planned.note] if planned.note else []
+        if planned.note:
+            bar.say(planned.note)
         processes.wait()
         with StopRequest(enabled=output_dir is not None) as stop:
             while waiting or active:
@@ -168,21 +151,17 @@ def fit(
                     participant.join(resume, alone=total == 1)
                     bar.join(participant)
                     if total > 1 and mixer.most_tokens is None and not participant.trainee.finished:
-                        places = _fill(mixer, participant, total, at_once, processes, bar)
-                # One batch of each, in as few passes as pays.
-                training = [p for p in active if not p.trainee.finished]
-                mixer.run(
-                    [share for p in training if (share := mixer.passes.next_share(p.trainee, p.prepared, p.packed))]
-                )
-                # Each whose batches are complete takes its step.
-                for participant in training:
-                    try:
-                        if participant.end_round():
-                            bar.step(participant)
-                    except (ConfigError, TrainingError) as error:
-                        if not several:
-                            raise
-                        participant.error = str(error)
+                        assert planned.memory is not None, "measured for several"
+                        places = _fill(mixer, planned.memory, participant, total, at_once, processes, bar)
+                # One batch of each, in as few passes as pays. Each whose batches are complete takes its step.
+                training = {p.name: p for p in active if not p.trainee.finished}
+                shares = [mixer.passes.next_share(p.trainee, p.prepared, p.packed) for p in training.values()]
+                for done in mixer.run([share for share in shares if share]):
+                    if processes.count == 1:  # at once: no gradient waits for the passes of others
+                        for share in done:
+                            _end_round(training.pop(share.trainee.name), bar, several)
+                for participant in training.values():  # all processes in this order, whatever passes each has had
+                    _end_round(participant, bar, several)
                 # Leave: done, out of patience, or diverged.
                 for participant in [p for p in active if p.error or p.trainee.finished]:
                     active.remove(participant)
@@ -196,13 +175,6 @@ def fit(
                         participant.checkpoint()
                     assert output_dir is not None, "without a folder signals are not caught"
                     raise Interrupted(_stopped(active, Path(output_dir)))
-    finally:
-        bar.close()
-        for participant in active:
-            participant.close()
-        model.train(was_training)
-        if checkpointing:
-            _checkpointing(model, False)
     model.eval()
     if not several:
         return results[name]
@@ -211,57 +183,27 @@ def fit(
     return {name: results[name] for name in jobs}
 
 
-@contextmanager
-def _as_before(model: LoRA) -> Iterator[None]:
-    """Take adapters made in the block off again where it fails."""
-    before = set(model.adapters)
+def _close(active: list[Participant]) -> None:
+    for participant in active:
+        participant.close()
+
+
+def _end_round(participant: Participant, bar: Progress, several: bool) -> None:
+    """Let ``participant`` take its step where its batches are complete; of several one that cannot go on is noted."""
     try:
-        yield
-    except BaseException:
-        for name in [name for name in model.adapters if name not in before]:
-            model.remove_adapter(name)
-        raise
-
-
-def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
-    """Make the adapter of ``job`` where the model does not have it, with a head for the labels of its data.
-
-    Raises:
-        ConfigError: the model has an adapter of that name with other settings, or a head that is too narrow.
-    """
-    assert job.prepared is not None, "its data have been read"
-    labels = job.prepared.task.model_options().get("num_labels")
-    if name not in model.adapters:
-        model.add_adapter(name, job.adapter_settings(name), seed=seed)
-        draw_new(model.base, model.owned(name), seed, labels)
-    elif job.adapter is not None and _differs(model, name, job.adapter_settings(name)):
-        raise ConfigError(
-            f"adapters.{name}: the model already has an adapter of that name with other settings; remove it first "
-            f"(model.remove_adapter({name!r})), or leave adapter= out to train it on"
-        )
-    outputs = [
-        layer.out_features for m in model.owned(name).values() for layer in m.modules() if isinstance(layer, nn.Linear)
-    ]
-    has_head = bool(outputs) or bool(task_heads(model.base))  # what has none is found out with the first row
-    width = max([getattr(model.base.config, "num_labels", 0), *outputs]) if hasattr(model.base, "config") else None
-    if has_head and labels is not None and width is not None and width < labels:
-        raise ConfigError(
-            f"{name}: its data have {labels} labels and its head {width} outputs; load the base with "
-            f"num_labels={labels}"
-        )
-
-
-def _differs(model: LoRA, name: str, asked: AdapterConfig) -> bool:
-    """Whether adapter ``name`` is another than one made as ``asked`` would be, small layers' ranks included."""
-    asked = asked.model_copy(deep=True)  # the caller's own
-    find_targets(model.base, asked, list(model.owned(name)))
-    return asked != model.adapters[name]
+        if participant.end_round():
+            bar.step(participant)
+    except (ConfigError, TrainingError) as error:
+        if not several:
+            raise
+        participant.error = str(error)
 
 
 def _fill(
-    mixer: Mixer, first: Participant, total: int, at_once: int | None, processes: Processes, bar: Progress
-) -> int:
-    """How many adapters train at once: ``at_once``, else as many as keep a pass full by a measurement.
+    mixer: Mixer, memory: Memory, first: Participant, total: int, at_once: int | None, processes: Processes,
+    bar: Progress,
+) -> int:  # fmt: skip
+    """How many adapters train at once: ``at_once``, else as many as keep a pass full by a measurement, and fit.
 
     The mixer learns how large a pass may be: for memory, and where it was measured for speed.
     """
@@ -270,23 +212,16 @@ def _fill(
         share = mixer.passes.next_share(first.trainee, first.prepared, first.packed)
         assert share is not None, "an unfinished adapter has a batch"
         if at_once is not None:
-            found = (most_in_memory(mixer.passes, share), at_once, "")
+            found = (memory.most_tokens(min(at_once, total)), at_once, "")
         else:
-            knee = find_knee(mixer.passes, share)
-            places = min(total, max(1, -(-knee.tokens // share.tokens)))
-            found = (knee.tokens, places, knee.describe(places))
+            knee = find_knee(mixer.passes, share, memory.most_tokens(1))
+            places = min(total, max(1, -(-knee.tokens // share.tokens)), memory.most_adapters(share.tokens))
+            tokens = min(knee.tokens, memory.most_tokens(places))
+            found = (tokens, places, knee.describe(places, tokens))
     mixer.most_tokens, places, said = processes.agree(found)
     if said:
         bar.say(said)
     return places
-
-
-def _checkpointing(model: LoRA, on: bool) -> None:
-    """Switch gradient checkpointing; raises ConfigError where the base model has none."""
-    kind = "activation" if hasattr(model.base, "activation_checkpointing_disable") else "gradient"
-    if not hasattr(model.base, f"{kind}_checkpointing_enable"):
-        raise ConfigError(f"training.gradient_checkpointing: {type(model.base).__name__} does not support it")
-    getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
 def _stopped(active: list[Participant], output: Path) -> str:

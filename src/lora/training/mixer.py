@@ -10,21 +10,17 @@ matter of speed alone, and may follow a measurement.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lora.errors import RoutingError
 from lora.training.passes import Passes, Share
 
-if TYPE_CHECKING:
-    from lora.model.lora import LoRA
-
 GAIN = 1.05  # a doubled pass that is not this much faster per token is past the knee
 LONGEST = 4.0  # seconds that the calibration may take
-MEMORY_SHARE = 0.7  # of the memory that is free when training begins: the rest is for optimisers and evaluations
 
 
 @dataclass
@@ -39,10 +35,10 @@ class Knee:
     tokens: int
     speeds: list[tuple[int, float]]
 
-    def describe(self, adapters: int) -> str:
-        """A sentence for the log."""
+    def describe(self, adapters: int, tokens: int) -> str:
+        """A sentence for the log on what was made of it: so many adapters, and passes of so many ``tokens``."""
         measured = ", ".join(f"{tokens:,} tokens {speed:,.0f}/s" for tokens, speed in self.speeds)
-        return f"{adapters} at once, passes of up to {self.tokens:,} tokens (measured: {measured})."
+        return f"{adapters} at once, passes of up to {tokens:,} tokens (measured: {measured})."
 
 
 class Mixer:
@@ -59,12 +55,11 @@ class Mixer:
         self.note: str | None = None
         self._apart = False
 
-    def run(self, shares: Sequence[Share]) -> None:
-        """Compute ``shares`` in as few passes as the limit allows."""
+    def run(self, shares: Sequence[Share]) -> Iterator[list[Share]]:
+        """Compute ``shares`` in as few passes as the limit allows; after each pass come those that were in it."""
         for group in self._groups(shares):
             if len(group) == 1 or self._apart:
-                for share in group:
-                    self.passes.run([share])
+                yield from self._by_turns(group)
                 continue
             try:
                 self.passes.run(group)
@@ -73,8 +68,14 @@ class Mixer:
                 # has been added to any gradient, since the backward comes last.
                 self._apart = True
                 self.note = f"Adapters take turns instead of sharing passes: {error}"
-                for share in group:
-                    self.passes.run([share])
+                yield from self._by_turns(group)
+            else:
+                yield group
+
+    def _by_turns(self, group: Sequence[Share]) -> Iterator[list[Share]]:
+        for share in group:
+            self.passes.run([share])
+            yield [share]
 
     def _groups(self, shares: Sequence[Share]) -> list[list[Share]]:
         """Shares of like layout together, in the order they come, up to the limit."""
@@ -94,9 +95,8 @@ class Mixer:
         return groups
 
 
-def find_knee(passes: Passes, share: Share) -> Knee:
-    """Time passes of growing size, made of copies of ``share``, within memory; gradients are thrown away."""
-    most = most_in_memory(passes, share)
+def find_knee(passes: Passes, share: Share, most: int) -> Knee:
+    """Time passes of up to ``most`` tokens, made of copies of ``share``; gradients are thrown away."""
     speeds: list[tuple[int, float]] = []
     begun, copies, best = time.perf_counter(), 1, share.tokens
     while True:
@@ -118,42 +118,9 @@ def find_knee(passes: Passes, share: Share) -> Knee:
     return Knee(best, speeds)
 
 
-def most_in_memory(passes: Passes, share: Share) -> int:
-    """Tokens of a pass for which memory suffices, by one pass with ``share``; its gradient is thrown away."""
-    kept = _bytes_kept(passes, share)
-    share.trainee.begin_step()
-    return max(share.tokens, int(free_memory(passes.model) * MEMORY_SHARE / kept))
-
-
 def _timed(passes: Passes, share: Share) -> float:
     begun = time.perf_counter()
     passes.run([share])
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter() - begun
-
-
-def _bytes_kept(passes: Passes, share: Share) -> float:
-    """Bytes per token that autograd keeps for the backward, the weights of the base left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in passes.model.parameters()}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        passes.run([share])
-    return max(1.0, sum(seen.values()) / share.tokens)
-
-
-def free_memory(model: LoRA) -> int:
-    """Bytes that are free on the model's device."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available

@@ -93,6 +93,7 @@ class Participant:
                 )
         self.evaluate = evaluate
         self.packed = False  # whether its batches go into one row; known before anybody trains
+        self.done = False  # whether a run that is gone on with had taken all its steps
         self.error: str | None = None
         self.notes = list(prepared.notes)
         self.history: list[dict[str, Any]] = []
@@ -127,7 +128,9 @@ class Participant:
         self.identity = _identity(self.model, self.name, self.prepared)
         found = self.run.checkpoints() if self.run is not None and resume else []
         if found:
-            self._check_identity(found[-1], load_checkpoint(found[-1])[0])
+            state = load_checkpoint(found[-1])[0]
+            self._check_identity(found[-1], state)
+            self.done = state["step"] >= self.trainee.total_steps
 
     def open(self, resume: bool) -> None:
         """Make the folder ready, now that nobody has complained: what is replaced goes, also that of who must wait."""

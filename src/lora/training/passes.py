@@ -138,6 +138,12 @@ class Passes:
             share.trainee.loss = share.trainee.loss + loss.detach()
             share.trainee.seconds += seconds * share.tokens / tokens
 
+    def forward(self, shares: Sequence[Share]) -> list[Tensor]:
+        """The loss sums of `run` alone, for a look at what a backward would need."""
+        packed = shares[0].packed
+        with per_document(self.model.base) if packed else nullcontext(), self._fused.in_force():
+            return self._packed(shares) if packed else self._padded(shares)
+
     def _packed(self, shares: Sequence[Share]) -> list[Tensor]:
         packing = self._packing
         assert packing is not None, "why_padded was asked"

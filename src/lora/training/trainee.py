@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 HIGHER = {"accuracy", "f1_macro", "f1_micro", "f1_weighted", "r2", "pearson", "token_accuracy"}
 LOWER = {"loss", "perplexity", "mse", "rmse", "mae", "hamming"}
 # Settings that may change between a run and its continuation: they do not touch the mathematics.
-FREE_ON_RESUME = {"log_every", "save_every", "keep_checkpoints", "tensorboard", "eval_batch_size", "patience"}
+FREE_ON_RESUME = {
+    "log_every", "save_every", "keep_checkpoints", "tensorboard", "eval_batch_size", "patience",
+    "gradient_checkpointing",
+}  # fmt: skip
 
 
 class Trainee:

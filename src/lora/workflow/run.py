@@ -89,7 +89,7 @@ def train(
     with _refusals(config, run, processes):
         result = fit(
             model, [], prepared=prepared, output_dir=run.path, resume=resume, overwrite=overwrite,
-            config=config.training, progress=progress,
+            config=config.training, memory_gib=config.memory_gib, progress=progress,
         )  # fmt: skip
     if not processes.main:
         return TrainResult(model, result, None, run.path / "report.md", main=False)
@@ -283,7 +283,7 @@ def resume(
     path = Path(folder).expanduser() / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
-    free = {"model", "data.train", "data.validation", *(f"training.{key}" for key in FREE_ON_RESUME)}
+    free = {"model", "data.train", "data.validation", "memory_gib", *(f"training.{key}" for key in FREE_ON_RESUME)}
     then = load_config(path)
     fixed = [key for key in overrides or {} if key not in free and _differs(then, path, key, (overrides or {})[key])]
     if fixed:

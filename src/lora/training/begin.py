@@ -1,0 +1,114 @@
+"""What comes before training: everything is read and checked, adapters are made, and everybody is ready to begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lora.config import AdapterConfig, DataConfig, TrainingConfig
+from lora.errors import ConfigError
+from lora.io.run import RunFolder
+from lora.model.heads import draw_new, task_heads
+from lora.model.targets import find_targets
+from lora.training.job import Evaluate, Job, named_errors
+from lora.training.participant import Participant
+from lora.training.passes import Passes
+from lora.training.prepare import prepare, read_rows
+from lora.training.processes import Processes
+from lora.training.schedule import default_learning_rate
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+
+def enter(
+    model: LoRA, jobs: Mapping[str, Job], processes: Processes, *, several: bool, common: TrainingConfig,
+    data: DataConfig, tokenizer: Any, evaluate: Evaluate | None, output_dir: str | Path | None, resume: bool,
+    overwrite: bool,
+) -> tuple[list[Participant], Passes]:  # fmt: skip
+    """A participant for each of ``jobs``, whose adapters are made, and what runs their passes; arguments as of `fit`.
+
+    Args:
+        several: whether each has a folder of its own in ``output_dir``, and is named in errors.
+
+    Raises:
+        ConfigError, DataError, ModelError, TrainingError: something is wrong; nothing has been written or replaced.
+    """
+    participants = []
+    for name, job in jobs.items():
+        with named_errors(name if several else None):
+            place = None if output_dir is None else Path(output_dir) / name if several else Path(output_dir)
+            make = RunFolder.of_a_set if several else RunFolder
+            run = None if place is None else make(place, resume=resume, overwrite=overwrite)
+            s = job.settings(name, common)
+            if s.learning_rate is None:
+                s.learning_rate = default_learning_rate(getattr(model.base, "config", None))
+            evaluation = job.evaluate or evaluate
+            if job.prepared is None:
+                held = False if evaluation is not None and job.eval_data is None else job.eval_data
+                columns = job.data_settings(name, data)
+                rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
+                job.prepared = prepare(model, rows, tokenizer, columns.max_length)
+            _place(model, name, job, s.seed)
+            participants.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
+    processes.wait()  # every process has looked before the first one writes
+    model.to(processes.device)
+    passes = Passes(model)
+    for participant in participants:
+        participant.prepare(resume)
+        why = passes.why_padded(participant.trainee, participant.prepared)
+        participant.packed = why is None
+        if why and participant.settings.packing is None and participant.prepared.task.next_token:
+            participant.notes.append(f"Rows are padded, which is slower: {why}.")
+    return participants, passes
+
+
+@contextmanager
+def as_before(model: LoRA) -> Iterator[None]:
+    """Take adapters made in the block off again where it fails."""
+    before = set(model.adapters)
+    try:
+        yield
+    except BaseException:
+        for name in [name for name in model.adapters if name not in before]:
+            model.remove_adapter(name)
+        raise
+
+
+def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
+    """Make the adapter of ``job`` where the model does not have it, with a head for the labels of its data.
+
+    Raises:
+        ConfigError: the model has an adapter of that name with other settings, or a head that is too narrow.
+    """
+    assert job.prepared is not None, "its data have been read"
+    labels = job.prepared.task.model_options().get("num_labels")
+    if name not in model.adapters:
+        model.add_adapter(name, job.adapter_settings(name), seed=seed)
+        draw_new(model.base, model.owned(name), seed, labels)
+    elif job.adapter is not None and _differs(model, name, job.adapter_settings(name)):
+        raise ConfigError(
+            f"adapters.{name}: the model already has an adapter of that name with other settings; remove it first "
+            f"(model.remove_adapter({name!r})), or leave adapter= out to train it on"
+        )
+    outputs = [
+        layer.out_features for m in model.owned(name).values() for layer in m.modules() if isinstance(layer, nn.Linear)
+    ]
+    has_head = bool(outputs) or bool(task_heads(model.base))  # what has none is found out with the first row
+    width = max([getattr(model.base.config, "num_labels", 0), *outputs]) if hasattr(model.base, "config") else None
+    if has_head and labels is not None and width is not None and width < labels:
+        raise ConfigError(
+            f"{name}: its data have {labels} labels and its head {width} outputs; load the base with "
+            f"num_labels={labels}"
+        )
+
+
+def _differs(model: LoRA, name: str, asked: AdapterConfig) -> bool:
+    """Whether adapter ``name`` is another than one made as ``asked`` would be, small layers' ranks included."""
+    asked = asked.model_copy(deep=True)  # the caller's own
+    find_targets(model.base, asked, list(model.owned(name)))
+    return asked != model.adapters[name]
