@@ -1,7 +1,7 @@
 # make demo   set up what the demo needs and run it
 # make test   set up what the tests need; lint, types, tests
 # make setup  the set-up of `make test` alone
-# make bench  speed and memory beside PEFT (benchmarks/README.md); an hour on two cores
+# make bench  set up PEFT and TRL too; speed and memory beside them (benchmarks/README.md); an hour on two cores
 #
 # Everything is installed into .venv, which may already be there. A stamp file notes what has been installed: it is
 # older than pyproject.toml or constraints.txt exactly when there is something to do, so a second call is immediate.
@@ -32,7 +32,7 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.stamp-dev
+bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/speed.py
 
 # The order of the two matters where both are asked for: what the tests need includes what the demo needs.
@@ -43,6 +43,10 @@ $(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) install -e '.[dev]' -c constraints.txt
 	@touch $(VENV)/.stamp-demo $@
+
+$(VENV)/.stamp-bench: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) install -e '.[bench]' -c constraints.txt
+	@touch $(VENV)/.stamp-demo $(VENV)/.stamp-dev $@
 
 # pip is the last thing that venv puts in place: where it is missing, the environment was left half made.
 $(BIN)/pip:

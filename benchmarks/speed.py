@@ -5,7 +5,7 @@
 single    a Llama of the 135M shape in bf16, instructions of Alpaca-like lengths, one adapter
 encoder   MiniLM on short texts in eight classes, fp32 and bf16, one adapter
 many      eight adapters at once against one after another, short and long rows
-scaling   rank, number of adapters and length growing; pictures beside results.json in DIR (wants matplotlib)
+scaling   rank, number of adapters, length and model growing; pictures beside results.json in DIR (wants matplotlib)
 
 All sides of a comparison live in one process and take turns, several times over. A figure is the median over the turns
 of the ratio within a turn, with its least and greatest; absolute speeds are those of the machine. Tokens are real ones:

@@ -18,18 +18,25 @@ from lora.training.prepare import Prepared, prepare, read_rows
 CLASSES = 8
 
 
-def llama(dtype: torch.dtype, quick: bool) -> torch.nn.Module:
-    """A Llama of the 135M shape (SmolLM-135M's), or a tiny one; the same random weights at every call."""
+# Millions of parameters, an embedding of 49,152 words included: hidden, intermediate, layers, heads, shared heads. 135,
+# 360 and 1072 have the bodies of SmolLM-135M, SmolLM-360M and Llama-3.2-1B.
+SHAPES = {
+    40: (384, 1024, 12, 6, 2),
+    135: (576, 1536, 30, 9, 3),
+    360: (960, 2560, 32, 15, 5),
+    1072: (2048, 8192, 16, 32, 8),
+}
+
+
+def llama(dtype: torch.dtype, quick: bool, size: int = 135) -> torch.nn.Module:
+    """A Llama of one of `SHAPES`, or a tiny one; the same random weights at every call."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = (
-        {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 2048}
-        if quick
-        else {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
-    )
+    hidden, intermediate, layers, heads, shared = SHAPES[size] if not quick else (96, 256, 2, 3, 1)
     config = LlamaConfig(
-        **shape, num_attention_heads=9 if not quick else 3, num_key_value_heads=3 if not quick else 1,
-        tie_word_embeddings=True, max_position_embeddings=8192, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=shared, vocab_size=49152 if not quick else 2048, tie_word_embeddings=True,
+        max_position_embeddings=8192, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     before = torch.get_default_dtype()

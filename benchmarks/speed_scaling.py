@@ -1,7 +1,7 @@
-"""How speed and memory go as rank, number of adapters and length of rows grow; called by speed.py --part scaling.
+"""How speed and memory go as rank, adapters, length of rows and model grow; called by speed.py --part scaling.
 
-A 135M Llama in bf16. Each point is measured in a process of its own (peak memory does not go down again), and all
-points of an axis take turns. Rows are of one length, so that nothing but the axis changes.
+A 135M Llama in bf16, or others of its kind. Each point is measured in a process of its own (peak memory does not go
+down again), and all points of an axis take turns. Rows are of one length, so that nothing but the axis changes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from lora.cli import quiet_libraries
 
 # Axis: its values, those of --quick, and what it is called in a picture.
 AXES = {
-    "rank": ((4, 16, 64, 192), (4, 32), "rank (192: the width of keys and values)"),
+    "rank": ((4, 16, 64, 256), (4, 32), "rank (of keys and values at most 192, their width)"),
     "adapters": ((1, 2, 4, 8, 16, 32, 64), (1, 4), "adapters, 4 rows of 32 tokens each"),
     "length": ((64, 256, 1024, 4096), (64, 256), "tokens of a row, 4096 tokens in a batch"),
+    "size": ((40, 135, 360, 1072), (135,), "millions of parameters"),
 }
 
 
@@ -33,13 +34,13 @@ def point(axis: str, value: int, side: str, steps: int, quick: bool) -> dict[str
     """Tokens per second and MiB above the weights of one point, in this process."""
     import speed
 
-    base = models.llama(torch.bfloat16, quick)
+    base = models.llama(torch.bfloat16, quick, value if axis == "size" else 135)
     rank, length, batch, count = sides.RANK, 128, 8, 1
     if axis == "rank":
         rank = value
     elif axis == "length":
         length, batch = value, max(1, (512 if quick else 4096) // value)
-    else:
+    elif axis == "adapters":
         length, batch, count = 32, 4, value
     data = [
         models.prepared(base, models.instructions([length] * batch * (steps + 2), base.config.vocab_size, seed))

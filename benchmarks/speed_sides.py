@@ -54,7 +54,7 @@ class Ours:
         self.data = {f"adapter{number}": prepared for number, prepared in enumerate(data)}
         self.model = LoRA(base, name=None)
         for name in self.data:
-            self.model.add_adapter(name, rank=rank, alpha=ALPHA, seed=0)
+            self.model.add_adapter(name, **_adapter(base, rank))
         self.start = {
             name: {key: p.detach().clone() for key, p in self.model.adapter_parameters(name).items()}
             for name in self.data
@@ -260,12 +260,19 @@ def batches(prepared: Prepared, batch: int, steps: int) -> list[list[dict[str, A
     return [[prepared.train.examples[i] for i in rows] for rows in plan.epoch(0)[:steps]]
 
 
+def _adapter(base: torch.nn.Module, rank: int) -> dict[str, Any]:
+    """Settings of every side's adapter. Where a layer is narrower than the rank, its width is the rank."""
+    width = getattr(base.config, "num_key_value_heads", 0) * getattr(base.config, "head_dim", 0)
+    narrow = {"rank_pattern": {"k_proj": width, "v_proj": width}} if 0 < width < rank else {}
+    return {"rank": rank, "alpha": ALPHA, "seed": 0, **narrow}
+
+
 def peft_model(base: torch.nn.Module, rank: int, half: bool) -> Any:
     """Real PEFT on ``base``, with the adapter that ours begins with."""
     from peft import PeftModel
 
     ours = LoRA(base, name=None)
-    ours.add_adapter("adapter0", rank=rank, alpha=ALPHA, seed=0)
+    ours.add_adapter("adapter0", **_adapter(base, rank))
     with tempfile.TemporaryDirectory() as folder:
         ours.save_adapter("adapter0", folder + "/adapter")
         base = ours.unload()
