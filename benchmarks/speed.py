@@ -59,6 +59,7 @@ def single(quick: bool) -> dict[str, Sides]:
     }
     if find_spec("trl"):
         built["TRL, packing"] = lambda: sides.Trl(base(), data, 8)
+        built["TRL, packing, autocast"] = lambda: sides.Trl(base(), data, 8, autocast=True)
     else:
         print("TRL cannot be imported here, so it is left out.")
     return {"single": built}

@@ -192,11 +192,12 @@ class Trainer:
 class Trl:
     """TRL's SFTTrainer with packing into rows of 1024 tokens, attention within documents by position ids."""
 
-    def __init__(self, base: torch.nn.Module, data: Sequence[Prepared], batch: int, rank: int = RANK) -> None:
+    def __init__(self, base: torch.nn.Module, data: Sequence[Prepared], batch: int, autocast: bool = False) -> None:
         from datasets import Dataset
 
         (self.prepared,) = data
-        self.model = peft_model(base, rank, False)
+        self.autocast = autocast
+        self.model = peft_model(base, RANK, False)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.start = [p.detach().clone() for p in self.parameters]
         keys = ("input_ids", "labels")
@@ -209,9 +210,8 @@ class Trl:
             for parameter, value in zip(self.parameters, self.start, strict=True):
                 parameter.copy_(value)
         with tempfile.TemporaryDirectory() as output:
-            config = SFTConfig(
-                **arguments(output, steps, 1, "sequential"), packing=True, max_length=1024, gradient_checkpointing=False
-            )
+            options = arguments(output, steps, 1, "sequential") | {"bf16": self.autocast}
+            config = SFTConfig(**options, packing=True, max_length=1024, gradient_checkpointing=False)
             trainer = SFTTrainer(
                 self.model, args=config, train_dataset=self.rows, processing_class=self.prepared.tokenizer
             )
