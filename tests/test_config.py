@@ -47,7 +47,7 @@ def test_defaults_are_valid_as_they_stand() -> None:
         ({"training": {"learning-rat": 1}}, "did you mean 'learning_rate'?"),
         ({"training": {"rank": 4}}, "training.rank: unknown setting; did you mean 'adapter.rank'?"),
         ({"lr": 1e-3}, "lr: unknown setting; did you mean 'training.learning_rate'?"),
-        ({"zzz": 1}, "zzz: unknown setting; known: adapter, adapters, at_once, data, model, output, start, training, "),
+        ({"zzz": 1}, "zzz: unknown setting; known: adapter, adapters, at_once, compile, data, liger, model, output, "),
         ({1: 2}, "1: unknown setting"),
     ],
 )

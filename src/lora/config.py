@@ -274,6 +274,13 @@ class RunConfig(Settings):
     at_once: int | None = Field(
         default=None, ge=1, description="how many of them at the same time; default: found by a short measurement"
     )
+    # Of the run and not of an adapter: they choose what the shared passes are computed by.
+    compile: bool = Field(
+        default=False, description="element-wise parts of decoders by torch's compiler: faster steps, a slow first one"
+    )
+    liger: bool | None = Field(
+        default=None, description="the same by Liger's kernels, on CUDA; default: where liger-kernel is installed"
+    )
 
     @field_validator("adapters", mode="before")
     @classmethod

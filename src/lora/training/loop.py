@@ -13,12 +13,13 @@ from torch import nn
 
 from lora.config import AdapterConfig, DataConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
-from lora.io.run import RunFolder, how_to_resume
+from lora.io.run import RunFolder
 from lora.model.heads import draw_new, task_heads
+from lora.model.kernels import choose
 from lora.model.targets import find_targets
 from lora.tasks import Task
 from lora.tasks.inputs import check_arguments
-from lora.training.interrupt import StopRequest
+from lora.training.interrupt import StopRequest, stopped_at
 from lora.training.job import Evaluate, Job, jobs_of, named_errors
 from lora.training.mixer import Mixer, find_knee, most_in_memory
 from lora.training.participant import FitResult, Participant
@@ -56,6 +57,8 @@ def fit(
     evaluate: Evaluate | None = None,
     config: TrainingConfig | None = None,
     at_once: int | None = None,
+    compile: bool = False,
+    liger: bool | None = None,
     progress: bool | None = None,
     **settings: Any,
 ) -> FitResult | dict[str, FitResult]:
@@ -86,6 +89,8 @@ def fit(
         evaluate: ``(model, adapter) -> metrics`` in place of the task's own metrics on the held-out data.
         config: training settings, or give them as keywords (``learning_rate=1e-3, epochs=5``).
         at_once: how many adapters train at the same time; default: found by a short measurement.
+        compile: compute element-wise parts of decoders by torch's compiler (see docs/training.md, as for ``liger``).
+        liger: the same by Liger's kernels; None: where liger-kernel is installed and the model on CUDA.
         progress: show the bar; default: where standard error is a terminal.
 
     Returns:
@@ -137,9 +142,9 @@ def fit(
                 waiting.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
         processes.wait()  # every process has looked before the first one writes
         model.to(processes.device)
-        passes = Passes(model)
+        passes = Passes(model, choose(processes.device, compile, liger))
         for participant in waiting:
-            participant.prepare(resume)
+            participant.prepare(resume, compile)
             why = passes.why_padded(participant.trainee, participant.prepared)
             participant.packed = why is None
             if why and participant.settings.packing is None and participant.prepared.task.next_token:
@@ -195,7 +200,7 @@ def fit(
                     for participant in active:
                         participant.checkpoint()
                     assert output_dir is not None, "without a folder signals are not caught"
-                    raise Interrupted(_stopped(active, Path(output_dir)))
+                    raise Interrupted(stopped_at(active, Path(output_dir)))
     finally:
         bar.close()
         for participant in active:
@@ -287,12 +292,3 @@ def _checkpointing(model: LoRA, on: bool) -> None:
     if not hasattr(model.base, f"{kind}_checkpointing_enable"):
         raise ConfigError(f"training.gradient_checkpointing: {type(model.base).__name__} does not support it")
     getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
-
-
-def _stopped(active: list[Participant], output: Path) -> str:
-    """What to say where a run was stopped: how far it is, and how to go on."""
-    if len(active) == 1:
-        where = f"at step {active[0].label}"
-    else:
-        where = "; ".join(f"{p.name} at step {p.label}" for p in active) or "between two adapters"
-    return f"stopped {where}; everything up to it is saved. Go on with: {how_to_resume(output)}"

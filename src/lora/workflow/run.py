@@ -89,7 +89,7 @@ def train(
     with _refusals(config, run, processes):
         result = fit(
             model, [], prepared=prepared, output_dir=run.path, resume=resume, overwrite=overwrite,
-            config=config.training, progress=progress,
+            config=config.training, compile=config.compile, liger=config.liger, progress=progress,
         )  # fmt: skip
     if not processes.main:
         return TrainResult(model, result, None, run.path / "report.md", main=False)
