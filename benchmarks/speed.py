@@ -51,6 +51,7 @@ def single(quick: bool) -> dict[str, Sides]:
     data = [models.prepared(first, models.instructions(models.alpaca_lengths(400, 0), first.config.vocab_size, 0))]
     built: Sides = {
         "ours": lambda: sides.Ours(base(), data, 8),
+        "ours, compiled": lambda: sides.Ours(base(), data, 8, compile=True),
         "PEFT by hand": lambda: sides.Peft(base(), data, 8),
         "PEFT by hand, autocast, head of labelled tokens": lambda: sides.Peft(
             base(), data, 8, autocast=True, labelled=True

@@ -48,9 +48,10 @@ class Ours:
     """`fit` with one adapter for each of ``data``. Steps are timed where `fit` calls for an evaluation: after each."""
 
     def __init__(
-        self, base: torch.nn.Module, data: Sequence[Prepared], batch: int, at_once: int | None = None, rank: int = RANK
-    ) -> None:
-        self.batch, self.at_once = batch, at_once
+        self, base: torch.nn.Module, data: Sequence[Prepared], batch: int, at_once: int | None = None, rank: int = RANK,
+        compile: bool = False,
+    ) -> None:  # fmt: skip
+        self.batch, self.at_once, self.compile = batch, at_once, compile
         self.data = {f"adapter{number}": prepared for number, prepared in enumerate(data)}
         self.model = LoRA(base, name=None)
         for name in self.data:
@@ -81,12 +82,13 @@ class Ours:
         if len(self.data) == 1:
             ((name, prepared),) = self.data.items()
             found: Any = fit(
-                self.model, [], prepared=prepared, adapter=name, evaluate=clock, config=config, progress=False
-            )
+                self.model, [], prepared=prepared, adapter=name, evaluate=clock, config=config, compile=self.compile,
+                progress=False,
+            )  # fmt: skip
             results = {name: found}
         else:
             jobs = {name: Job(prepared=prepared, evaluate=clock) for name, prepared in self.data.items()}
-            results = fit(self.model, jobs, config=config, at_once=self.at_once, progress=False)
+            results = fit(self.model, jobs, config=config, at_once=self.at_once, compile=self.compile, progress=False)
         self.notes = next(iter(results.values())).notes
         lines = {
             (name, line["step"]): line

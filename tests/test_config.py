@@ -49,7 +49,7 @@ def test_defaults_are_valid_as_they_stand() -> None:
         ({"lr": 1e-3}, "lr: unknown setting; did you mean 'training.learning_rate'?"),
         (
             {"zzz": 1},
-            "zzz: unknown setting; known: adapter, adapters, at_once, data, memory_gib, model, output, start, ",
+            "zzz: unknown setting; known: adapter, adapters, at_once, compile, data, liger, memory_gib, model, ",
         ),
         ({1: 2}, "1: unknown setting"),
     ],

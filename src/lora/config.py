@@ -286,6 +286,11 @@ class RunConfig(Settings):
         gt=0,
         description="GiB that training may use beside the weights; default: 70 % of what is free when it begins",
     )
+    # Of the run and not of an adapter: they choose what the shared passes are computed by.
+    compile: bool = Field(
+        default=False, description="element-wise parts of decoders by torch's compiler: faster steps, a slow first one"
+    )
+    liger: bool = Field(default=False, description="the same by Liger's kernels, on CUDA (extra: liger)")
 
     @field_validator("adapters", mode="before")
     @classmethod

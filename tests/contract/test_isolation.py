@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from compiler import needs_compiler
 from lora import LoRA, fit
 from lora.core.variant import variants
 from lora.training.job import Job
@@ -49,11 +50,13 @@ def train(folder: Any, jobs: dict[str, Job], dtype: torch.dtype = torch.float32,
     }
 
 
-def check(folder: Any, jobs: dict[str, Job], dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
-    """Train together, then each alone, and hold one against the other bit by bit."""
-    together = train(folder, jobs, dtype, **options)
+def check(
+    folder: Any, jobs: dict[str, Job], dtype: torch.dtype = torch.float32, compile: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Train together, then each alone, and hold one against the other bit by bit. ``options``: of the first alone."""
+    together = train(folder, jobs, dtype, compile=compile, **options)
     for name, job in jobs.items():
-        same_bits(name, together[name], train(folder, {name: job}, dtype)[name])
+        same_bits(name, together[name], train(folder, {name: job}, dtype, compile=compile)[name])
     return together
 
 
@@ -132,6 +135,16 @@ def test_under_any_memory_budget(request: Any, kind: str, monkeypatch: Any) -> N
         for name, result in ample.items():
             same_bits(name, scarce[name], result)
     assert len(switched) == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=["fp32", "bf16"]
+)
+def test_by_compiled_kernels(llama: Any, dtype: torch.dtype) -> None:
+    """Beside DoRA a gated MLP goes layer by layer, and blocks are recomputed together and not alone."""
+    jobs = mixed_jobs(llama, "dora", held=False)
+    check(llama, jobs, dtype, compile=True, at_once=4, gradient_checkpointing=True)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, 1e6], ids=["nan", "1e6"])

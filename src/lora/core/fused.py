@@ -9,7 +9,7 @@ Shapes: n row, i in, m intermediate, o out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,46 @@ from lora.core.functions import backward_rows, forward_rows
 from lora.core.segments import FrozenLinear
 
 
-class Activation(NamedTuple):
-    """An element-wise function and its gradient: ``backward(incoming gradient, input)``."""
+class Activation:
+    """act(g)∘u for an element-wise function: its value, and the gradients of g and u.
 
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
+    Args:
+        forward: act.
+        backward: its gradient, of the incoming gradient and the input.
+
+    ``exact``: it has the bits of the operators that a model's own code would call.
+    """
+
+    exact = True
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.forward, self.backward = forward, backward
+
+    def product(self, g: Tensor, u: Tensor) -> Tensor:
+        """act(g)∘u; all shapes (n, m)."""
+        return self.forward(g).mul_(u)
+
+    def again(self, g: Tensor, u: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+        """`product` once more if ``wanted``, and what `gradients` takes as ``s``."""
+        s = self.forward(g)
+        return s * u if wanted else None, s
+
+    def gradients(self, da: Tensor, g: Tensor, u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+        """∂g and ∂u; ``da`` (the product's) and ``s`` are overwritten, and others may write to ``g`` and ``u``."""
+        assert s is not None, "`again` gave it"
+        du = s.mul_(da)
+        return self.backward(da.mul_(u), g), du
 
 
-ACTIVATIONS = {
-    "silu": Activation(F.silu, torch.ops.aten.silu_backward),
-    "gelu": Activation(F.gelu, torch.ops.aten.gelu_backward),
-    "gelu_tanh": Activation(
+# act and its gradient.
+ELEMENTWISE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "silu": (F.silu, torch.ops.aten.silu_backward),
+    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
+    "gelu_tanh": (
         lambda x: F.gelu(x, approximate="tanh"), lambda dy, x: torch.ops.aten.gelu_backward(dy, x, approximate="tanh")
     ),
-}
+}  # fmt: skip
+ACTIVATIONS = {name: Activation(*functions) for name, functions in ELEMENTWISE.items()}
 
 
 def gated_mlp(x: Tensor, gate: FrozenLinear, up: FrozenLinear, down: FrozenLinear, activation: Activation) -> Tensor:
@@ -68,7 +94,7 @@ class _GatedMLP(torch.autograd.Function):
         for_gate, for_up, for_down = _cut([graph and need for need in ctx.needs_input_grad[4:]], counts)
         g, kept_gate = forward_rows(x, layers[0], of_gate, for_gate)
         u, kept_up = forward_rows(x, layers[1], of_up, for_up)
-        a = activation.forward(g).mul_(u)
+        a = activation.product(g, u)
         y, kept_down = forward_rows(a, layers[2], of_down, for_down)
         if graph:
             ctx.layers, ctx.activation, ctx.counts = layers, activation, counts
@@ -85,14 +111,13 @@ class _GatedMLP(torch.autograd.Function):
         for_gate, for_up, for_down = _cut(ctx.needs_input_grad[4:], ctx.counts)
         gate, up, down = ctx.layers
         needs_x = ctx.needs_input_grad[0]
-        s = ctx.activation.forward(g)
-        a = s * u if any(for_down[::2]) else None
+        a, s = ctx.activation.again(g, u, any(for_down[::2]))
         da, d_down = backward_rows(gradients[0].contiguous(), down, a, kept_down, True, for_down)
         del a
         assert da is not None
-        du = s.mul_(da)
+        dg, du = ctx.activation.gradients(da, g, u, s)
+        del da, s
         dx, d_up = backward_rows(du, up, x, kept_up, needs_x, for_up)
-        dg = ctx.activation.backward(da.mul_(u), g)
         dx_gate, d_gate = backward_rows(dg, gate, x, kept_gate, needs_x, for_gate)
         if dx is not None and dx_gate is not None:
             dx += dx_gate
@@ -108,13 +133,56 @@ def _cut(values: Any, lengths: list[int]) -> list[Any]:
     return out
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def gated_product(g: Tensor, u: Tensor, activation: Activation) -> Tensor:
+    """act(g)∘u (..., m) by an ``activation`` that is not exact, for a gated MLP computed layer by layer: what it gives
+    must not depend on which way is taken."""
+    out: Tensor = _GatedProduct.apply(g, u, activation)
+    return out
+
+
+class _GatedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, u: Tensor, activation: Activation) -> Tensor:
+        ctx.activation = activation
+        ctx.save_for_backward(g, u)
+        return activation.product(*(t.reshape(-1, t.shape[-1]) for t in (g, u))).view(g.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        shape = gradients[0].shape
+        da, g, u = (t.reshape(-1, shape[-1]).contiguous() for t in (*gradients, *ctx.saved_tensors))
+        dg, du = ctx.activation.gradients(da, g, u, None)
+        return dg.view(shape), du.view(shape), None
+
+
+class Norm:
+    """RMSNorm of rows and the gradient of its input; see `rms_norm`. Shapes: x (..., i), weight (i,), r (..., 1)."""
+
+    def forward(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The output, and r."""
+        wide = x.float()
+        r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * (wide * r).to(x.dtype), r
+
+    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> Tensor:
+        """∂x."""
+        n = x.float() * r
+        dn = (dy * weight).float()
+        dn -= n.mul_((n * dn).mean(-1, keepdim=True))
+        return dn.mul_(r).to(x.dtype)
+
+
+NORM = Norm()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, norm: Norm = NORM) -> Tensor:
     """weight ∘ x / √(mean x² + eps) over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4).
 
     Computed in fp32 and rounded before the weight, as transformers' Llama does; ``weight`` is frozen. Kept are x in its
     own type and one number per row; autograd would keep x in fp32.
     """
-    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    out: Tensor = _RMSNorm.apply(x, weight, eps, norm)
     return out
 
 
@@ -122,17 +190,13 @@ class _RMSNorm(torch.autograd.Function):
     """With r = 1/√(mean x² + eps), n = r·x and ∂n = weight∘∂y: ∂x = r·(∂n - n·mean(n∘∂n))."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, norm: Norm) -> Tensor:
+        out, r = norm.forward(x, weight, eps)
+        ctx.norm = norm
         ctx.save_for_backward(x, weight, r)
-        return weight * (wide * r).to(x.dtype)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight, r = ctx.saved_tensors
-        n = x.float() * r
-        dn = (gradients[0] * weight).float()
-        dn -= n.mul_((n * dn).mean(-1, keepdim=True))
-        return dn.mul_(r).to(x.dtype), None, None
+        return ctx.norm.backward(gradients[0], *ctx.saved_tensors), None, None, None

@@ -13,6 +13,7 @@ from lora.config import AdapterConfig, DataConfig, TrainingConfig
 from lora.errors import ConfigError
 from lora.io.run import RunFolder
 from lora.model.heads import draw_new, task_heads
+from lora.model.kernels import choose
 from lora.model.targets import find_targets
 from lora.training.job import Evaluate, Job, named_errors
 from lora.training.participant import Participant
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def enter(
     model: LoRA, jobs: Mapping[str, Job], processes: Processes, *, several: bool, common: TrainingConfig,
     data: DataConfig, tokenizer: Any, evaluate: Evaluate | None, output_dir: str | Path | None, resume: bool,
-    overwrite: bool,
+    overwrite: bool, compile: bool, liger: bool,
 ) -> tuple[list[Participant], Passes]:  # fmt: skip
     """A participant for each of ``jobs``, whose adapters are made, and what runs their passes; arguments as of `fit`.
 
@@ -57,9 +58,9 @@ def enter(
             participants.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
     processes.wait()  # every process has looked before the first one writes
     model.to(processes.device)
-    passes = Passes(model)
+    passes = Passes(model, choose(processes.device, compile, liger))
     for participant in participants:
-        participant.prepare(resume)
+        participant.prepare(resume, compile)
         why = passes.why_padded(participant.trainee, participant.prepared)
         participant.packed = why is None
         if why and participant.settings.packing is None and participant.prepared.task.next_token:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lora.io.run import how_to_resume
+
+if TYPE_CHECKING:
+    from lora.training.participant import Participant
 
 
 class StopRequest:
@@ -35,3 +42,12 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def stopped_at(active: Sequence[Participant], output: Path) -> str:
+    """What to say where a run was stopped: how far it is, and how to go on."""
+    if len(active) == 1:
+        where = f"at step {active[0].label}"
+    else:
+        where = "; ".join(f"{p.name} at step {p.label}" for p in active) or "between two adapters"
+    return f"stopped {where}; everything up to it is saved. Go on with: {how_to_resume(output)}"

@@ -12,11 +12,10 @@ import torch
 
 from lora.config import DataConfig, RunConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
-from lora.io.run import how_to_resume
 from lora.tasks import Task
 from lora.tasks.inputs import check_arguments
 from lora.training.begin import as_before, enter
-from lora.training.interrupt import StopRequest
+from lora.training.interrupt import StopRequest, stopped_at
 from lora.training.job import Evaluate, Job, jobs_of
 from lora.training.memory import Memory, plan, recomputing, training_mode
 from lora.training.mixer import Mixer, find_knee
@@ -54,6 +53,8 @@ def fit(
     config: TrainingConfig | None = None,
     at_once: int | None = None,
     memory_gib: float | None = None,
+    compile: bool = False,
+    liger: bool = False,
     progress: bool | None = None,
     **settings: Any,
 ) -> FitResult | dict[str, FitResult]:
@@ -87,6 +88,8 @@ def fit(
         memory_gib: GiB that training may use on the device beside the weights, in each process; default: 70 % of what
             is free when it begins. It decides on `TrainingConfig.gradient_checkpointing` where that is left open, and
             bounds how many adapters share a pass or train at once. No result depends on it.
+        compile: compute element-wise parts of decoders by torch's compiler (see docs/training.md, as for ``liger``).
+        liger: the same by Liger's kernels, on CUDA.
         progress: show the bar; default: where standard error is a terminal.
 
     Returns:
@@ -123,6 +126,7 @@ def fit(
         participants, passes = enter(
             model, jobs, processes, several=several, common=common, data=data or DataConfig(), tokenizer=tokenizer,
             evaluate=evaluate, output_dir=output_dir, resume=resume, overwrite=overwrite,
+            compile=compile, liger=liger,
         )  # fmt: skip
         with training_mode(model):
             planned = plan(passes, participants, processes, memory_gib, at_once)
@@ -174,7 +178,7 @@ def fit(
                     for participant in active:
                         participant.checkpoint()
                     assert output_dir is not None, "without a folder signals are not caught"
-                    raise Interrupted(_stopped(active, Path(output_dir)))
+                    raise Interrupted(stopped_at(active, Path(output_dir)))
     model.eval()
     if not several:
         return results[name]
@@ -222,12 +226,3 @@ def _fill(
     if said:
         bar.say(said)
     return places
-
-
-def _stopped(active: list[Participant], output: Path) -> str:
-    """What to say where a run was stopped: how far it is, and how to go on."""
-    if len(active) == 1:
-        where = f"at step {active[0].label}"
-    else:
-        where = "; ".join(f"{p.name} at step {p.label}" for p in active) or "between two adapters"
-    return f"stopped {where}; everything up to it is saved. Go on with: {how_to_resume(output)}"

@@ -114,10 +114,11 @@ class Participant:
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
-    def prepare(self, resume: bool) -> None:
+    def prepare(self, resume: bool, compile: bool = False) -> None:
         """Make the trainee, which complains of settings that do not fit, and look at the checkpoint to go on from.
 
-        Before anyone trains. Raises ConfigError, ModelError, TrainingError.
+        Before anyone trains. ``compile``: whether the run's kernels are compiled. Raises ConfigError, ModelError,
+        TrainingError.
         """
         self.trainee = Trainee(
             self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
@@ -125,7 +126,7 @@ class Participant:
         )  # fmt: skip
         refuse_misfit(self.model, self.name, self.prepared)
         self.notes += _without_effect(self.model, self.name, self.settings, self.evaluate is not None)
-        self.identity = _identity(self.model, self.name, self.prepared)
+        self.identity = _identity(self.model, self.name, self.prepared) | {"compile": compile or None}
         found = self.run.checkpoints() if self.run is not None and resume else []
         if found:
             state = load_checkpoint(found[-1])[0]

@@ -17,6 +17,7 @@ from lora.core.attention import per_document
 from lora.core.randomness import seeded_dropout
 from lora.errors import ConfigError
 from lora.model.fused import Fused
+from lora.model.kernels import Kernels
 from lora.model.rows import routing_of
 from lora.tasks.inference import to_device
 from lora.training.packing import Packing, find_packing
@@ -75,12 +76,12 @@ class Share:
 
 
 class Passes:
-    """Runs passes on one model; what it can do is worked out once."""
+    """Runs passes on one model by ``kernels`` (None: torch's operators); what it can do is worked out once."""
 
-    def __init__(self, model: LoRA) -> None:
+    def __init__(self, model: LoRA, kernels: Kernels | None = None) -> None:
         self.model = model
         self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
-        self._fused = Fused(model.base)
+        self._fused = Fused(model.base, kernels)
         self._packing: Packing | None = None
 
     def why_padded(self, trainee: Trainee, prepared: Prepared) -> str | None:

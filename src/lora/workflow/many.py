@@ -68,7 +68,8 @@ def train_many(
             files.enter_context(config_file(each, output / name, processes))
         results = fit(
             model, jobs, output_dir=output, resume=resume, overwrite=overwrite, at_once=config.at_once,
-            memory_gib=config.memory_gib, progress=progress,
+            memory_gib=config.memory_gib, compile=config.compile, liger=config.liger,
+            progress=progress,
         )  # fmt: skip
     out = {}
     for name, result in results.items():

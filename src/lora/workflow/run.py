@@ -89,7 +89,8 @@ def train(
     with _refusals(config, run, processes):
         result = fit(
             model, [], prepared=prepared, output_dir=run.path, resume=resume, overwrite=overwrite,
-            config=config.training, memory_gib=config.memory_gib, progress=progress,
+            config=config.training, memory_gib=config.memory_gib, compile=config.compile, liger=config.liger,
+            progress=progress,
         )  # fmt: skip
     if not processes.main:
         return TrainResult(model, result, None, run.path / "report.md", main=False)
