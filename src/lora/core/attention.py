@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,11 @@ def documents(row: Sequence[Document] | None) -> Iterator[None]:
         _IN_FORCE.row = previous
 
 
+def documents_in_force() -> Sequence[Document] | None:
+    """The documents of the packed row in hand."""
+    return getattr(_IN_FORCE, "row", None)
+
+
 def _runs(row: Sequence[Document]) -> list[tuple[int, int, int, int | None]]:
     """(start, number of documents, their length, their seed) of each run of documents that can be attended to at once:
     equally long, of one adapter (so that its runs are the same whoever is beside it), and nothing to be drawn."""
@@ -64,21 +69,26 @@ def _runs(row: Sequence[Document]) -> list[tuple[int, int, int, int | None]]:
     return out
 
 
+def per_document(model: nn.Module) -> AbstractContextManager[None]:
+    """Make a transformers model attend per document for the block."""
+    return attending_by(model, NAME, document_attention)
+
+
 @contextmanager
-def per_document(model: nn.Module) -> Iterator[None]:
-    """Make a transformers model attend per document for the block, in every part that has a configuration."""
+def attending_by(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Make a transformers model attend by ``function`` for the block, in every part that has a configuration."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, document_attention)
+    AttentionInterface.register(name, function)
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     before = [(c, c._attn_implementation) for c in configs.values() if hasattr(c, "_attn_implementation")]
     try:
         for config, _ in before:
-            config._attn_implementation = NAME
+            config._attn_implementation = name
         yield
     finally:
-        for config, name in before:
-            config._attn_implementation = name
+        for config, own in before:
+            config._attn_implementation = own
 
 
 def document_attention(
@@ -99,7 +109,7 @@ def document_attention(
         raise NotImplementedError(f"attention per document with {', '.join(strange) or 'a mask'}")
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     groups = query.shape[1] // key.shape[1]
-    row = getattr(_IN_FORCE, "row", None) or [Document(query.shape[2])]
+    row = documents_in_force() or [Document(query.shape[2])]
     parts = []
     for start, count, length, seed in _runs(row if dropout else [d._replace(seed=None) for d in row]):
         q, k, v = (_documents(tensor, start, count, length) for tensor in (query, key, value))
