@@ -61,7 +61,9 @@ class Mixer:
 
     def run(self, shares: Sequence[Share]) -> None:
         """Compute ``shares`` in as few passes as the limit allows."""
-        for group in self._groups(shares):
+        groups = self._groups(shares)
+        while groups:
+            group = groups.pop(0)
             if len(group) == 1 or self._apart:
                 for share in group:
                     self.passes.run([share])
@@ -69,26 +71,29 @@ class Mixer:
             try:
                 self.passes.run(group)
             except RoutingError as error:
-                # A base whose rows cannot be told apart (experts, time-major models): still all in one loop. Nothing
-                # has been added to any gradient, since the backward comes last.
-                self._apart = True
-                self.note = f"Adapters take turns instead of sharing passes: {error}"
-                for share in group:
-                    self.passes.run([share])
+                # Still all in one loop. Nothing has been added to any gradient, since the backward comes last.
+                if len({share.layout for share in group}) > 1:
+                    self.passes.keep_apart()
+                    self.note = f"Only batches of like width share passes, which is slower: {error}"
+                else:  # a base whose rows cannot be told apart (experts, time-major models)
+                    self._apart = True
+                    self.note = f"Adapters take turns instead of sharing passes: {error}"
+                groups = self._groups([share for again in (group, *groups) for share in again])
 
     def _groups(self, shares: Sequence[Share]) -> list[list[Share]]:
-        """Shares of like layout together, in the order they come, up to the limit."""
+        """Shares of one kind together, in the order they come, up to the limit."""
         open_groups: dict[Any, list[Share]] = {}
         groups: list[list[Share]] = []
         for share in shares:
-            group = open_groups.get(share.layout)
+            kind = self.passes.kind(share)
+            group = open_groups.get(kind)
             full = (
                 group is not None
                 and self.most_tokens is not None
                 and sum(s.tokens for s in group) + share.tokens > self.most_tokens
             )
             if group is None or full:
-                group = open_groups[share.layout] = []
+                group = open_groups[kind] = []
                 groups.append(group)
             group.append(share)
         return groups
