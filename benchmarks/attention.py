@@ -30,7 +30,7 @@ def sides(lengths: list[int], dtype: torch.dtype) -> list[Callable[[], Tensor]]:
     tokens = sum(lengths)
     q, k, v = (torch.randn(tokens, heads, WIDTH).to(dtype).requires_grad_() for heads in (HEADS, SHARED, SHARED))
     incoming, layer = torch.randn(tokens, HEADS, WIDTH).to(dtype), nn.Module()
-    blocks, scale = row.blocks(q.transpose(0, 1).unsqueeze(0), k.transpose(0, 1).unsqueeze(0)), WIDTH**-0.5
+    blocks, scale = row.layout(q.transpose(0, 1).unsqueeze(0), k.transpose(0, 1).unsqueeze(0)), WIDTH**-0.5
 
     def ours() -> Tensor:
         return causal_attention(q, k, v, blocks, scale)

@@ -1,4 +1,4 @@
-"""What goes through the base together: like layouts, up to the limit; and where the limit comes from."""
+"""What goes through the base together: shares of one kind, up to the limit; and where the limit comes from."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +14,21 @@ from lora.training.mixer import Mixer, find_knee
 class Recorded:
     """Stands for `Passes`: notes which shares go together."""
 
-    def __init__(self, refuses: bool = False) -> None:
+    def __init__(self, refuses: bool = False, mixes: bool = False) -> None:
         self.passes: list[str] = []
         self.refuses = refuses
+        self.mixes = mixes
         self.model: Any = torch.nn.Linear(1, 1)
 
+    def kind(self, share: Any) -> str:
+        return "any" if self.mixes else share.layout
+
+    def keep_apart(self) -> None:
+        self.mixes = False
+
     def run(self, shares: Any) -> None:
+        if len({share.layout for share in shares}) > 1:
+            raise RoutingError("not of like width")
         if self.refuses and len(shares) > 1:
             raise RoutingError("no rows here")
         self.passes.append("".join(share.name for share in shares))
@@ -50,6 +59,16 @@ def test_a_base_that_cannot_tell_rows_apart_is_asked_once() -> None:
     for _ in range(2):
         assert [[each.name for each in done] for done in mixing.run([share("a", 10), share("b", 10)])] == [["a"], ["b"]]
     assert passes.passes == ["a", "b", "a", "b"] and "no rows here" in str(mixing.note)
+
+
+def test_where_layouts_do_not_mix_like_ones_go_on_sharing() -> None:
+    passes: Any = Recorded(mixes=True)
+    mixing = Mixer(passes)
+    mixing.most_tokens = 30
+    for _ in range(2):
+        shares = [share("a", 10), share("b", 10, "wide"), share("c", 10), share("d", 10), share("e", 10, "wide")]
+        assert len(list(mixing.run(shares))) == 2
+    assert passes.passes == ["acd", "be"] * 2 and "not of like width" in str(mixing.note)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ class Row:
         self.longest = max(document.length for document in documents)
         self._made: dict[Any, Any] = {}
 
-    def blocks(self, query: Tensor, key: Tensor) -> Blocks:
+    def layout(self, query: Tensor, key: Tensor) -> Blocks:
         """The layout for `causal_attention` of query (1, h, n, d) and key (1, h', n, d)."""
         what = (query.shape[1], key.shape[1], query.dtype, query.device)
         if what not in self._made:
@@ -95,21 +95,31 @@ def documents(row: Row | None) -> Iterator[None]:
         _IN_FORCE.row = previous
 
 
+def documents_in_force() -> Row | None:
+    """The packed row in hand."""
+    return getattr(_IN_FORCE, "row", None)
+
+
+def per_document(model: nn.Module) -> AbstractContextManager[None]:
+    """Make a transformers model attend per document for the block."""
+    return attending_by(model, NAME, document_attention)
+
+
 @contextmanager
-def per_document(model: nn.Module) -> Iterator[None]:
-    """Make a transformers model attend per document for the block, in every part that has a configuration."""
+def attending_by(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Make a transformers model attend by ``function`` for the block, in every part that has a configuration."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, document_attention)
+    AttentionInterface.register(name, function)
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     before = [(c, c._attn_implementation) for c in configs.values() if hasattr(c, "_attn_implementation")]
     try:
         for config, _ in before:
-            config._attn_implementation = NAME
+            config._attn_implementation = name
         yield
     finally:
-        for config, name in before:
-            config._attn_implementation = name
+        for config, own in before:
+            config._attn_implementation = own
 
 
 def document_attention(
@@ -129,13 +139,13 @@ def document_attention(
     if strange or attention_mask is not None:
         raise NotImplementedError(f"attention per document with {', '.join(strange) or 'a mask'}")
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-    row: Row = getattr(_IN_FORCE, "row", None) or Row([Document(query.shape[2])])
+    row = documents_in_force() or Row([Document(query.shape[2])])
     window = sliding_window if sliding_window is not None and sliding_window < row.longest else None
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     plain = causal and not dropout and softcap is None and query.shape[-1] == value.shape[-1]
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (n, h, d)
     if plain and query.device.type == "cpu" and window is None:
-        out = causal_attention(q, k, v, row.blocks(query, key), scale)
+        out = causal_attention(q, k, v, row.layout(query, key), scale)
     elif plain and varlen_attn is not None and query.device.type == "cuda" and query.dtype in HALF:
         out = _by_kernel(q, k, v, row, scale, window)
     else:

@@ -73,7 +73,7 @@ def _together(
     """`infer` with every adapter's rows in one batch. Raises RoutingError where the base cannot tell them apart."""
     rows_each = max(1, batch_size // len(adapters))
     out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
-    with evaluating(model), _without_cache(model):
+    with evaluating(model), without_cache(model):
         for indices in _batches(model, task, encoded, rows_each, len(adapters)):
             batch = task.collate([encoded.examples[i] for i in indices], pad_token_id, padding_side)
             batch = to_device(batch, model)
@@ -146,7 +146,7 @@ def evaluating(model: LoRA) -> Iterator[None]:
 
 
 @contextmanager
-def _without_cache(model: LoRA) -> Iterator[None]:
+def without_cache(model: LoRA) -> Iterator[None]:
     """For the block the model keeps no keys and values for tokens to come, which nobody asks for."""
     config = text_config(getattr(model.base, "config", None))
     caches = getattr(config, "use_cache", None)

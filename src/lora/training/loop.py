@@ -219,7 +219,9 @@ def _fill(
             found = (memory.most_tokens(min(at_once, total)), at_once, "")
         else:
             knee = find_knee(mixer.passes, share, memory.most_tokens(1))
-            places = min(total, max(1, -(-knee.tokens // share.tokens)), memory.most_adapters(share.tokens))
+            # The first batch is the largest of its data; most leave room for more beside them.
+            usual = sum(first.trainee.data.lengths) // len(first.trainee.plan)
+            places = min(total, max(1, -(-knee.tokens // max(1, usual))), memory.most_adapters(usual))
             tokens = min(knee.tokens, memory.most_tokens(places))
             found = (tokens, places, knee.describe(places, tokens))
     mixer.most_tokens, places, said = processes.agree(found)

@@ -57,39 +57,42 @@ class Mixer:
 
     def run(self, shares: Sequence[Share]) -> Iterator[list[Share]]:
         """Compute ``shares`` in as few passes as the limit allows; after each pass come those that were in it."""
-        for group in self._groups(shares):
+        groups = self._groups(shares)
+        while groups:
+            group = groups.pop(0)
             if len(group) == 1 or self._apart:
-                yield from self._by_turns(group)
+                for share in group:
+                    self.passes.run([share])
+                    yield [share]
                 continue
             try:
                 self.passes.run(group)
             except RoutingError as error:
-                # A base whose rows cannot be told apart (experts, time-major models): still all in one loop. Nothing
-                # has been added to any gradient, since the backward comes last.
-                self._apart = True
-                self.note = f"Adapters take turns instead of sharing passes: {error}"
-                yield from self._by_turns(group)
+                # Still all in one loop. Nothing has been added to any gradient, since the backward comes last.
+                if len({share.layout for share in group}) > 1:
+                    self.passes.keep_apart()
+                    self.note = f"Only batches of like width share passes, which is slower: {error}"
+                else:  # a base whose rows cannot be told apart (experts, time-major models)
+                    self._apart = True
+                    self.note = f"Adapters take turns instead of sharing passes: {error}"
+                groups = self._groups([share for again in (group, *groups) for share in again])
             else:
                 yield group
 
-    def _by_turns(self, group: Sequence[Share]) -> Iterator[list[Share]]:
-        for share in group:
-            self.passes.run([share])
-            yield [share]
-
     def _groups(self, shares: Sequence[Share]) -> list[list[Share]]:
-        """Shares of like layout together, in the order they come, up to the limit."""
+        """Shares of one kind together, in the order they come, up to the limit."""
         open_groups: dict[Any, list[Share]] = {}
         groups: list[list[Share]] = []
         for share in shares:
-            group = open_groups.get(share.layout)
+            kind = self.passes.kind(share)
+            group = open_groups.get(kind)
             full = (
                 group is not None
                 and self.most_tokens is not None
                 and sum(s.tokens for s in group) + share.tokens > self.most_tokens
             )
             if group is None or full:
-                group = open_groups[share.layout] = []
+                group = open_groups[kind] = []
                 groups.append(group)
             group.append(share)
         return groups

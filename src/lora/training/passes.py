@@ -15,11 +15,12 @@ from torch import Tensor
 
 from lora.core.attention import per_document
 from lora.core.randomness import seeded_dropout
-from lora.errors import ConfigError
+from lora.errors import ConfigError, RoutingError
 from lora.model.fused import Fused
 from lora.model.kernels import Kernels
 from lora.model.rows import routing_of
-from lora.tasks.inference import to_device
+from lora.tasks.inference import to_device, without_cache
+from lora.training.blocks import Blocks, find_blocks, same
 from lora.training.packing import Packing, find_packing
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Share:
 
     @property
     def layout(self) -> Any:
-        """Shares of one layout can go through the base together without any of them being padded further.
+        """Shares of one layout can become one batch without any of them being padded further.
 
         A longer row would change the order of additions inside the attention, and so the last bits of a result.
         """
@@ -83,6 +84,15 @@ class Passes:
         self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
         self._fused = Fused(model.base, kernels)
         self._packing: Packing | None = None
+        self._blocks: Blocks | None = find_blocks(model)
+
+    def kind(self, share: Share) -> Any:
+        """Shares of one kind can go through the base together."""
+        return share.layout if share.packed or self._blocks is None else "padded"
+
+    def keep_apart(self) -> None:
+        """From now on only shares of one layout are of one kind."""
+        self._blocks = None
 
     def why_padded(self, trainee: Trainee, prepared: Prepared) -> str | None:
         """Why the trainee's batches cannot go into one row; None: they do, where its settings and the model allow it.
@@ -114,24 +124,28 @@ class Passes:
         return Share(trainee, number, [trainee.data.examples[i] for i in rows], packed, collate)
 
     def run(self, shares: Sequence[Share]) -> None:
-        """Forward and backward of ``shares``, all of one layout; each trainee's gradient and loss grow by its own.
+        """Forward and backward of ``shares``, all of one kind; each trainee's gradient and loss grow by its own.
 
         A trainee's loss is its sum over the supervised positions of its *whole* step, so that accumulation and several
         processes give the gradient of one large batch, whatever the lengths. The losses of all are added for one
         backward: an adapter's gradient comes from its own summand alone, even where another's is NaN.
         """
+        if len({share.layout for share in shares}) > 1:
+            assert self._blocks is not None, "else they are of different kinds"
+            self._prove(self._blocks, shares)
+            compute, attending = self._in_blocks, self._blocks.attending()
+        elif shares[0].packed:
+            compute, attending = self._packed, nullcontext()
+        else:
+            compute, attending = self._padded, nullcontext()
         begun = time.perf_counter()
-        packed = shares[0].packed
-        with per_document(self.model.base) if packed else nullcontext(), self._fused.in_force():
-            sums = self._packed(shares) if packed else self._padded(shares)
+        with per_document(self.model.base) if shares[0].packed else nullcontext(), self._fused.in_force():
             losses = [
                 loss / s.trainee.supervised(s.trainee.batches(s.trainee.step))
-                for loss, s in zip(sums, shares, strict=True)
+                for loss, s in zip(compute(shares), shares, strict=True)
             ]
-            total = losses[0]
-            for loss in losses[1:]:
-                total = total + loss
-            total.backward()
+            with attending:
+                _added(losses).backward()
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()  # else this would be the time that it takes to ask for the work
         seconds, tokens = time.perf_counter() - begun, sum(share.tokens for share in shares)
@@ -162,16 +176,62 @@ class Passes:
         names = [share.trainee.name for share in shares for _ in share.examples]
         routing = routing_of(self.model.base, self.model.router, names, (), inputs)
         routing.seeds = _seeds(shares)
-        with self.model.router.activate(routing), self._drops:
+        with self.model.router.activate(routing), self._drops, without_cache(self.model):
             outputs = self.model.base(**inputs)
-        sums, start = [], 0
-        for share in shares:
-            stop = start + len(share.examples)
-            mine = SimpleNamespace(logits=outputs.logits[start:stop])
-            losses, _ = share.trainee.task.row_losses(mine, share.batch, share.trainee.settings.label_smoothing)
-            sums.append(losses.sum())
-            start = stop
-        return sums
+        rows = outputs.logits.split([len(share.examples) for share in shares])
+        return [_loss(share, SimpleNamespace(logits=logits)) for share, logits in zip(shares, rows, strict=True)]
+
+    def _in_blocks(self, shares: Sequence[Share]) -> list[Tensor]:
+        assert self._blocks is not None, "else they are of different kinds"
+        names = [share.trainee.name for share in shares]
+        with self._drops, without_cache(self.model):
+            outputs = self._blocks.outputs([share.inputs for share in shares], names, _seeds(shares))
+        return [_loss(share, its_own) for share, its_own in zip(shares, outputs, strict=True)]
+
+    def _prove(self, blocks: Blocks, shares: Sequence[Share]) -> None:
+        """Once for a model: hold losses and gradients of two of ``shares`` together against those of each by itself.
+
+        Raises:
+            RoutingError: they differ, or the model objects.
+        """
+        if blocks.proved:
+            return
+        kind = type(self.model.base).__name__
+        shares = [shares[0], next(share for share in shares if share.layout != shares[0].layout)]
+        every = [share.trainee.parameters.values() for share in shares]
+        try:
+            with self._fused.in_force():
+                together = self._in_blocks(shares)
+                with blocks.attending():
+                    found = torch.autograd.grad(_added(together), [p for own in every for p in own], allow_unused=True)
+                apart = [self._padded([share])[0] for share in shares]
+                expected = [
+                    gradient
+                    for loss, own in zip(apart, every, strict=True)
+                    for gradient in torch.autograd.grad(loss, list(own), allow_unused=True)
+                ]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model of unknown make objects to
+            raise RoutingError(
+                f"{kind} does not run on batches of unlike width ({type(error).__name__}: {str(error)[:100]})"
+            ) from error
+        if not same([*together, *found], [*apart, *expected], next(self.model.base.parameters()).dtype):
+            raise RoutingError(f"{kind} computes something else where batches of unlike width share its layers")
+        blocks.proved = True
+
+
+def _loss(share: Share, outputs: Any) -> Tensor:
+    """The share's loss, summed over its rows."""
+    losses, _ = share.trainee.task.row_losses(outputs, share.batch, share.trainee.settings.label_smoothing)
+    return losses.sum()
+
+
+def _added(losses: Sequence[Tensor]) -> Tensor:
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total
 
 
 def _seeds(shares: Sequence[Share]) -> dict[str, int]:
