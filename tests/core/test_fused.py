@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from lora import LoRA
-from lora.core.fused import rms_norm
+from lora.core.fused import rms_norm, rotary
 from lora.core.routing import Routing
 from lora.model.fused import Fused
 from tiny_models import batch, randomise, tiny
@@ -45,9 +45,9 @@ def gradients(model: LoRA, arch: str, names: list[str], fused: bool) -> dict[str
 
 
 def mlp_alone(model: LoRA) -> None:
-    """Norms are left to themselves: by hand their gradient is rounded otherwise."""
+    """Norms and attentions are left to themselves: by hand their gradients, and rotary embedding, round otherwise."""
     for module in model.base.modules():
-        if "Norm" in type(module).__name__:
+        if "Norm" in type(module).__name__ or "Attention" in type(module).__name__:
             module.__dict__["forward"] = type(module).forward.__get__(module)
 
 
@@ -107,7 +107,7 @@ def test_classes_that_do_anything_else_are_left_alone() -> None:
             return super().forward(hidden_states) * 2
 
     known = {type(module).__name__ for module, _ in Fused(tiny("gemma2"))._forwards}
-    assert known == {"Gemma2MLP"}, "its norms multiply by 1 + weight in fp32"
+    assert known == {"Gemma2MLP", "Gemma2Attention"}, "its norms multiply by 1 + weight in fp32"
     assert not Fused(Own(8))._forwards and not Fused(tiny("bert"))._forwards
     model = tiny("llama")
     before = {id(module): dict(vars(module)) for module in model.modules()}
@@ -135,3 +135,36 @@ def test_less_is_kept_for_the_backward() -> None:
         return sum(seen.values())
 
     assert kept(True) < 0.9 * kept(False)
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_rotary_embedding_beside_transformers(places: int) -> None:
+    torch.manual_seed(0)
+    q, k = (torch.randn(2, heads, 7, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2))
+    cos, sin = torch.randn(places, 7, 8, dtype=torch.float64), torch.randn(places, 7, 8, dtype=torch.float64)
+    mine, theirs = rotary(q, k, cos, sin), apply_rotary_pos_emb(q, k, cos, sin)
+    incoming = [torch.randn_like(x) for x in mine]
+    for one, other in zip(
+        (*mine, *torch.autograd.grad(mine, (q, k), incoming)),
+        (*theirs, *torch.autograd.grad(theirs, (q, k), incoming)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [6, 8, 64, 80])
+def test_rotary_embedding_of_a_token_whatever_is_beside_it(dtype: torch.dtype, width: int) -> None:
+    torch.manual_seed(1)
+    q, k = (torch.randn(1, 200, heads, width).to(dtype).transpose(1, 2).requires_grad_() for heads in (3, 1))
+    cos, sin = (torch.randn(1, 200, width).to(dtype) for _ in range(2))
+    incoming = [torch.randn(1, 200, heads, width).to(dtype).transpose(1, 2) for heads in (3, 1)]
+
+    def both_ways(rows: slice) -> list[torch.Tensor]:
+        inputs = [x.detach()[:, :, rows].requires_grad_() for x in (q, k)]
+        outs = rotary(*inputs, cos[:, rows], sin[:, rows])
+        return [*outs, *torch.autograd.grad(outs, inputs, [x[:, :, rows] for x in incoming])]
+
+    for rows in (slice(0, 1), slice(3, 40), slice(150, 200)):
+        for whole, part in zip(both_ways(slice(0, 200)), both_ways(rows), strict=True):
+            assert torch.equal(whole[:, :, rows], part)

@@ -154,10 +154,7 @@ _FORTH, _BACK = Kernel(_forth), Kernel(_back)
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34) with the halves of a head for its pairs.
-
-    q (b, h, t, d), k (b, h', t, d), cos and sin (b or 1, t, d), which get no gradient.
-    """
+    """See `lora.core.fused.rotary`."""
     out: tuple[Tensor, Tensor] = _Rotary.apply(q, k, cos, sin)
     return out
 

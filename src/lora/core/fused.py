@@ -200,3 +200,40 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return ctx.norm.backward(gradients[0], *ctx.saved_tensors), None, None, None
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34) with the halves of a head for its pairs.
+
+    q (b, h, t, d), k (b, h', t, d), cos and sin (b or 1, t, d), which get no gradient. Half the passes over memory that
+    transformers' operators make, and a rounding less.
+    """
+    out: tuple[Tensor, Tensor] = _Rotary.apply(q, k, cos.unsqueeze(1), sin.unsqueeze(1))
+    return out
+
+
+class _Rotary(torch.autograd.Function):
+    """y = x∘cos + turned(x)∘sin with turned(x₁, x₂) = (-x₂, x₁): ∂x = ∂y∘cos + turned⁻¹(∂y∘sin)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        one, two = sin.chunk(2, -1)
+        return _turned(q, cos, -one, two), _turned(k, cos, -one, two)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        one, two = sin.chunk(2, -1)
+        dq, dk = (_turned(gradient, cos, two, -one) for gradient in gradients)
+        return dq, dk, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, for_first: Tensor, for_second: Tensor) -> Tensor:
+    """x∘cos, and to each half of a head the other half by a factor of its own."""
+    out, (first, second) = x * cos, x.chunk(2, -1)
+    into_first, into_second = out.chunk(2, -1)
+    into_first.addcmul_(second, for_first)
+    into_second.addcmul_(first, for_second)
+    return out

@@ -50,7 +50,7 @@ class Fused:
             elif _MLP.fullmatch(body) and type(module.act_fn).__name__ in _ACTIVATIONS:
                 activation = kernels.activations[_ACTIVATIONS[type(module.act_fn).__name__]]
                 self._forwards.append((module, functools.partial(_mlp, module, activation)))
-            elif kernels.rotary is not None and (turning := _with_rotary(forward, kernels.rotary)) is not None:
+            elif (turning := _with_rotary(forward, kernels.rotary)) is not None:
                 self._forwards.append((module, functools.partial(turning, module)))
 
     @contextmanager

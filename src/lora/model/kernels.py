@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora.core.fused import ACTIVATIONS, Activation, rms_norm
+from lora.core.fused import ACTIVATIONS, Activation, rms_norm, rotary
 from lora.errors import ConfigError
 
 Rotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -20,12 +20,12 @@ class Kernels(NamedTuple):
     Attributes:
         norm: RMSNorm of x (..., i), a frozen weight (i,) and eps.
         activations: of gated MLPs, by the names of `lora.core.fused.ACTIVATIONS`.
-        rotary: of q (b, h, t, d), k (b, h', t, d), cos and sin (b or 1, t, d); None: the model's own.
+        rotary: of q (b, h, t, d), k (b, h', t, d), cos and sin (b or 1, t, d).
     """
 
     norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
     activations: Mapping[str, Activation] = ACTIVATIONS
-    rotary: Rotary | None = None
+    rotary: Rotary = rotary
 
 
 def choose(device: torch.device, compile: bool = False, liger: bool = False) -> Kernels:
@@ -46,7 +46,8 @@ def _compiled(device: torch.device) -> Kernels:
     """Raises ConfigError where torch's compiler does not work: found out with one kernel, before anything trains."""
     import functools
 
-    from lora.core.compiled import COMPILED_ACTIVATIONS, COMPILED_NORM, rotary
+    from lora.core import compiled
+    from lora.core.compiled import COMPILED_ACTIVATIONS, COMPILED_NORM
 
     try:
         COMPILED_NORM.forward(torch.ones(2, 8, device=device), torch.ones(8, device=device), 1e-6)
@@ -57,4 +58,4 @@ def _compiled(device: torch.device) -> Kernels:
             "needs a C++ compiler (g++, or one that the environment variable CXX names) and Python's headers, on CUDA "
             "the package triton; install these, or leave compile out"
         ) from error
-    return Kernels(functools.partial(rms_norm, norm=COMPILED_NORM), COMPILED_ACTIVATIONS, rotary)
+    return Kernels(functools.partial(rms_norm, norm=COMPILED_NORM), COMPILED_ACTIVATIONS, compiled.rotary)
