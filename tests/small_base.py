@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [
     "red",
@@ -36,7 +44,7 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         core.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
-    ends = {"eos_token": "[EOS]"} if kind == "llama" else {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    ends = {"eos_token": "[EOS]"} if kind != "bert" else {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64, **ends
     )
@@ -50,8 +58,10 @@ def save_base(folder: Path, kind: str = "bert", **settings: float) -> Path:
     if kind == "bert":
         model = BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, pad_token_id=0, **shape))
     else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
+        of_kind = {"llama": (LlamaForCausalLM, LlamaConfig), "mistral": (MistralForCausalLM, MistralConfig)}
+        model_class, config_class = of_kind[kind]
+        model = model_class(
+            config_class(
                 vocab_size=size,
                 max_position_embeddings=64,
                 num_key_value_heads=2,

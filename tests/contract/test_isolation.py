@@ -19,7 +19,7 @@ from compiler import needs_compiler
 from lora import LoRA, fit
 from lora.core.variant import variants
 from lora.training.job import Job
-from small_base import WORDS, labelled, stories, tokenizer
+from small_base import WORDS, labelled, save_base, stories, tokenizer
 from tiny_models import tiny
 
 VARIANTS = sorted(variants())
@@ -104,6 +104,21 @@ def test_together_as_alone(request: Any, kind: str, dtype: torch.dtype, variant:
 def test_leaving_and_joining_in_mid_run(bert: Any) -> None:
     """Two places, four adapters of different length: each change of company falls into somebody's run."""
     check(bert, mixed_jobs(bert, "plain"), at_once=2)
+
+
+def test_with_a_sliding_window(tmp_path: Any) -> None:
+    """Documents of one adapter end within the window, those of its neighbours do not."""
+    folder = save_base(tmp_path / "llama-mistral", "mistral", sliding_window=6)
+
+    def texts(words: int) -> list[dict[str, str]]:
+        return [{"text": " ".join(WORDS[(i + j) % len(WORDS)] for j in range(words))} for i in range(24)]
+
+    jobs = {
+        name: Job(texts(words), False, {"rank": 3}, {"learning_rate": 1e-2, "batch_size": 8, "epochs": 2})
+        for name, words in (("within", 5), ("beyond", 14))
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        check(folder, jobs, dtype, at_once=2)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])

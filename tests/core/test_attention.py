@@ -52,7 +52,6 @@ def test_causal_attention_by_hand(queries: int, scores: int, monkeypatch: pytest
     """Beside torch's kernel in fp64, values and gradients, however queries and blocks are cut."""
     monkeypatch.setattr(causal_attention, "_QUERIES", queries)
     monkeypatch.setattr(causal_attention, "_SCORES", scores)
-    causal_attention._mask.cache_clear()
     tensors, row = draw(LENGTHS, torch.float64), [Document(length, None, "a") for length in LENGTHS]
     found, wanted = run(tensors, row, scaling=0.3), expected(tensors, LENGTHS, is_causal=True, scale=0.3)
     torch.testing.assert_close(found, wanted)
@@ -75,10 +74,11 @@ def test_gradients_beside_finite_differences(monkeypatch: pytest.MonkeyPatch) ->
     before=st.lists(st.integers(1, 140), max_size=3),
     after=st.lists(st.integers(1, 140), max_size=3),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    window=st.sampled_from([None, 40, 1]),
 )
 @settings(max_examples=30, deadline=None)
 def test_no_bit_depends_on_the_neighbours(
-    mine: list[int], before: list[int], after: list[int], dtype: torch.dtype
+    mine: list[int], before: list[int], after: list[int], dtype: torch.dtype, window: int | None
 ) -> None:
     alone = draw(mine, dtype)
     others = [draw(lengths, dtype, 1) if lengths else None for lengths in (before, after)]
@@ -88,8 +88,8 @@ def test_no_bit_depends_on_the_neighbours(
         for i in range(3)
     ]  # fmt: skip
     row = [*((n, "b") for n in before), *((n, "a") for n in mine), *((n, "c") for n in after)]
-    of_all = run(together, [Document(length, None, owner) for length, owner in row])
-    of_one = run(alone, [Document(length, None, "a") for length in mine])
+    of_all = run(together, [Document(length, None, owner) for length, owner in row], sliding_window=window)
+    of_one = run(alone, [Document(length, None, "a") for length in mine], sliding_window=window)
     span = slice(sum(before), sum(before) + sum(mine))
     assert torch.equal(of_all[span], of_one)
     incoming = torch.randn(of_all.shape).to(dtype)
@@ -112,12 +112,13 @@ def test_what_is_not_finite_stays_in_its_document() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"is_causal": False}, {"sliding_window": 4}, {"softcap": 5.0}, {"sliding_window": 4, "softcap": 5.0}],
+    [{"is_causal": False}, {"sliding_window": 4}, {"softcap": 5.0}, {"sliding_window": 4, "softcap": 5.0},
+     {"is_causal": False, "sliding_window": 4}, {"sliding_window": 70}],
     ids=str,
-)
+)  # fmt: skip
 def test_other_kinds_of_attention(options: dict[str, Any]) -> None:
     """Beside scores written out, in fp64."""
-    lengths = [5, 5, 9, 3]
+    lengths = [5, 5, 9, 3, 150]
     tensors = draw(lengths, torch.float64)
     found = run(tensors, [Document(length, None, "a") for length in lengths], **options)
     start = 0
@@ -152,10 +153,10 @@ def test_the_kernel_for_lengths_that_vary_is_told_of_every_document(monkeypatch:
             parts.append(F.scaled_dot_product_attention(*cut, attn_mask=seen, scale=scale, enable_gqa=enable_gqa))
         return torch.cat([part.transpose(0, 1) for part in parts])
 
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
     tensors, row = draw(LENGTHS, torch.float64), [Document(length, None, "a") for length in LENGTHS]
-    q, k, v = (x[0].transpose(0, 1) for x in tensors)
     for window in (None, 7):
-        found = attention._by_kernel(q, k, v, Row(row), 0.3, window)
-        wanted = attention._by_runs(Layer(), q, k, v, Row(row), True, 0.3, window, None, 0.0)
-        torch.testing.assert_close(found, wanted)
+        wanted = run(tensors, row, scaling=0.3, sliding_window=window)
+        with monkeypatch.context() as patched:
+            patched.setattr(attention, "varlen_attn", kernel)
+            patched.setattr(attention, "_has_kernel", lambda *tensors: True)
+            torch.testing.assert_close(run(tensors, row, scaling=0.3, sliding_window=window), wanted)

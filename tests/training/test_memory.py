@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora import Job, LoRA, TrainingConfig, fit
@@ -18,6 +19,7 @@ from lora.errors import ConfigError
 from lora.training import memory
 from lora.training.memory import Kept, Memory, Plan, gib, largest_batch, measure, plan, training_mode
 from lora.training.mixer import Mixer
+from lora.training.participant import Participant
 from lora.training.passes import Passes
 from small_base import labelled, stories
 
@@ -91,6 +93,26 @@ def test_the_default_budget_is_a_share_of_what_is_free(monkeypatch: Any) -> None
     told = Told(monkeypatch, KEPT)
     found = told.plan(None), told.plan(None, count=2)
     assert [each.memory and each.memory.budget for each in found] == pytest.approx([0.7e6, 0.35e6])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_less(version: int, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
+    assert memory._left_in_container() == math.inf
+    folder = tmp_path if version == 2 else tmp_path / "memory"
+    folder.mkdir(exist_ok=True)
+    limit, used, cache = (
+        ("memory.max", "memory.current", "inactive_file")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    (folder / used).write_text("700\n")
+    (folder / "memory.stat").write_text(f"anon 600\n{cache} 50\n")
+    (folder / limit).write_text("max\n")
+    assert memory._left_in_container() == math.inf
+    (folder / limit).write_text("1000\n")
+    assert memory._left_in_container() == 350
+    assert memory.free_memory(LoRA(nn.Linear(2, 2), name=None)) == 350
 
 
 def test_what_is_asked_for_is_obeyed(monkeypatch: Any) -> None:
@@ -272,6 +294,23 @@ def test_passes_and_places_stay_within_the_budget(bert: Any, monkeypatch: Any) -
 def test_a_budget_that_is_none(bert: Any, bad: Any) -> None:
     with pytest.raises(ConfigError, match="memory_gib: "):
         fit(LoRA(base(bert), rank=2), labelled(24), False, max_steps=1, memory_gib=bad)
+
+
+def test_who_is_done_gives_its_memory_back(bert: Any, monkeypatch: Any) -> None:
+    """Moments and best parameters count for adapters in training alone."""
+    held: list[int] = []
+    finish = Participant.finish
+
+    def noted(self: Participant) -> Any:
+        result = finish(self)
+        held.append(len(self.trainee.optimizer.state) + (self.trainee.best_tensors is not None))
+        return result
+
+    monkeypatch.setattr(Participant, "finish", noted)
+    jobs = {name: Job(labelled(24, 0), labelled(8, 1), {"rank": 2}, {"max_steps": 2}) for name in "ab"}
+    base = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3)
+    fit(LoRA(base, name=None), jobs, progress=False, at_once=1)
+    assert held == [0, 0]
 
 
 def test_the_mode_is_put_back() -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora.core.causal_attention import Blocks, blocks_of, causal_attention
+from lora.core.causal_attention import Layout, causal_attention, layout_of
 from lora.core.randomness import seed_of
 
 try:
@@ -50,11 +50,11 @@ class Row:
         self.longest = max(document.length for document in documents)
         self._made: dict[Any, Any] = {}
 
-    def layout(self, query: Tensor, key: Tensor) -> Blocks:
-        """The layout for `causal_attention` of query (1, h, n, d) and key (1, h', n, d)."""
-        what = (query.shape[1], key.shape[1], query.dtype, query.device)
+    def layout(self, query: Tensor, key: Tensor, window: int | None = None) -> Layout:
+        """For `causal_attention` of query (1, h, n, d) and key (1, h', n, d)."""
+        what = (query.shape[1], key.shape[1], window, query.dtype, query.device)
         if what not in self._made:
-            self._made[what] = blocks_of([(d.owner, d.length) for d in self.documents], *what)
+            self._made[what] = layout_of([(d.owner, d.length) for d in self.documents], *what)
         return self._made[what]
 
     def borders(self, device: torch.device) -> Tensor:
@@ -140,17 +140,30 @@ def document_attention(
         raise NotImplementedError(f"attention per document with {', '.join(strange) or 'a mask'}")
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     row = documents_in_force() or Row([Document(query.shape[2])])
-    window = sliding_window if sliding_window is not None and sliding_window < row.longest else None
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     plain = causal and not dropout and softcap is None and query.shape[-1] == value.shape[-1]
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (n, h, d)
-    if plain and query.device.type == "cpu" and window is None:
-        out = causal_attention(q, k, v, row.layout(query, key), scale)
-    elif plain and varlen_attn is not None and query.device.type == "cuda" and query.dtype in HALF:
-        out = _by_kernel(q, k, v, row, scale, window)
+    # By nothing that another adapter's documents could change.
+    if plain and _has_kernel(q, k, v):
+        out = _by_kernel(q, k, v, row, scale, sliding_window)
+    elif plain and query.device.type == "cpu":
+        out = causal_attention(q, k, v, row.layout(query, key, sliding_window), scale)
     else:
-        out = _by_runs(module, q, k, v, row, causal, scale, window, softcap, dropout)
+        out = _by_runs(module, q, k, v, row, causal, scale, sliding_window, softcap, dropout)
     return out.unsqueeze(0), None
+
+
+def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether torch's kernel for documents of different lengths takes q, k and v (n, h, d)."""
+    return (
+        varlen_attn is not None
+        and q.device.type == "cuda"
+        and q.dtype in HALF
+        and q.dtype == k.dtype == v.dtype
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 256
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    )
 
 
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, row: Row, scaling: float, window: int | None) -> Tensor:

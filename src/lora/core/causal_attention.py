@@ -24,8 +24,7 @@ from torch.autograd.function import once_differentiable
 # What a block costs by itself, in scores: a document joins one where that fills up fewer.
 _CALL = 4096
 
-# Blocks are filled up to a multiple of this: torch's softmax in bfloat16 takes two to five times as long on rows of
-# another length.
+# Blocks are filled up to a multiple of this: torch's softmax in bfloat16 is slow on rows of another length.
 _LANES = 32
 
 # Queries that are computed together: later keys than theirs are left out.
@@ -42,10 +41,10 @@ class Piece(NamedTuple):
     queries: slice  # of the places of queries: (n, h/s·t')
     keys: slice  # of the places of keys: (n, t)
     seen: int  # keys up to the last that a query here sees
-    mask: Tensor  # (h/s·t', seen): 0 where a query sees the key, -inf where it does not
+    mask: Tensor  # (h/s·t', m) of the last m keys seen here: 0 where a query sees the key, -inf where it does not
 
 
-class Blocks(NamedTuple):
+class Layout(NamedTuple):
     """How the tokens of documents are laid out for attention.
 
     Attributes:
@@ -63,13 +62,19 @@ class Blocks(NamedTuple):
     keys_back: Tensor
 
 
-def blocks_of(
-    documents: Sequence[tuple[str, int]], heads: int, shared: int, dtype: torch.dtype, device: torch.device
-) -> Blocks:
+def layout_of(
+    documents: Sequence[tuple[str, int]],
+    heads: int,
+    shared: int,
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Layout:
     """The layout for documents one after another, each an (adapter, number of tokens).
 
     Args:
         heads, shared: of queries; of keys and values.
+        window: how many tokens a query sees, itself included; None: all before it.
         dtype: of the masks, and of whatever is attended to.
     """
     groups, pieces = heads // shared, list[Piece]()
@@ -91,11 +96,11 @@ def blocks_of(
             for start in reversed(range(0, t, _QUERIES)):
                 stop = min(start + _QUERIES, t)
                 its_queries = queries.add(*(x[rows, :, start:stop] for x in of_queries))
-                mask = _mask(start, stop, groups, dtype, device)
+                mask = _mask(start, stop, groups, window, dtype, device)
                 pieces.append(Piece(len(of_keys[0][rows]), its_queries, its_keys, stop, mask))
     padding = (~torch.cat(queries.real)).nonzero()[:, 0]
     tensors = (torch.cat(queries.taken), torch.cat(keys.taken), padding, queries.back(), keys.back())
-    return Blocks(pieces, *(tensor.to(device) for tensor in tensors))
+    return Layout(pieces, *(tensor.to(device) for tensor in tensors))
 
 
 def _groups(documents: Sequence[tuple[str, int]]) -> list[list[int]]:
@@ -118,11 +123,21 @@ def _filled(length: int) -> int:
     return -(-length // _LANES) * _LANES
 
 
-@functools.lru_cache(maxsize=64)
-def _mask(start: int, stop: int, groups: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(groups·(stop - start), stop): the queries from ``start`` to ``stop`` of each group see no later key."""
-    later = torch.full((stop - start, stop), -math.inf, dtype=dtype, device=device).triu_(1 + start)
-    return later.repeat(groups, 1)
+def _mask(start: int, stop: int, groups: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to the scores of the queries from ``start`` to ``stop``, of each group: (groups·(stop - start), m)
+    for the last m keys up to ``stop``. All of them where a window ends among them, else those from ``start`` on."""
+    if window is not None and window < stop:
+        return _distances(stop - start, stop, groups, window, dtype, device)
+    return _distances(stop - start, stop - start, groups, None, dtype, device)
+
+
+@functools.lru_cache(maxsize=16)
+def _distances(
+    queries: int, keys: int, groups: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    ahead = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    hidden = ahead < 0 if window is None else (ahead < 0) | (ahead >= window)
+    return torch.zeros(ahead.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf).repeat(groups, 1)
 
 
 class _Places:
@@ -152,12 +167,12 @@ def _cut(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
     return [x.flatten(0, 1) for x in torch.broadcast_tensors(*pair)]
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scaling: float) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float) -> Tensor:
     """softmax(scaling · q·kᵀ)·v within each document, causal: (m, h, d) of q (m, h, d), k and v (m, s, d).
 
     There is no second derivative.
     """
-    out: Tensor = _CausalAttention.apply(q, k, v, blocks, scaling)
+    out: Tensor = _CausalAttention.apply(q, k, v, layout, scaling)
     return out
 
 
@@ -170,12 +185,12 @@ class _CausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scaling: float) -> Tensor:
-        ctx.blocks, ctx.scaling, ctx.heads, ctx.shared = blocks, scaling, q.shape[1], k.shape[1]
-        queries = _rows(q).index_select(0, blocks.queries)
-        keys, values = (_rows(x).index_select(0, blocks.keys) for x in (k, v))
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float) -> Tensor:
+        ctx.layout, ctx.scaling, ctx.heads, ctx.shared = layout, scaling, q.shape[1], k.shape[1]
+        queries = _rows(q).index_select(0, layout.queries)
+        keys, values = (_rows(x).index_select(0, layout.keys) for x in (k, v))
         out, kept = torch.empty_like(queries), list[Tensor | None]()
-        for piece in blocks.pieces:
+        for piece in layout.pieces:
             its_q, its_out = _of(piece.queries, piece, queries, out)
             its_k, its_v = (x[:, : piece.seen] for x in _of(piece.keys, piece, keys, values))
             p = _weights(its_q, its_k, piece.mask, scaling)
@@ -183,16 +198,16 @@ class _CausalAttention(torch.autograd.Function):
             # Of longer documents they are most of what the layer would keep, and are made again.
             kept.append(p if p.numel() <= its_q.numel() else None)
         ctx.save_for_backward(queries, keys, values, *kept)
-        return out.index_select(0, blocks.queries_back).view(q.shape)
+        return out.index_select(0, layout.queries_back).view(q.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         queries, keys, values, *kept = ctx.saved_tensors
-        blocks: Blocks = ctx.blocks
-        do = _rows(gradients[0]).index_select(0, blocks.queries).index_fill_(0, blocks.padding, 0)
+        layout: Layout = ctx.layout
+        do = _rows(gradients[0]).index_select(0, layout.queries).index_fill_(0, layout.padding, 0)
         dq, dk, dv = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
-        for piece, p in zip(blocks.pieces, kept, strict=True):
+        for piece, p in zip(layout.pieces, kept, strict=True):
             its_q, its_do, its_dq = _of(piece.queries, piece, queries, do, dq)
             of_keys = _of(piece.keys, piece, keys, values, dk, dv)
             whole = piece.seen == of_keys[0].shape[1]
@@ -208,8 +223,8 @@ class _CausalAttention(torch.autograd.Function):
             else:
                 its_dk.add_(ds.transpose(1, 2) @ its_q)
                 its_dv.add_(p.transpose(1, 2) @ its_do)
-        dq = dq.index_select(0, blocks.queries_back).view(-1, ctx.heads, dq.shape[1])
-        dk, dv = (x.index_select(0, blocks.keys_back).view(-1, ctx.shared, x.shape[1]) for x in (dk, dv))
+        dq = dq.index_select(0, layout.queries_back).view(-1, ctx.heads, dq.shape[1])
+        dk, dv = (x.index_select(0, layout.keys_back).view(-1, ctx.shared, x.shape[1]) for x in (dk, dv))
         return dq, dk, dv, None, None
 
 
@@ -224,4 +239,6 @@ def _of(places: slice, piece: Piece, *tensors: Tensor) -> list[Tensor]:
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), -1)
+    scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scaling)
+    scores[..., -mask.shape[1] :] += mask
+    return torch.softmax(scores, -1)

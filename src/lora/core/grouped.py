@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lora.core.segments import FrozenLinear, draws, kept_scaling, mask_of
 
-FEWEST = 4  # adapters; a loop over fewer takes no longer
+FEWEST = 4  # adapters; fewer are computed one after another
 _BYTES = 16  # what rows must be a multiple of, for these kernels
 
 
@@ -37,7 +37,8 @@ def works(device: torch.device) -> bool:
     """Whether this torch has the kernels for this device: seen by using them once."""
     if not hasattr(F, "grouped_mm"):
         return False
-    x, weight = torch.randn(48, 16, device=device).bfloat16(), torch.randn(2, 16, 8, device=device).bfloat16()
+    numbers = torch.arange(48 * 16 + 2 * 16 * 8, device=device).mul(0.7).sin().bfloat16()  # nothing random is drawn
+    x, weight = numbers[: 48 * 16].view(48, 16), numbers[48 * 16 :].view(2, 16, 8)
     try:
         found = F.grouped_mm(x, weight, offs=_stops((16, 48), device))
         both = F.grouped_mm(x.T, found, offs=_stops((16, 48), device))
@@ -59,7 +60,7 @@ def add_updates(
         up[number, :, : len(segment.A)] = factors[2 * number + 1]
     offsets = _offsets(layer, x)
     mask = _mask(layer, x)
-    low = F.grouped_mm(x if mask is None else x * mask, down.transpose(1, 2), offs=offsets) * _scales(layer, x)
+    low = F.grouped_mm(x if mask is None else x * mask, down.transpose(1, 2), offs=offsets).mul_(_scales(layer, x))
     out += F.grouped_mm(low, up.transpose(1, 2), offs=offsets)
     nothing = [None] * (3 * len(layer.segments) - 3)
     return [low if any(needs[1::2]) else None, down, up, *nothing]
@@ -71,7 +72,7 @@ def add_gradients(
     """Add the updates' part to ``dx`` (n, i); the gradients of A and B of each segment."""
     low, down, up = kept[:3]
     offsets, grads = _offsets(layer, dy), list[Tensor | None]([None]) * len(needs)
-    dlow = F.grouped_mm(dy, up, offs=offsets) * _scales(layer, dy)
+    dlow = F.grouped_mm(dy, up, offs=offsets).mul_(_scales(layer, dy))
     mask = _mask(layer, down)
     if any(needs[1::2]):
         of_up = F.grouped_mm(dy.T, low, offs=offsets)  # (k, o, r)
@@ -111,12 +112,13 @@ def _scales(layer: FrozenLinear, like: Tensor) -> Tensor | float:
     if len(set(scales)) == 1:
         return scales[0]
     runs = tuple((scale, segment.stop - segment.start) for scale, segment in zip(scales, layer.segments, strict=True))
-    return _repeated(runs, like.dtype, like.device)
+    return _repeated(runs, like.device)
 
 
 @functools.lru_cache(maxsize=64)
-def _repeated(runs: tuple[tuple[float, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor([scale for scale, count in runs for _ in range(count)], dtype=dtype, device=device)[:, None]
+def _repeated(runs: tuple[tuple[float, int], ...], device: torch.device) -> Tensor:
+    """In fp32: rounded to a half type, all of an adapter's update would be off."""
+    return torch.tensor([scale for scale, count in runs for _ in range(count)], device=device)[:, None]
 
 
 def _mask(layer: FrozenLinear, like: Tensor) -> Tensor | None:

@@ -32,7 +32,7 @@ def with_liger(kernels: Kernels, device: torch.device) -> Kernels:
         rms_norm, rope, swiglu, geglu = (
             importlib.import_module(f"liger_kernel.ops.{name}") for name in ("rms_norm", "rope", "swiglu", "geglu")
         )
-        norm, rotary = rms_norm.LigerRMSNormFunction.apply, rope.LigerRopeFunction.apply
+        norm, turn = rms_norm.LigerRMSNormFunction.apply, rope.LigerRopeFunction.apply
         silu = _LigerActivation(swiglu.swiglu_forward, swiglu.swiglu_backward)
         gelu_tanh = _LigerActivation(geglu.geglu_forward, geglu.geglu_backward)
     except Exception as error:  # it or triton is missing, of another version, or finds no driver
@@ -45,6 +45,10 @@ def with_liger(kernels: Kernels, device: torch.device) -> Kernels:
         # Not in place: the incoming gradient belongs to the residual stream too.
         out: Tensor = norm(x, weight, eps, 0.0, "llama", False)
         return out
+
+    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        q_out, k_out, *_ = turn(q, k, cos, sin)  # some versions give cos and sin back too
+        return q_out, k_out
 
     activations = {**kernels.activations, "silu": silu, "gelu_tanh": gelu_tanh}  # of the exact gelu Liger has none
     return Kernels(rms, activations, rotary)

@@ -60,7 +60,7 @@ def enter(
     model.to(processes.device)
     passes = Passes(model, choose(processes.device, compile, liger))
     for participant in participants:
-        participant.prepare(resume, compile)
+        participant.prepare(resume, compile, liger)
         why = passes.why_padded(participant.trainee, participant.prepared)
         participant.packed = why is None
         if why and participant.settings.packing is None and participant.prepared.task.next_token:

@@ -75,7 +75,7 @@ class Blocks:
         self.model = model
         self.config: Any = model.base.config
         self.layers = layers
-        self.proved = False
+        self.proved: set[frozenset[str]] = set()  # kinds of adapters: names of their parameters
 
     def attending(self) -> AbstractContextManager[None]:
         """To be in force during the backward: layers recomputed for it attend again."""

@@ -11,9 +11,11 @@ where they are kept) is counted at its largest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from lora.training.participant import Participant
 
 MEMORY_SHARE = 0.7  # of the memory that is free when training begins: the rest is for evaluations and what is not known
-SAMPLE = 2048  # tokens of the measurement, where one row has no more
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+SAMPLE = 512  # tokens of the measurement, where one row has no more
 # Copies of the largest tensor that come and go beside what is kept. Padded, the model makes all logits: they, their
 # gradient and two copies in fp32 are there together. Packed, a chunk of them is counted by itself.
 COPIES = {True: 1, False: 4}
@@ -117,6 +120,10 @@ def plan(
     """
     asked = [p.settings.gradient_checkpointing for p in participants]
     chosen = True if True in asked else False if False in asked else None
+    if chosen and not (can_recompute(passes.model) or _is_recomputing(passes.model)):
+        raise ConfigError(
+            f"training.gradient_checkpointing: {type(passes.model.base).__name__} does not support it; leave it out"
+        )
     ahead = [p for p in participants if not p.done]
     # As the first process sees it: others may not see its disk.
     if (chosen is not None and len(participants) == 1) or processes.agree(not ahead):
@@ -266,17 +273,17 @@ def can_recompute(model: LoRA) -> bool:
     return switch and bool(getattr(model.base, "supports_gradient_checkpointing", True))
 
 
+def _is_recomputing(model: LoRA) -> bool:
+    return bool(getattr(model.base, f"is_{_kind(model)}_checkpointing", False))
+
+
 @contextmanager
 def recomputing(model: LoRA, on: bool) -> Iterator[None]:
-    """Gradient checkpointing for the block; raises ConfigError where the base model has none."""
-    kind = _kind(model)
-    if not on or getattr(model.base, f"is_{kind}_checkpointing", False):
+    """Gradient checkpointing for the block, on a model that can; what the user has switched on stays on."""
+    if not on or _is_recomputing(model):
         yield
         return
-    if not can_recompute(model):
-        raise ConfigError(
-            f"training.gradient_checkpointing: {type(model.base).__name__} does not support it; leave it out"
-        )
+    kind = _kind(model)
     getattr(model, f"{kind}_checkpointing_enable")()
     try:
         yield
@@ -295,7 +302,7 @@ def training_mode(model: LoRA) -> Iterator[None]:
         model.train(before)
 
 
-def free_memory(model: LoRA) -> int:
+def free_memory(model: LoRA) -> float:
     """Bytes that are free on the model's device, what torch holds in reserve included."""
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -303,7 +310,22 @@ def free_memory(model: LoRA) -> int:
         return torch.cuda.mem_get_info(device)[0] + reserve
     import psutil
 
-    return psutil.virtual_memory().available
+    return min(psutil.virtual_memory().available, _left_in_container())
+
+
+def _left_in_container() -> float:
+    """Bytes that this process's control group may still take (Linux, version 2 and 1); infinite: no limit is set."""
+    for folder, limit, used, cache in (
+        (CONTROL_GROUPS, "memory.max", "memory.current", "inactive_file"),
+        (CONTROL_GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, now = (int((folder / name).read_text()) for name in (limit, used))
+            parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return max(0, most - now + int(parts.get(cache, 0)))  # files that were read make room when it is needed
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return math.inf
 
 
 def gib(size: float) -> str:

@@ -114,7 +114,7 @@ class Participant:
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
-    def prepare(self, resume: bool, compile: bool = False) -> None:
+    def prepare(self, resume: bool, compile: bool = False, liger: bool = False) -> None:
         """Make the trainee, which complains of settings that do not fit, and look at the checkpoint to go on from.
 
         Before anyone trains. ``compile``: whether the run's kernels are compiled. Raises ConfigError, ModelError,
@@ -126,7 +126,10 @@ class Participant:
         )  # fmt: skip
         refuse_misfit(self.model, self.name, self.prepared)
         self.notes += _without_effect(self.model, self.name, self.settings, self.evaluate is not None)
-        self.identity = _identity(self.model, self.name, self.prepared) | {"compile": compile or None}
+        self.identity = _identity(self.model, self.name, self.prepared) | {
+            "compile": compile or None,
+            "liger": liger or None,
+        }
         found = self.run.checkpoints() if self.run is not None and resume else []
         if found:
             state = load_checkpoint(found[-1])[0]
@@ -276,6 +279,7 @@ class Participant:
                 save_adapter(self.model, self.name, self.run.adapter)
             self.processes.wait()
         trainee = self.trainee
+        trainee.release()
         assert self.settings.learning_rate is not None, "resolved before"
         return FitResult(
             adapter=self.name,

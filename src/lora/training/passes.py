@@ -184,41 +184,55 @@ class Passes:
     def _in_blocks(self, shares: Sequence[Share]) -> list[Tensor]:
         assert self._blocks is not None, "else they are of different kinds"
         names = [share.trainee.name for share in shares]
-        with self._drops, without_cache(self.model):
-            outputs = self._blocks.outputs([share.inputs for share in shares], names, _seeds(shares))
-        return [_loss(share, its_own) for share, its_own in zip(shares, outputs, strict=True)]
-
-    def _prove(self, blocks: Blocks, shares: Sequence[Share]) -> None:
-        """Once for a model: hold losses and gradients of two of ``shares`` together against those of each by itself.
-
-        Raises:
-            RoutingError: they differ, or the model objects.
-        """
-        if blocks.proved:
-            return
-        kind = type(self.model.base).__name__
-        shares = [shares[0], next(share for share in shares if share.layout != shares[0].layout)]
-        every = [share.trainee.parameters.values() for share in shares]
         try:
-            with self._fused.in_force():
-                together = self._in_blocks(shares)
-                with blocks.attending():
-                    found = torch.autograd.grad(_added(together), [p for own in every for p in own], allow_unused=True)
-                apart = [self._padded([share])[0] for share in shares]
-                expected = [
-                    gradient
-                    for loss, own in zip(apart, every, strict=True)
-                    for gradient in torch.autograd.grad(loss, list(own), allow_unused=True)
-                ]
+            with self._drops, without_cache(self.model):
+                outputs = self._blocks.outputs([share.inputs for share in shares], names, _seeds(shares))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model of unknown make objects to
             raise RoutingError(
-                f"{kind} does not run on batches of unlike width ({type(error).__name__}: {str(error)[:100]})"
+                f"{type(self.model.base).__name__} does not run on batches of unlike width ({type(error).__name__}: "
+                f"{str(error)[:100]})"
             ) from error
+        return [_loss(share, its_own) for share, its_own in zip(shares, outputs, strict=True)]
+
+    def _prove(self, blocks: Blocks, shares: Sequence[Share]) -> None:
+        """Once for each kind of adapter: hold losses and gradients of two of ``shares``, of which one has such an
+        adapter, together against those of each by itself.
+
+        Raises:
+            RoutingError: they differ, or the model objects.
+        """
+        for share in shares:
+            other = next(other for other in shares if other.layout != share.layout)
+            # By what an adapter has where: its targets, its variant, modules of its own.
+            kinds = {frozenset(one.trainee.parameters) for one in (share, other)}
+            if frozenset(share.trainee.parameters) not in blocks.proved:
+                self._hold_together(blocks, [share, other])
+                blocks.proved |= kinds
+
+    def _hold_together(self, blocks: Blocks, shares: Sequence[Share]) -> None:
+        kind = type(self.model.base).__name__
+        every = [share.trainee.parameters.values() for share in shares]
+        with self._fused.in_force():
+            together = self._in_blocks(shares)
+            try:
+                with blocks.attending():
+                    found = torch.autograd.grad(_added(together), [p for own in every for p in own], allow_unused=True)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                raise RoutingError(
+                    f"{kind} has no backward on batches of unlike width ({type(error).__name__}: {str(error)[:100]})"
+                ) from error
+            apart = [self._padded([share])[0] for share in shares]
+            expected = [
+                gradient
+                for loss, own in zip(apart, every, strict=True)
+                for gradient in torch.autograd.grad(loss, list(own), allow_unused=True)
+            ]
         if not same([*together, *found], [*apart, *expected], next(self.model.base.parameters()).dtype):
             raise RoutingError(f"{kind} computes something else where batches of unlike width share its layers")
-        blocks.proved = True
 
 
 def _loss(share: Share, outputs: Any) -> Tensor:
