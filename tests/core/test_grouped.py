@@ -82,15 +82,16 @@ def test_what_is_not_finite_stays_with_its_adapter(monkeypatch: pytest.MonkeyPat
 def test_scalings_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A half type would be off by the same share in every entry, beside neighbours of other scalings alone."""
     one, x = layer(24, 32), torch.randn(sum(LENGTHS), 24).bfloat16()
-    scaled = [segment._replace(scaling=1.48148 if number else 0.7) for number, segment in enumerate(one.segments)]
+    scaled = [segment._replace(scaling=1.0039 if number else 0.7) for number, segment in enumerate(one.segments)]
     monkeypatch.setattr(grouped, "fits", lambda x, layer: True)
-    found = adapted_linear(x, one.weight * 0, None, scaled).double()
+    found = adapted_linear(x, one.weight * 0, None, scaled).detach().double()
     for segment in scaled:
         rows = slice(segment.start, segment.stop)
-        wanted = segment.scaling * (
-            x[rows].double() @ segment.A.bfloat16().double().T @ segment.B.bfloat16().double().T
-        )
-        assert (found[rows] * wanted).sum() / wanted.square().sum() == pytest.approx(1, abs=8e-4)
+        A, B = (factor.detach().bfloat16().double() for factor in (segment.A, segment.B))
+        wanted = segment.scaling * (x[rows].double() @ A.T @ B.T)
+        assert ((found[rows] * wanted).sum() / wanted.square().sum()).item() == pytest.approx(
+            1, abs=2e-3
+        )  # rounded: 0.0039 off
 
 
 def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,13 @@ def test_losses_and_gradients_of_packed_rows(arch: str, settings: dict[str, Any]
         assert (gradient - other[key]).abs().max() <= 2e-5 * gradient.abs().max().clamp(min=1e-3), key
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("arch", PACKED)
+def test_the_probe_lets_it_pass_in_every_type(arch: str, dtype: torch.dtype) -> None:
+    found = probe(LoRA(tiny(arch).to(dtype), name="a", rank=2))
+    assert isinstance(found, Packing), found
+
+
 @pytest.mark.parametrize(
     "arch, why", [("bloom", "see each other"), ("t5", "does not run on packed rows"), ("bert", "no output head")]
 )
