@@ -305,6 +305,8 @@ class RunConfig(Settings):
                 own = {key: {} if section is None else section for key, section in own.items()}
                 if isinstance(own.get("data"), (str, Path)):
                     own["data"] = {"train": str(own["data"])}
+            else:
+                raise ValueError(f"{name}: sections data, adapter and training are needed, or a data file")
             out[str(name)] = own
         return out
 

@@ -121,6 +121,29 @@ def test_with_a_sliding_window(tmp_path: Any) -> None:
         check(folder, jobs, dtype, at_once=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_with_fewer_tokens_than_a_product_likes(llama: Any, dtype: torch.dtype) -> None:
+    few = [{"text": " ".join(WORDS[i : i + 1 + i % 3])} for i in range(9)]
+    training = {"learning_rate": 1e-2, "batch_size": 1, "max_steps": 4}
+    jobs = {
+        "few": Job(few, False, {"rank": 3, "dropout": 0.2}, training),
+        "many": Job(rows(llama, 24, 1), False, {"rank": 4}, {**training, "batch_size": 8}),
+    }
+    check(llama, jobs, dtype, at_once=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_beside_one_with_a_head_of_its_own(llama: Any, dtype: torch.dtype) -> None:
+    training = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 4}
+    own = {"rank": 2, "targets": "attention", "modules_to_save": ["lm_head"]}
+    jobs = {
+        "own": Job(rows(llama, 24, 0), False, own, training),
+        "none": Job(rows(llama, 24, 1), False, {"rank": 4}, training),
+        "adapted": Job(rows(llama, 24, 2), False, {"rank": 4, "targets": ["lm_head", "q_proj"]}, training),
+    }
+    check(llama, jobs, dtype, at_once=3)
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
     """The recomputed blocks draw the dropout of their forward again, their own and the base's."""

@@ -59,6 +59,9 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+# From so many rows on a row's bits in a product with a frozen weight do not depend on how many there are (on the CPU).
+FEWEST_ROWS = 16
+
 # Where a run of rows starts off a 16-byte boundary (layers of odd width), MKL's fp32 kernels add in another order: the
 # bits would depend on how many rows stand before.
 _BOUNDARY = 16

@@ -118,15 +118,15 @@ def _definer(cls: type, name: str) -> type:
     return next(each for each in cls.__mro__ if name in vars(each))
 
 
-def is_plain(layer: nn.Module, x: Tensor) -> bool:
-    """Whether ``layer`` is a frozen linear one in x's type that nothing intercepts, so that its formula is known. A
-    quantised one is another class."""
+def is_plain(layer: nn.Module, x: Tensor, frozen: bool = True) -> bool:
+    """Whether ``layer`` is a linear one in x's type that nothing intercepts, so that its formula is known, and frozen
+    if that is asked for. A quantised one is another class."""
     known = type(layer) is nn.Linear or (type(layer).__name__ == "Conv1D" and geometry_of(layer) is not None)
     if not known or x.dtype != layer.weight.dtype or "forward" in vars(layer):  # accelerate puts its own forward there
         return False
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return False
-    return not any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+    return not (frozen and any(parameter.requires_grad for parameter in layer.parameters(recurse=False)))
 
 
 def formula_of(layer: nn.Module, x: Tensor) -> FrozenLinear | None:

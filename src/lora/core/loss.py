@@ -23,10 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora.core.functions import add_product, aligned, autocast_dtype
+from lora.core.functions import FEWEST_ROWS, add_product, aligned, autocast_dtype
 from lora.core.segments import Segment, draws, kept_scaling, mask_of
-
-_FEWEST_ROWS = 16
 
 # Bytes of a chunk's logits. On the CPU somewhat below 32 MB: up to there malloc keeps memory at hand, and larger pieces
 # are mapped anew at every call, which costs a tenth of the whole. But 128 rows at least: with fewer the weight is read
@@ -92,7 +90,7 @@ def chunk_bytes_of(weight: Tensor) -> int:
 def _chunk_rows(hidden: Tensor, vocabulary: int, chunk_bytes: int | None) -> int:
     row = vocabulary * hidden.element_size()
     if chunk_bytes is not None:
-        return max(_FEWEST_ROWS, chunk_bytes // row)
+        return max(FEWEST_ROWS, chunk_bytes // row)
     return max(_GOOD_ROWS, (_CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK) // row)
 
 
@@ -150,7 +148,7 @@ class _Head:
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call, factors: Sequence[Tensor]):
         self.hidden, self.weight, self.bias, self.call, self.factors = hidden, weight, bias, call, factors
-        self.buffer = hidden.new_empty(max(_FEWEST_ROWS, min(call.rows, len(hidden))), len(weight))
+        self.buffer = hidden.new_empty(max(FEWEST_ROWS, min(call.rows, len(hidden))), len(weight))
 
     def updates(self) -> Iterator[tuple[_Update | None, int | None, Iterator[slice]]]:
         """For each run of rows its update, the number of its segment, and its chunks."""
@@ -164,8 +162,8 @@ class _Head:
     def logits(self, rows: slice, update: _Update | None) -> Tensor:
         """(m, v) before scale and softcap; they hold until the next call."""
         inputs = self.hidden[rows]
-        if len(inputs) < _FEWEST_ROWS:
-            inputs = F.pad(inputs, (0, 0, 0, _FEWEST_ROWS - len(inputs)))
+        if len(inputs) < FEWEST_ROWS:
+            inputs = F.pad(inputs, (0, 0, 0, FEWEST_ROWS - len(inputs)))
         out = self.buffer[: len(inputs)]
         if self.bias is None:
             torch.mm(inputs, self.weight.T, out=out)
@@ -178,7 +176,7 @@ class _Head:
 
     def gradient(self, dlogits: Tensor) -> Tensor:
         """∂l·W (m, h); ``dlogits`` stand where the logits stood. Rows of padding hold whatever they hold."""
-        return (self.buffer[: max(len(dlogits), _FEWEST_ROWS)] @ self.weight)[: len(dlogits)]
+        return (self.buffer[: max(len(dlogits), FEWEST_ROWS)] @ self.weight)[: len(dlogits)]
 
 
 class _HeadCrossEntropy(torch.autograd.Function):

@@ -90,7 +90,8 @@ def fit(
             bounds how many adapters share a pass or train at once. No result depends on it.
         compile: compute element-wise parts of decoders by torch's compiler (see docs/training.md, as for ``liger``).
         liger: the same by Liger's kernels, on CUDA.
-        progress: show the bar; default: where standard error is a terminal.
+        progress: show the bar, or nothing; default: the bar where standard error is a terminal, else a line now and
+            then.
 
     Returns:
         a `FitResult`, or one by name where ``train_data`` is a dict.
@@ -107,8 +108,8 @@ def fit(
     common = config.model_copy() if config is not None else TrainingConfig.make(settings, "training")
     if resume and output_dir is None:
         raise ConfigError("resume needs output_dir: the folder of the run to go on with")
-    if at_once is not None and at_once < 1:
-        raise ConfigError(f"at_once is {at_once}; it must be at least 1")
+    if at_once is not None and (type(at_once) is not int or at_once < 1):
+        raise ConfigError(f"at_once is {at_once!r}; it must be a whole number of at least 1")
     memory_gib = RunConfig.make({"memory_gib": memory_gib}).memory_gib
     several = isinstance(train_data, Mapping)
     if isinstance(train_data, Mapping):
@@ -142,6 +143,10 @@ def fit(
         for participant in waiting:  # nobody has complained
             participant.open(resume)
             participant.notes += [planned.note] if planned.note else []
+            if participant.settings.gradient_checkpointing not in (None, planned.recompute):
+                participant.notes.append(
+                    "training.gradient_checkpointing: another adapter's setting holds, since they share passes."
+                )
         if planned.note:
             bar.say(planned.note)
         processes.wait()

@@ -133,7 +133,7 @@ def plan(
         if processes.device.type == "cpu":
             budget /= processes.count  # they share the machine's memory
     else:
-        budget = memory_gib * 2**30
+        budget = min(memory_gib, 2**30) * 2**30  # more is not to be had, and would not be a number any more
     adapters = min(at_once or 1, len(participants))
     found = _decide(passes, ahead, budget, adapters, chosen) if processes.main else None
     agreed: Plan = processes.agree(found)  # the first process has the first batch of every step

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from lora.core.attention import Document, Row, per_document
 from lora.core.configs import text_config
+from lora.core.functions import FEWEST_ROWS
 from lora.core.layer import AdaptedLayer, is_plain
 from lora.core.loss import head_cross_entropy
+from lora.core.owned import CastAround, OwnedModule
 from lora.core.randomness import seed_of
-from lora.core.routing import Routing
+from lora.core.routing import BASE, Routing
 from lora.core.segments import Segment
 from lora.model.tree import inner
 from lora.tasks.causal import IGNORED
@@ -71,13 +73,18 @@ class Packing:
         """
         device = next(self.model.parameters()).device
         groups = [[Text(example) for example in examples] for examples in documents]
+        owners, filling = list(names), FEWEST_ROWS - sum(len(d.ids) for group in groups for d in group)
+        if filling > 0 and BASE not in owners:  # with fewer, bits would not be those of a row that is shared
+            owners.append(BASE)
+            groups.append([Text({"input_ids": [0] * filling, "labels": [IGNORED] * filling})])
+            seeds = seeds and {**seeds, BASE: 0}
         every = [document for group in groups for document in group]
         lengths = [len(document.ids) for document in every]
-        routing = self._routing(names, [sum(len(d.ids) for d in group) for group in groups], seeds)
+        routing = self._routing(owners, [sum(len(d.ids) for d in group) for group in groups], seeds)
         routing.documents = Row(
             [
                 Document(len(document.ids), None if seeds is None else seed_of(seeds[name], "document", number), name)
-                for name, group in zip(names, groups, strict=True)
+                for name, group in zip(owners, groups, strict=True)
                 for number, document in enumerate(group)
             ]
         )
@@ -90,7 +97,7 @@ class Packing:
         starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
         chosen = [start + place for start, d in zip(starts, every, strict=True) for place in d.places]
         labels = torch.tensor([label for document in every for label in document.labels], device=device)
-        counts = [sum(len(d.labels) for d in group) for group in groups]
+        counts = [sum(len(d.labels) for d in group) for group in groups[: len(names)]]
         supervised = hidden.index_select(0, torch.tensor(chosen, device=device))
         return self._head(supervised, labels, names, counts, seeds, smoothing)
 
@@ -137,20 +144,25 @@ class Packing:
 
     def _loss(self, hidden: Tensor, labels: Tensor, name: str, smoothing: float) -> Tensor:
         """The cross-entropy of each of one adapter's supervised positions ``hidden`` (n, h)."""
-        head, plain = self.head, inner(self.head)
+        # By the adapter's own head: what its neighbours own decides nothing for it.
+        head = self.head
+        while isinstance(head, OwnedModule):
+            head = head.module(name)
+        if isinstance(head, CastAround):
+            hidden, head = hidden.float(), head.inner
         segments: list[Segment] | None = None
         if isinstance(head, AdaptedLayer):
             segments = head.low_rank_segments(hidden, name)
-        elif is_plain(head, hidden):
+        elif is_plain(head, hidden, frozen=False):
             segments = []
         if segments is not None:
-            layer: Any = plain
+            layer: Any = inner(head)
             losses, _ = head_cross_entropy(
                 hidden, layer.weight, labels, layer.bias, segments, self.softcap, self.scale, smoothing
             )
             return losses
         # A head of which no more is known than that it can be called.
-        logits = self.head(hidden.unsqueeze(0))[0].float() * self.scale
+        logits = head(hidden.unsqueeze(0))[0].float() * self.scale
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)

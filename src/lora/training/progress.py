@@ -1,8 +1,9 @@
-"""What one sees while training: a bar in a terminal, TensorBoard events, nothing where output is no terminal."""
+"""What one sees while training: a bar in a terminal, lines where output is none, TensorBoard events."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """What is shown of the adapters in training. This one shows nothing: output is no terminal."""
+    """What is shown of the adapters in training. This one shows nothing."""
 
     def join(self, participant: Participant) -> None:
         """``participant`` begins, or goes on where it stopped."""
@@ -92,9 +93,42 @@ class Bars(Progress):
         self._bar.stop()
 
 
+class Lines(Progress):
+    """For files and pipes: what is said, and where each adapter is, once a minute at most."""
+
+    PERIOD = 60.0  # seconds
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._several = len(names) > 1
+        self._last: dict[str, float] = {}
+
+    def step(self, participant: Participant) -> None:
+        now = time.monotonic()
+        if now - self._last.setdefault(participant.name, now) < self.PERIOD:
+            return
+        self._last[participant.name] = now
+        last = next(entry for entry in reversed(participant.history) if "loss" in entry)
+        self.teller(participant.name)(
+            f"step {participant.label}: loss {last['loss']:.4f}, {last['tokens_per_second']:,.0f} tokens/s"
+        )
+
+    def leave(self, participant: Participant) -> None:
+        if participant.error:
+            self.teller(participant.name)(f"stopped: {participant.error.splitlines()[0]}")
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def teller(self, name: str) -> Callable[[str], None]:
+        return (lambda text: self.say(f"{name}: {text}")) if self._several else self.say
+
+
 def progress_for(names: Sequence[str], show: bool | None = None) -> Progress:
-    """Bars for the adapters ``names`` where standard error is a terminal (or ``show`` says so), else silence."""
-    return Bars(names) if (sys.stderr.isatty() if show is None else show) else Progress()
+    """For the adapters ``names``: bars (``show``), silence (not), or by default bars where standard error is a terminal
+    and lines where it is none."""
+    if show is None:
+        return Bars(names) if sys.stderr.isatty() else Lines(names)
+    return Bars(names) if show else Progress()
 
 
 class Events:

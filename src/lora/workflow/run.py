@@ -62,7 +62,7 @@ def train(
         overwrite: replace it.
         say: called with each thing a user should know, a line at a time.
         latency: whether the final evaluation times single rows.
-        progress: show the bar; default: where standard error is a terminal.
+        progress: as for `fit`.
 
     Raises:
         ConfigError, DataError, ModelError, AdapterFileError: before anything is trained.
