@@ -154,7 +154,7 @@ def test_a_model_whose_layers_are_not_known(monkeypatch: Any) -> None:
 
 
 def test_sizes_for_a_person() -> None:
-    assert (gib(5.1 * 2**30), gib(3 * 2**20)) == ("5.1 GiB", "3.0 MiB")
+    assert (gib(5.1 * 2**30), gib(3 * 2**20), gib(2048)) == ("5.1 GiB", "3.0 MiB", "2.0 KiB")
 
 
 def base(folder: Any) -> Any:
@@ -311,6 +311,31 @@ def test_who_is_done_gives_its_memory_back(bert: Any, monkeypatch: Any) -> None:
     base = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3)
     fit(LoRA(base, name=None), jobs, progress=False, at_once=1)
     assert held == [0, 0]
+
+
+def test_a_budget_beyond_all_numbers(bert: Any) -> None:
+    jobs = {name: Job(labelled(24, 0), False, {"rank": 2}, {"max_steps": 1}) for name in "ab"}
+    base = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3)
+    results = fit(LoRA(base, name=None), jobs, progress=False, memory_gib=1e300)
+    assert [result.steps for result in results.values()] == [1, 1]
+
+
+def test_whose_choice_does_not_hold_is_told(bert: Any) -> None:
+    jobs = {
+        name: Job(labelled(24, 0), False, {"rank": 2}, {"max_steps": 1, "gradient_checkpointing": choice})
+        for name, choice in (("yes", True), ("no", False), ("open", None))
+    }
+    base = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3)
+    results = fit(LoRA(base, name=None), jobs, progress=False)
+    told = {name for name, r in results.items() if any("another adapter's setting holds" in note for note in r.notes)}
+    assert told == {"no"}
+
+
+@pytest.mark.parametrize("at_once", ["2", 1.5, True, 0])
+def test_places_that_are_no_number(bert: Any, at_once: Any) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3)
+    with pytest.raises(ConfigError, match="at_once is .*whole number"):
+        fit(LoRA(base, name=None), {"a": labelled(8, 0)}, at_once=at_once)
 
 
 def test_the_mode_is_put_back() -> None:

@@ -330,4 +330,7 @@ def _left_in_container() -> float:
 
 def gib(size: float) -> str:
     """``size`` bytes for a person to read."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+    for unit, one in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= one / 10:
+            return f"{size / one:.1f} {unit}"
+    return f"{size / 2**10:.1f} KiB"
