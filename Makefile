@@ -1,7 +1,7 @@
 # make demo   set up what the demo needs and run it
 # make test   set up what the tests need; lint, types, tests
 # make setup  the set-up of `make test` alone
-# make bench  set up PEFT and TRL too; speed and memory beside them (benchmarks/README.md); an hour on two cores
+# make bench  set up PEFT and TRL too; speed and memory beside them (benchmarks/README.md); two hours on two cores
 #
 # Everything is installed into .venv, which may already be there. A stamp file notes what has been installed: it is
 # older than pyproject.toml or constraints.txt exactly when there is something to do, so a second call is immediate.
@@ -33,7 +33,8 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.stamp-bench
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --output runs/bench
+	$(BIN)/python benchmarks/speed.py --part scaling --turns 2 --output runs/bench
 
 # The order of the two matters where both are asked for: what the tests need includes what the demo needs.
 $(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/pip
