@@ -81,10 +81,10 @@ def run(quick: bool, busy: bool, steps: int, turns: int, output: Path | None) ->
             print(
                 f"{axis:<10}{line['value']:>6}  {line['side']:<20}{line['speed']:>8.0f} tokens/s{line['mib']:>7.0f} MiB"
             )
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "scaling.json").write_text(json.dumps(results, indent=2))
-        draw(results, output)
+        if output is not None:  # after each axis: a run that is cut off has those before
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "scaling.json").write_text(json.dumps(results, indent=2))
+            draw(results, output)
 
 
 def _child(axis: str, value: int, side: str, steps: int, quick: bool, busy: bool) -> dict[str, float]:
@@ -111,7 +111,7 @@ def draw(results: dict[str, Any], output: Path) -> None:
                 mine = [line for line in lines if line["side"] == side]
                 panel.plot([line["value"] for line in mine], [line[key] for line in mine], marker="o", label=side)
             panel.set_xscale("log", base=2)
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.08 * max(line[key] for line in lines))
             ticks = sorted({line["value"] for line in lines})
             panel.set_xticks(ticks, [str(tick) for tick in ticks])
             panel.set_xlabel(AXES[axis][2])
