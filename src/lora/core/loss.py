@@ -234,7 +234,7 @@ def _gradients(
     dfactors: list[Tensor | None] = [None] * len(factors)
     head = _Head(hidden, weight, bias, call, factors)
     for update, number, chunks in head.updates():
-        dup = None if update is None else torch.zeros_like(update.up.T, dtype=wide)
+        dup = None if update is None else torch.zeros(update.up.shape[::-1], dtype=wide, device=hidden.device)
         for rows in chunks:
             dlogits, weights = head.logits(rows, update), dlosses[rows]
             _score(dlogits, labels[rows], call, True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from lora.core.attention import per_document
 from lora.core.randomness import seeded_dropout
 from lora.errors import ConfigError, RoutingError
+from lora.model.base import short
 from lora.model.fused import Fused
 from lora.model.kernels import Kernels
 from lora.model.rows import routing_of
@@ -184,17 +185,20 @@ class Passes:
     def _in_blocks(self, shares: Sequence[Share]) -> list[Tensor]:
         assert self._blocks is not None, "else they are of different kinds"
         names = [share.trainee.name for share in shares]
-        try:
-            with self._drops, without_cache(self.model):
-                outputs = self._blocks.outputs([share.inputs for share in shares], names, _seeds(shares))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a model of unknown make objects to
-            raise RoutingError(
-                f"{type(self.model.base).__name__} does not run on batches of unlike width ({type(error).__name__}: "
-                f"{str(error)[:100]})"
-            ) from error
+        with self._objections(), self._drops, without_cache(self.model):
+            outputs = self._blocks.outputs([share.inputs for share in shares], names, _seeds(shares))
         return [_loss(share, its_own) for share, its_own in zip(shares, outputs, strict=True)]
+
+    @contextmanager
+    def _objections(self) -> Iterator[None]:
+        """Whatever a model of unknown make objects to inside, as RoutingError; what is out of memory stays so."""
+        try:
+            yield
+        except (RoutingError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            kind = type(self.model.base).__name__
+            raise RoutingError(f"{kind} does not run on batches of unlike width ({short(error)})") from error
 
     def _prove(self, blocks: Blocks, shares: Sequence[Share]) -> None:
         """Once for each kind of adapter: hold losses and gradients of two of ``shares``, of which one has such an
@@ -212,19 +216,11 @@ class Passes:
                 blocks.proved |= kinds
 
     def _hold_together(self, blocks: Blocks, shares: Sequence[Share]) -> None:
-        kind = type(self.model.base).__name__
         every = [share.trainee.parameters.values() for share in shares]
         with self._fused.in_force():
             together = self._in_blocks(shares)
-            try:
-                with blocks.attending():
-                    found = torch.autograd.grad(_added(together), [p for own in every for p in own], allow_unused=True)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                raise RoutingError(
-                    f"{kind} has no backward on batches of unlike width ({type(error).__name__}: {str(error)[:100]})"
-                ) from error
+            with self._objections(), blocks.attending():
+                found = torch.autograd.grad(_added(together), [p for own in every for p in own], allow_unused=True)
             apart = [self._padded([share])[0] for share in shares]
             expected = [
                 gradient
@@ -232,6 +228,7 @@ class Passes:
                 for gradient in torch.autograd.grad(loss, list(own), allow_unused=True)
             ]
         if not same([*together, *found], [*apart, *expected], next(self.model.base.parameters()).dtype):
+            kind = type(self.model.base).__name__
             raise RoutingError(f"{kind} computes something else where batches of unlike width share its layers")
 
 
