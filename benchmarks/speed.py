@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="one thread, and its processor time")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--only", default="", help="comparisons whose title contains this")
+    parser.add_argument("--only", default="", help="only titles, or axes of scaling, with this in their name")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--output", type=Path, help="folder for results.json, and for the pictures of scaling")
     parser.add_argument("--peak-of", nargs=2, metavar=("TITLE", "SIDE"), help=argparse.SUPPRESS)
@@ -196,7 +196,7 @@ def main() -> None:
     if options.part == "scaling":
         import speed_scaling
 
-        speed_scaling.run(options.quick, options.busy, steps, turns, options.output)
+        speed_scaling.run(options.quick, options.busy, steps, turns, options.only, options.output)
         return
 
     results: dict[str, Any] = {}

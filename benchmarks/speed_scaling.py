@@ -60,10 +60,13 @@ def point(axis: str, value: int, side: str, steps: int, quick: bool) -> dict[str
     return {"speed": timed[0].speed, "mib": mib}
 
 
-def run(quick: bool, busy: bool, steps: int, turns: int, output: Path | None) -> None:
-    """Measure all axes, print them, and draw them into ``output``."""
-    results: dict[str, Any] = {}
+def run(quick: bool, busy: bool, steps: int, turns: int, only: str, output: Path | None) -> None:
+    """Measure the axes whose name contains ``only``, print them, and draw them into ``output`` beside those there."""
+    saved = None if output is None else output / "scaling.json"
+    results: dict[str, Any] = json.loads(saved.read_text()) if saved is not None and saved.exists() else {}
     for axis, (values, few, _) in AXES.items():
+        if only not in axis:
+            continue
         others = ["ours", "one after another"] if axis == "adapters" else ["ours", "PEFT"]
         points = [(value, side) for value in (few if quick else values) for side in others]
         found: dict[tuple[int, str], list[dict[str, float]]] = {key: [] for key in points}
@@ -81,10 +84,10 @@ def run(quick: bool, busy: bool, steps: int, turns: int, output: Path | None) ->
             print(
                 f"{axis:<10}{line['value']:>6}  {line['side']:<20}{line['speed']:>8.0f} tokens/s{line['mib']:>7.0f} MiB"
             )
-        if output is not None:  # after each axis: a run that is cut off has those before
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "scaling.json").write_text(json.dumps(results, indent=2))
-            draw(results, output)
+        if saved is not None:  # after each axis: a run that is cut off has those before
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            saved.write_text(json.dumps(results, indent=2))
+            draw(results, saved.parent)
 
 
 def _child(axis: str, value: int, side: str, steps: int, quick: bool, busy: bool) -> dict[str, float]:
