@@ -121,7 +121,7 @@ class DataConfig(Settings):
     aliases = {
         "path": "train", "dataset": "train", "eval": "validation", "dev": "validation", "cutoff_len": "max_length",
         "max_seq_length": "max_length", "max_seq_len": "max_length", "text": "text_column", "label": "label_column",
-        "val_size": "held_out", "eval_fraction": "held_out", "test_size": "held_out",
+        "val_size": "held_out", "eval_fraction": "held_out", "test_size": "held_out", "task_options": "options",
     }  # fmt: skip
 
     train: str | None = Field(
@@ -146,6 +146,9 @@ class DataConfig(Settings):
     completion_column: str | None = Field(default=None, description="column of the completion (default: recognised)")
     columns: dict[str, str] = Field(
         default_factory=dict, description="columns by what they are to the task, as in {context: background}"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="settings that a task has for itself, as in {learn: last}"
     )
     max_length: int | None = Field(
         default=None, ge=2, description="tokens kept of a row; default: what the model takes, at most 1024"

@@ -13,8 +13,8 @@ from lora.yaml_text import read_yaml, write_yaml
 
 # They stand in settings of one adapter: what it learns from, what it is, how it is trained.
 ADAPTER_SECTIONS = ("data", "adapter", "training")
-# Names of folders in a run, which an adapter's own folder beside them must not be.
-TAKEN = ("adapter", "checkpoints", "tensorboard", "base")
+# Names of folders and files of a run, which an adapter's own folder beside them must not be.
+TAKEN = ("adapter", "checkpoints", "tensorboard", "base", "config.yaml")
 
 
 def _section(section: str, values: Any) -> dict[str, Any]:
@@ -109,9 +109,19 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
         return RunConfig.make(apply_overrides(values, overrides or {}))
     except ConfigError as error:
         problems = str(error).splitlines()
+        if path is not None and overrides and _valid(values):
+            raise  # what is wrong came with the options
         if path is None or len(problems) == 1:
             raise ConfigError(f"{path}: {error}" if path else str(error)) from None
         raise ConfigError(f"{path}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None
+
+
+def _valid(values: dict[str, Any]) -> bool:
+    try:
+        RunConfig.make(values)
+    except ConfigError:
+        return False
+    return True
 
 
 def save_config(config: RunConfig) -> str:

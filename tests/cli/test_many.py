@@ -171,6 +171,7 @@ def test_a_scaling_of_ones_own_leaves_the_common_variant():
         ({"a": {"rank": 3}}, r"adapters.a.rank: unknown section; did you mean adapter.rank\?"),
         ({"a": {"adapter": {"rnk": 3}}}, r"adapters.a.adapter.rnk: unknown setting; did you mean 'rank'\?"),
         ({"a/b": {}}, "'a/b' cannot be an adapter's name"),
+        ({"config.yaml": {}}, "'config.yaml' cannot be an adapter's name"),
         ({"adapter": {}}, "'adapter' cannot be an adapter's name"),
         ({"a": {"training": [1]}}, "adapters.a.training: expected settings"),
     ],
@@ -198,3 +199,27 @@ def test_tasks_that_need_different_models(bert, tmp_path):
     (tmp_path / "several.yaml").write_text(yaml.safe_dump(settings))
     done = lora("train", "several.yaml", folder=tmp_path)
     assert done.returncode == 2 and "need different models of the same base" in done.stderr
+
+
+def test_what_is_wrong_with_the_data_of_all_is_said_at_once_and_nothing_is_left(bert, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": 3, "label": "x"}, {"text": "red", "label": "y"}])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "red", "label": None}, {"text": "sun", "label": "y"}])
+    settings = {"model": str(bert), "output": "set", "adapters": {"a": "a.jsonl", "b": "b.jsonl"}}
+    (tmp_path / "several.yaml").write_text(yaml.safe_dump(settings))
+    done = lora("train", "several.yaml", folder=tmp_path)
+    assert done.returncode == 2 and "adapters.a:" in done.stderr and "adapters.b:" in done.stderr
+    # Refused after everything has been read: no folder may look as if a run had begun.
+    write_jsonl(tmp_path / "a.jsonl", labelled(30))
+    write_jsonl(tmp_path / "b.jsonl", labelled(30))
+    done = lora("train", "several.yaml", "--liger", folder=tmp_path)
+    assert done.returncode == 2 and "liger" in done.stderr and not (tmp_path / "set").exists()
+
+
+def test_an_option_that_is_wrong_is_not_blamed_on_the_file(bert, tmp_path):
+    (tmp_path / "several.yaml").write_text(yaml.safe_dump({"model": str(bert), "output": "set"}))
+    done = lora("train", "several.yaml", "--memory-gib", "-1", folder=tmp_path)
+    assert done.returncode == 2 and "memory_gib" in done.stderr and "several.yaml" not in done.stderr
+    done = lora("train", "several.yaml", "--learning-rate", "-1", folder=tmp_path)
+    assert done.returncode == 2 and "several.yaml" not in done.stderr
+    (tmp_path / "several.yaml").write_text("rank: 3\n")
+    assert "several.yaml: rank: unknown" in lora("train", "several.yaml", "--lr", "1", folder=tmp_path).stderr

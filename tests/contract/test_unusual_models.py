@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 
 from lora import LoRA
-from lora.errors import AdapterFileError, ConfigError
+from lora.errors import AdapterFileError, ConfigError, RoutingError
 from lora.model.base import MAX_LENGTH, longest_row
 from tiny_models import tiny
 
@@ -86,3 +86,16 @@ def test_an_adapter_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     model.save_adapter("default", tmp_path / "a")
     with pytest.raises(AdapterFileError, match=r"lora_B.weight holds NaN or infinity \(1 such\)"):
         model.load_adapter(tmp_path / "a", "again")
+
+
+def test_one_row_for_all_that_a_model_counts_on() -> None:
+    # DeBERTa projects its table of relative positions, one row, and repeats what comes out for each row of the batch.
+    config = hf.DebertaV2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], share_att_key=True, num_labels=2,
+    )  # fmt: skip
+    model = LoRA(hf.DebertaV2ForSequenceClassification(config), rank=4)
+    model.add_adapter("b", rank=2)
+    with torch.no_grad(), pytest.raises(RoutingError, match="does not take these.*model.using"):
+        model(input_ids=IDS.repeat(4, 1), adapters=["default", "b"] * 2)
+    assert model(input_ids=IDS.repeat(4, 1), adapters=["b"] * 4).logits.shape == (4, 2)

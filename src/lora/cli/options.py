@@ -130,6 +130,8 @@ def parse_value(annotation: Any, text: str, key: str = "value") -> Any:
     if has_list and str in accepted and not _is_yaml_list(stripped):
         return _number(stripped) if int in accepted else text
     if has_list or has_table:
+        if has_table and not has_list and not stripped.startswith("{"):
+            stripped = f"{{{stripped}}}"  # `--options 'learn: last'` without the braces
         value = _read_yaml(stripped, key)
         return [value] if has_list and isinstance(value, str | int | float) else value
     return text if str in accepted else _number(stripped)

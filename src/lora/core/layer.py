@@ -149,11 +149,13 @@ def _summed_here(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x
 
 
-def one_for_all(routing: Routing, value: Tensor) -> Tensor:
+def one_for_all(routing: Routing, value: Tensor, where: str) -> Tensor:
     """One row that serves the whole batch (position ids) as a row of each: every adapter makes its own of it."""
     assert routing.size is not None, "a uniform routing is never split"
-    one = value.shape[0] == 1 and not routing.packed
-    return value.expand(routing.size, *value.shape[1:]) if one else value
+    if value.shape[0] != 1 or routing.packed or routing.size == 1:
+        return value
+    routing.one_row_for_all = where
+    return value.expand(routing.size, *value.shape[1:])
 
 
 class ByAdapter(nn.ModuleDict):
@@ -208,7 +210,7 @@ class AdaptedLayer(nn.Module):
         if routing.single is None:
             routing = routing.fitting(x.shape[0])
             check_rows(self.path, self.base_layer)
-            x = one_for_all(routing, x)
+            x = one_for_all(routing, x, self.path)
         x = _summed_here(x)
         plain = not args and not kwargs and is_plain(self.base_layer, x)
         by_hand = [slot if slot is not None and plain and slot.low_rank_update else None for slot in slots]

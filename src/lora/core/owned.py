@@ -98,7 +98,7 @@ class OwnedModule(nn.Module):
         if not isinstance(value, Tensor) or value.dim() == 0:
             return [value] * len(routing.groups)
         routing = routing.fitting(value.shape[0])
-        return routing.split(one_for_all(routing, value), self.path, ids=not value.is_floating_point())
+        return routing.split(one_for_all(routing, value, self.path), self.path, ids=not value.is_floating_point())
 
     def module(self, name: str) -> nn.Module:
         """The copy that belongs to adapter ``name``; the original for ``base`` and adapters without one."""

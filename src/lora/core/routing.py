@@ -51,8 +51,8 @@ class Routing:
     """
 
     __slots__ = (
-        "_order", "_orders", "_single_rows", "documents", "draws", "groups", "names", "packed", "seeds", "size",
-        "tokens",
+        "_order", "_orders", "_single_rows", "documents", "draws", "groups", "names", "one_row_for_all", "packed",
+        "seeds", "size", "tokens",
     )  # fmt: skip
 
     def __init__(self, names: Sequence[str], tokens: int | None = None, seeds: Mapping[str, int] | None = None) -> None:
@@ -65,6 +65,7 @@ class Routing:
         self.seeds = seeds
         self.draws = 0
         self.documents: Row | None = None
+        self.one_row_for_all: str | None = None  # a layer that was given one row for the whole batch
         self._single_rows: Routing | None = None
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):
@@ -248,6 +249,16 @@ class Router(threading.local):
         try:
             with documents(routing.documents if routing is not None else None):
                 yield
+        except RuntimeError as error:
+            layer = None if routing is None else routing.one_row_for_all
+            if layer is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            # Most models broadcast that row over the batch; some (DeBERTa) count on there being one.
+            raise RoutingError(
+                f"{layer}: is given one row for the whole batch, of which each adapter makes its own, and the model "
+                f"does not take these ({str(error).splitlines()[0]}); run it with one adapter per batch "
+                "(`with model.using(name): ...`), or leave that module out"
+            ) from error
         finally:
             self.current = previous
 

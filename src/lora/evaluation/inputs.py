@@ -65,6 +65,7 @@ def prepare(
             notes.append(note)
         task = with_columns(task, config)
         tokenizer = tokenizer or tokenizer_of(model)
+        task = task.with_tokenizer(tokenizer)
         length = length_for(model, names, tokenizer, max_length or config.max_length)
         inputs = Inputs(task, task.encode(rows, tokenizer, length), pad_token_id(tokenizer, model.base), source, notes)
     if not len(inputs.encoded):

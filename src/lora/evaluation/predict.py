@@ -107,6 +107,7 @@ def predict_iter(
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     name, task = _task(model, adapter, task)
     tokenizer = tokenizer or tokenizer_of(model)
+    task = task.with_tokenizer(tokenizer)
     generates = task.auto_class.endswith("CausalLM")
     options = {**generation, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
     if options and not generates:

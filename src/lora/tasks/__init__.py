@@ -6,7 +6,7 @@ from typing import Any
 
 from lora import registry
 from lora.errors import ConfigError
-from lora.tasks.base import Encoded, Input, Row, Task
+from lora.tasks.base import Encoded, Input, Options, Row, Task
 
 TASKS: dict[str, type[Task]] = {name: registry.load(place) for name, place in registry.TASKS.items()}
 
@@ -25,4 +25,4 @@ def from_state(state: dict[str, Any]) -> Task:
     return cls(**{key: value for key, value in state.items() if key != "task"})
 
 
-__all__ = ["TASKS", "Encoded", "Input", "Row", "Task", "from_state", "task_class"]
+__all__ = ["TASKS", "Encoded", "Input", "Options", "Row", "Task", "from_state", "task_class"]

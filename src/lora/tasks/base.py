@@ -16,8 +16,13 @@ from torch import Tensor
 from lora.data.columns import Claim, Table
 from lora.data.problems import text_problem
 from lora.data.rows import Row
+from lora.settings import Settings
 
-__all__ = ["Encoded", "Input", "Row", "Task"]
+__all__ = ["Encoded", "Input", "Options", "Row", "Task"]
+
+
+class Options(Settings):
+    """Settings that a task has for itself, given as ``data.options``. Those that have none leave it at this."""
 
 
 @dataclass
@@ -69,11 +74,13 @@ class Task(ABC):
         roles: the columns it may read, by role: ``data.<role>_column`` or ``data.columns`` names one. A role is also
             the key of ``state`` under which its column is kept.
         to_name: the settings that name its columns, for the message where nothing is recognised.
+        options: its own settings; their names are arguments of the class and keys of ``state`` too.
     """
 
     name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]]
     to_name: ClassVar[str]
+    options: ClassVar[type[Options]] = Options
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
     best_metric: ClassVar[str]  # key of `metrics` that picks the best checkpoint
     greater_is_better: ClassVar[bool]
@@ -114,6 +121,13 @@ class Task(ABC):
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """JSON-serialisable state, stored beside the adapter. ``tasks.from_state`` restores the task."""
+
+    def with_tokenizer(self, tokenizer: Any) -> Task:
+        """The task as it is with this tokenizer (its template, say), asked before anything is encoded.
+
+        Raises DataError where rows would become other tokens than those the adapter was trained with.
+        """
+        return self
 
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` (``num_labels``, ``id2label``, ``problem_type``)."""

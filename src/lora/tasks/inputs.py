@@ -73,17 +73,29 @@ def _plain(row: Row) -> Row:
 def task_for(rows: list[Row], config: DataConfig) -> tuple[Task, str]:
     """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError."""
     columns = recognise(rows, config)
-    task = task_class(columns.task).from_rows(rows, columns.roles)
+    task = _with_options(task_class(columns.task).from_rows(rows, columns.roles), config)
     return task, " ".join([columns.how, *task.remarks()])
 
 
 def with_columns(task: Task, config: DataConfig) -> Task:
-    """``task`` reading the columns that ``config`` names in place of those it was trained with."""
+    """``task`` reading the columns, and with the options, that ``config`` names in place of those it was trained with.
+
+    Raises ConfigError: an unknown option.
+    """
     check_roles(config)
     state = task.state()
     named = {role: name for role, name in config.named_columns().items() if role in state}
     changed = {role: name for role, name in named.items() if name != state[role]}
-    return from_state({**state, **changed}) if changed else task
+    return _with_options(from_state({**state, **changed}) if changed else task, config)
+
+
+def _with_options(task: Task, config: DataConfig) -> Task:
+    if not config.options:
+        return task
+    if not task.options.model_fields:
+        raise ConfigError(f"data.options: the task {task.name} has none (given: {', '.join(config.options)})")
+    given = task.options.make(config.options, "data.options")
+    return from_state({**task.state(), **given.model_dump(mode="json", exclude_unset=True)})
 
 
 def tokenizer_of(model: LoRA) -> Any:

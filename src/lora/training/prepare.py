@@ -96,13 +96,14 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     tokenizer = tokenizer or tokenizer_of(model)
     pad = pad_token_id(tokenizer, model.base)
     length = length_for(model, [], tokenizer, max_length)
-    train = rows.task.encode(rows.train, tokenizer, length)
-    held = rows.task.encode(rows.held, tokenizer, length) if rows.held else None
-    test = rows.task.encode(rows.test, tokenizer, length) if rows.test else None
+    task = rows.task.with_tokenizer(tokenizer)
+    train = task.encode(rows.train, tokenizer, length)
+    held = task.encode(rows.held, tokenizer, length) if rows.held else None
+    test = task.encode(rows.test, tokenizer, length) if rows.test else None
     notes = [*rows.notes, *train.notes]
     for name, part in (("held-out", held), ("test", test)):
         notes += [f"{name} data: {note}" for note in (part.notes if part else [])]
-    return Prepared(rows.task, tokenizer, train, held, test, length, pad, "right", notes, digest(train))
+    return Prepared(task, tokenizer, train, held, test, length, pad, "right", notes, digest(train))
 
 
 def digest(encoded: Encoded) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import DataConfig, RunConfig
-from lora.errors import ConfigError, Interrupted
+from lora.errors import ConfigError, DataError, Interrupted
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, holds_a_set, how_to_resume
 from lora.model.base import load_base, load_tokenizer
@@ -50,10 +50,16 @@ def train_many(
     say = say if say and processes.main else (lambda line: None)
     configs = _checked(config, resume, overwrite)
     rows: dict[str, Rows] = {}
+    problems = []
     for name, each in configs.items():
         assert each.data.train, "checked"
-        with named_errors(name):
-            rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
+        try:
+            with named_errors(name):
+                rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:  # of all adapters, not of the first: they may be mended in one go
+        raise DataError("\n".join(problems))
     model, tokenizer = _load(config, configs, rows)
     jobs = {}
     for name, each in configs.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,11 +190,11 @@ def _refusals(config: RunConfig, run: RunFolder, processes: Processes) -> Iterat
 
 @contextmanager
 def config_file(config: RunConfig, folder: Path, processes: Processes) -> Iterator[None]:
-    """Write ``config.yaml`` for the training in the block; put back what was there if that is refused.
+    """Write ``config.yaml`` for the training in the block; put back what was there, or nothing, if that is refused.
 
     What was refused must not be what the next ``--resume`` goes by.
     """
-    file = folder / "config.yaml"
+    file, there = folder / "config.yaml", folder.is_dir()
     before = file.read_text(encoding="utf-8") if file.is_file() else None
     processes.wait()
     if processes.main:
@@ -204,6 +204,11 @@ def config_file(config: RunConfig, folder: Path, processes: Processes) -> Iterat
     except ConfigError:
         if processes.main and before is not None:
             write_text(file, before)
+        elif processes.main:
+            file.unlink(missing_ok=True)
+            if not there:
+                with suppress(OSError):  # something else is in it by now
+                    folder.rmdir()
         raise
 
 
