@@ -23,6 +23,7 @@ TASKS = {
     "multi-label": "lora.tasks.multilabel:MultiLabelTask",
     "regression": "lora.tasks.regression:RegressionTask",
     "causal": "lora.tasks.causal:CausalTask",
+    "chat": "lora.tasks.chat:ChatTask",
 }
 
 

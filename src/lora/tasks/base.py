@@ -129,6 +129,10 @@ class Task(ABC):
         """
         return self
 
+    def ends(self) -> list[int]:
+        """Token ids that end a generated answer, beside the model's and the tokenizer's own."""
+        return []
+
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` (``num_labels``, ``id2label``, ``problem_type``)."""
         return {}

@@ -15,14 +15,12 @@ from lora.errors import DataError
 from lora.registry import unknown
 from lora.tasks import TASKS, task_class
 
-CHAT = ("messages", "conversations", "conversation")
-
 
 def recognise(rows: list[Row], config: DataConfig) -> Columns:
     """Task and columns of ``rows``: what ``config`` names, else what the names and values say.
 
-    Raises DataError: a named column is not there, nothing is recognisable, data of a kind that no task reads (chat,
-    preferences, labels of single tokens), or settings that contradict each other.
+    Raises DataError: a named column is not there, nothing is recognisable, data of a kind that no task reads
+    (preferences, labels of single tokens), or settings that contradict each other.
     """
     if not rows:
         raise DataError("there are no rows")
@@ -83,14 +81,6 @@ def _refuse_mixture(table: Table) -> None:
 
 def _unsupported(table: Table) -> DataError | None:
     """Data of a kind that no task reads yet, where plain text is all that is left."""
-    # A column of that name with strings in it is a text or an identifier, no list of turns.
-    chat = next((name for name in table.every(CHAT) if table.holds_lists(name)), None)
-    if chat:
-        return table.error(
-            f"column {chat!r} holds chat data, which is not supported yet in this version; flatten it to two "
-            "columns, prompt and completion (one row for each answer), or name columns with data.prompt_column and "
-            "data.completion_column"
-        )
     if table.get("chosen") and table.get("rejected"):
         return table.error(
             "preference data (chosen, rejected) is not supported yet in this version; train on the chosen answers "

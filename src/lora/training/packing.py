@@ -25,8 +25,8 @@ from lora.core.randomness import seed_of
 from lora.core.routing import BASE, Routing
 from lora.core.segments import Segment
 from lora.model.tree import inner
-from lora.tasks.causal import IGNORED
 from lora.tasks.inference import evaluating, forward, to_device
+from lora.tasks.tokens import IGNORED
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
