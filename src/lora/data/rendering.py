@@ -108,6 +108,11 @@ class Renderer:
                 out.append(self._example(upto, [span]))
         return ([self._example(full, together)] if together else []) + out
 
+    def answer(self, messages: Sequence[Message], answer: Message, tools: list[Any] | None) -> list[int]:
+        """Token ids of ``answer`` behind `prompt` of ``messages``, its end token included. Raises as `learned`."""
+        (example,) = self.learned([*messages, answer], [len(messages)], tools)
+        return [label for label in example.labels if label != IGNORED]
+
     def _example(self, text: str, spans: list[tuple[int, int]]) -> Learned:
         """``spans``: of characters, of answers with all that the template puts behind them."""
         ids, places = self._tokens(text, spans)

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from lora.data.columns import Claim, Sign, Table
 from lora.data.conversations import Message, holds_messages, is_learned, read_messages, read_tools
+from lora.data.formats import settle
 from lora.data.problems import Problems, is_missing, text_problem
 from lora.data.rendering import IGNORED, Renderer
 from lora.data.rows import named
-from lora.data.templates import find_template
 from lora.data.windows import fitting, last_exchanges
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Options, Row
@@ -48,7 +48,7 @@ class MessagesInput(Input):
 
     def problem(self, value: Any) -> str | None:
         try:
-            _messages(value)
+            to_messages(value)
         except ValueError as error:
             return str(error)
         return None
@@ -138,23 +138,7 @@ class ChatTask(NextTokenTask):
             DataError: the adapter was trained with a tokenizer that makes other tokens of that conversation.
         """
         state = {key: value for key, value in self.state().items() if key != "task"}
-        if self.format is None:
-            text, source = find_template(self.template, tokenizer)
-            notes = [f"Chat template: {source}."]
-        else:
-            text, notes = self.format["template"], []
-        renderer = Renderer(tokenizer, text, self.template_options)
-        try:
-            golden = renderer.golden()
-        except ValueError as error:
-            raise DataError(f"the chat template does not take a plain conversation: its messages {error}") from None
-        if self.format is not None and golden != self.format["golden"]:
-            raise DataError(
-                "this tokenizer makes other token ids of a conversation than the one that the adapter was trained "
-                "with, so the model would be asked in a format that it never saw; use the base model's own tokenizer, "
-                "as it was in training"
-            )
-        made = {"template": text, "golden": golden, "ends": sorted(renderer.ends)}
+        made, _, notes = settle(self.format, self.template, self.template_options, tokenizer)
         task = type(self)(**{**state, "format": made})
         task._notes = notes
         return task
@@ -246,7 +230,7 @@ class ChatTask(NextTokenTask):
         for index, row in enumerate(rows):
             try:
                 messages, first = self._of_row(row, supervised)
-                tools = _named_error(self.tools, lambda value: read_tools(value), row) if self.tools else None
+                tools = named_error(self.tools, lambda value: read_tools(value), row) if self.tools else None
                 if supervised:
                     self._answers(messages, first)
                 out.append((messages, tools, first))
@@ -258,7 +242,7 @@ class ChatTask(NextTokenTask):
     def _of_row(self, row: Row, supervised: bool) -> tuple[list[Message], int]:
         first = 0
         if self.messages:
-            messages = _named_error(self.messages, _messages, row)
+            messages = named_error(self.messages, to_messages, row)
             if not supervised:
                 while messages and messages[-1]["role"] == "assistant":
                     messages = messages[:-1]
@@ -266,7 +250,7 @@ class ChatTask(NextTokenTask):
                     raise ValueError(f"{self.messages} holds nothing to answer")
         else:
             assert self.prompt and self.completion
-            messages = _named_error(self.prompt, _messages, row)
+            messages = named_error(self.prompt, to_messages, row)
             more: Any = row.get(self.context) if self.context else None
             if not is_missing(more):
                 if problem := text_problem(more, blank=True):
@@ -275,7 +259,7 @@ class ChatTask(NextTokenTask):
                     messages[-1] = {**messages[-1], "content": messages[-1]["content"] + JOIN + more}
             first = len(messages)
             if supervised:
-                messages += _named_error(self.completion, lambda value: _messages(value, "assistant"), row)
+                messages += named_error(self.completion, lambda value: to_messages(value, "assistant"), row)
         system: Any = row.get(self.system) if self.system else None
         if is_missing(system) or system == "":
             system = self.system_prompt
@@ -286,7 +270,7 @@ class ChatTask(NextTokenTask):
         return messages, first
 
 
-def _messages(value: Any, role: str = "user") -> list[Message]:
+def to_messages(value: Any, role: str = "user") -> list[Message]:
     """Messages of a cell; a text that is no list of them is one message of ``role``. Raises ValueError."""
     if isinstance(value, str) and not holds_messages(value):
         if problem := text_problem(value, blank=role == "user"):
@@ -295,7 +279,7 @@ def _messages(value: Any, role: str = "user") -> list[Message]:
     return read_messages(value)
 
 
-def _named_error(column: str, read: Any, row: Row) -> Any:
+def named_error(column: str, read: Any, row: Row) -> Any:
     try:
         return read(row.get(column))
     except ValueError as error:
