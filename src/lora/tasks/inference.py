@@ -125,10 +125,14 @@ def _batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) 
         yield from (indices[start : start + most] for start in range(0, len(indices), most))
 
 
-def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str]) -> Any:
-    """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself."""
+def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str] | str) -> Any:
+    """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself.
+
+    ``adapters``: one name for each row, or one for all.
+    """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return model(**inputs, adapters=list(adapters))
+    rows = len(next(iter(inputs.values())))
+    return model(**inputs, adapters=[adapters] * rows if isinstance(adapters, str) else list(adapters))
 
 
 def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:

@@ -6,7 +6,7 @@ Shapes: b row, t token, v vocabulary, n supervised token.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class NextTokenTask(Task):
     auto_class = "AutoModelForCausalLM"
     best_metric = "loss"
     greater_is_better = False
-    measures = ("loss", "perplexity", "token_accuracy")
+    measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     next_token = True
 
     def collate(

@@ -7,7 +7,7 @@ put around them; else prompt and answer are tokenised as in `lora.tasks.tokens`,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -53,7 +53,7 @@ class PairTask(Task):
 
     roles = ("prompt", "chosen", "rejected")
     to_name = "data.columns {prompt: NAME, chosen: NAME, rejected: NAME} to learn preferences"
-    sign = Sign.CLEAR  # of columns that are there by name; None: only where the settings name the task
+    sign: ClassVar[Sign | None] = Sign.CLEAR  # of columns of that name; None: only where the task is named too
 
     def __init__(
         self, prompt: str | None = None, chosen: str = "chosen", rejected: str = "rejected", chat: bool = False,
@@ -115,7 +115,7 @@ class PairTask(Task):
     def ends(self) -> list[int]:
         return list((self.format or {}).get("ends", ()))
 
-    def _pairs(self, rows: list[Row]) -> list[tuple[list[Message], Message, Message]]:
+    def _pairs(self, rows: list[Row]) -> list[tuple[list[Message], list[Message]]]:
         """Of each row what is answered, and both answers. Raises DataError."""
         require_columns(rows, [name for name in (self.prompt, self.chosen, self.rejected) if name])
         problems, out = Problems(rows), []
@@ -127,7 +127,7 @@ class PairTask(Task):
         problems.raise_if_any(REMEDY)
         return out
 
-    def _pair(self, row: Row) -> tuple[list[Message], Message, Message]:
+    def _pair(self, row: Row) -> tuple[list[Message], list[Message]]:
         answers = [
             named_error(name, lambda value: to_messages(value, "assistant"), row)
             for name in (self.chosen, self.rejected)
@@ -147,7 +147,7 @@ class PairTask(Task):
                 raise ValueError(f"{name} holds {len(answer)} messages where one answer is needed")
         if answers[0] == answers[1]:
             raise ValueError(f"{self.chosen} and {self.rejected} are the same: nothing is preferred")
-        return prompt, answers[0][0], answers[1][0]
+        return prompt, [answer[0] for answer in answers]
 
     def _prompt(self, row: Row) -> list[Message] | None:
         if self.prompt is None:
@@ -160,27 +160,31 @@ class PairTask(Task):
         return messages
 
     def _tokens(
-        self, rows: list[Row], tokenizer: Any, max_length: int
-    ) -> tuple[list[tuple[int, list[int], list[int], list[int]]], int, list[str]]:
-        """(row, prompt, chosen, rejected) as token ids, how many prompts were cut, and notes. Raises DataError."""
+        self, rows: list[Row], asked: list[tuple[list[Message], list[Message]]], tokenizer: Any, max_length: int
+    ) -> tuple[list[tuple[int, list[int], list[list[int]]]], int, list[str]]:
+        """(row, prompt, answers) as token ids, how many prompts were cut, and notes. Raises DataError.
+
+        ``asked``: of each row the messages, and answers to them.
+        """
         problems, out = Problems(rows), []
         cut = dropped = 0
-        renderer = self._renderer(tokenizer)
-        frame = Frame.of(tokenizer)
-        for index, (messages, *answers) in enumerate(self._pairs(rows)):
+        renderer, frame = self._renderer(tokenizer), Frame.of(tokenizer)
+        for index, (messages, answers) in enumerate(asked):
             try:
                 if renderer is not None:
-                    chosen, rejected = (renderer.answer(messages, answer, None) for answer in answers)
-                    room = max_length - max(len(chosen), len(rejected))
+                    ids = [renderer.answer(messages, answer, None) for answer in answers]
+                    room = max_length - max(map(len, ids))
                     prompt, shortened = last_exchanges(renderer, messages, None, max(room, 1))
-                    fits = not shortened or (room > 0 and len(prompt) < room)
+                    fits = not shortened or len(prompt) < room  # a template cut in two is none
                 else:
-                    texts = [messages[0]["content"], *(answer["content"] for answer in answers)]
-                    prompt, chosen, rejected = (frame.strip(ids) for ids in bare_ids(tokenizer, texts))
-                    chosen, rejected = chosen + frame.end, rejected + frame.end
-                    room = max_length - len(frame.prefix) - max(len(chosen), len(rejected))
-                    fits, shortened = room >= min(len(prompt), 1), len(prompt) > room
-                    prompt = frame.prefix + prompt[max(len(prompt) - room, 0) :]
+                    bare, *ids = (
+                        frame.strip(of_one)
+                        for of_one in bare_ids(tokenizer, [one["content"] for one in (messages[0], *answers)])
+                    )
+                    ids = [answer + frame.end for answer in ids]
+                    room = max_length - len(frame.prefix) - max(map(len, ids))
+                    fits, shortened = room >= min(len(bare), 1), len(bare) > room
+                    prompt = frame.prefix + bare[max(len(bare) - room, 0) :]
             except ValueError as error:
                 problems.add(f"its messages {error}", index)
                 continue
@@ -190,13 +194,12 @@ class PairTask(Task):
                 dropped += 1
             else:
                 cut += shortened
-                out.append((index, prompt, chosen, rejected))
+                out.append((index, prompt, ids))
         problems.raise_if_any(REMEDY)
         notes = list(self._notes)
         if dropped:
-            notes.append(
-                cut_note(dropped, len(rows), max_length, "with an answer alone and {was} left out: none is ever cut")
-            )
+            what = "with an answer alone and {was} left out: none is ever cut"
+            notes.append(cut_note(dropped, len(rows), max_length, what))
         if not out:
             raise DataError(f"{named(rows)}{notes[-1]} None is left; raise data.max_length")
         if cut:
@@ -209,7 +212,6 @@ class PairTask(Task):
         task = self if self.format is not None else self.with_tokenizer(tokenizer)
         assert task.format is not None
         return Renderer(tokenizer, task.format["template"], self.template_options)
-
 
     def _asked(self, rows: list[Row], tokenizer: Any, max_length: int) -> Encoded:
         """Prompts alone, for generation."""
@@ -231,3 +233,8 @@ class PairTask(Task):
         problems.raise_if_any(REMEDY)
         notes = [cut_note(cut, len(rows), max_length, "and lost the beginning of their prompts")] if cut else []
         return Encoded(examples, [len(one["input_ids"]) for one in examples], [0] * len(examples), cut, notes)
+
+
+def right_share(gains: list[float]) -> float:
+    """The share of pairs in which the chosen answer gains over the rejected one, a tie counting half."""
+    return sum((gain > 0) + (gain == 0) / 2 for gain in gains) / len(gains)

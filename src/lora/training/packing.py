@@ -263,7 +263,7 @@ def _leaks(packing: Packing, name: str, examples: list[dict[str, Any]], losses: 
 def _own_loss(model: LoRA, trainee: Trainee, prepared: Prepared, example: dict[str, Any]) -> Tensor:
     """The loss sum of one example's tokens by the model's own forward."""
     batch = to_device(trainee.task.collate([example], prepared.pad_token_id, prepared.padding_side), model)
-    sums, _ = trainee.task.token_losses(forward(model, batch, [trainee.name] * trainee.task.rows), batch)
+    sums, _ = trainee.task.token_losses(forward(model, batch, trainee.name), batch)
     return sums.sum()
 
 
