@@ -41,6 +41,7 @@ class Document(NamedTuple):
     seed: int | None = None  # of what is drawn for it
     owner: str = ""  # its adapter
     prefix: tuple[int, int] = (0, 0)  # (start, length) of the tokens of the row that it begins with, its owner's too
+    drops: bool = True  # whether attention weights are dropped while training
 
 
 class Row:
@@ -87,13 +88,13 @@ class Row:
         same whoever is beside it), beginning with nothing of another, nothing to be drawn."""
         out: list[Run] = []
         start, owner = 0, None
-        for length, seed, its_owner, prefix in self.documents:
+        for length, seed, its_owner, prefix, drops in self.documents:
             seed = seed if drawing else None
             alike = out and out[-1].length == length and not out[-1].prefix[1] and not prefix[1]
             if alike and seed is None and owner == its_owner:
                 out[-1] = out[-1]._replace(number=out[-1].number + 1, seed=None)
             else:
-                out.append(Run(start, 1, length, seed, prefix))
+                out.append(Run(start, 1, length, seed, prefix, drops))
             start, owner = start + length, its_owner
         return out
 
@@ -106,6 +107,7 @@ class Run(NamedTuple):
     length: int  # of each
     seed: int | None
     prefix: tuple[int, int]  # what a single one begins with
+    drops: bool
 
 
 # One per thread: a block recomputed in the backward may run on another thread than its forward.
@@ -218,7 +220,7 @@ def _by_runs(
     groups, parts = q.shape[1] // k.shape[1], []
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    for start, count, length, seed, (first, before) in row.runs(drawing=dropout > 0):
+    for start, count, length, seed, (first, before), drops in row.runs(drawing=dropout > 0):
         cut = slice(start, start + count * length)
         # (count, h, t, d)
         its_q, its_k, its_v = (x[cut].reshape(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
@@ -227,8 +229,9 @@ def _by_runs(
                 torch.cat([x[first : first + before].transpose(0, 1)[None], own], dim=2)
                 for x, own in ((k, its_k), (v, its_v))
             )
-        with _drawing(seed, module, q.device) if dropout else nullcontext():
-            out = _attend(its_q, its_k, its_v, causal, scaling, window, softcap, dropout)
+        rate = dropout if drops else 0.0
+        with _drawing(seed, module, q.device) if rate else nullcontext():
+            out = _attend(its_q, its_k, its_v, causal, scaling, window, softcap, rate)
         parts.append(out.transpose(1, 2).reshape(count * length, out.shape[1], out.shape[3]))
     return torch.cat(parts)
 

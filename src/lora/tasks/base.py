@@ -118,7 +118,7 @@ class Task(ABC):
         return None
 
     def remarks(self) -> list[str]:
-        """What a user should know of what was learned from the rows, in full sentences."""
+        """What a user should know of what was learned from the rows, or seen of the tokenizer, in full sentences."""
         return []
 
     @abstractmethod

@@ -85,7 +85,7 @@ class ChatTask(NextTokenTask):
         self.system, self.tools = system, tools
         self.learn, self.template, self.template_options = learn, template, dict(template_options or {})
         self.system_prompt, self.format = system_prompt, format
-        self._notes: list[str] = []
+        self._remarks: list[str] = []
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -140,8 +140,11 @@ class ChatTask(NextTokenTask):
         state = {key: value for key, value in self.state().items() if key != "task"}
         made, _, notes = settle(self.format, self.template, self.template_options, tokenizer)
         task = type(self)(**{**state, "format": made})
-        task._notes = notes
+        task._remarks = notes
         return task
+
+    def remarks(self) -> list[str]:
+        return self._remarks
 
     def ends(self) -> list[int]:
         return list((self.format or {}).get("ends", ()))
@@ -180,7 +183,7 @@ class ChatTask(NextTokenTask):
             examples += [{"input_ids": one.ids, "labels": one.labels, "row": row} for one in made]
         problems.raise_if_any(REMEDY)
         task.format["ends"] = sorted({*task.format["ends"], *renderer.ends})
-        notes = [*task._notes, *self._told(len(rows), supervised, long, parts, lost, left_out, max_length)]
+        notes = self._told(len(rows), supervised, long, parts, lost, left_out, max_length)
         if not examples:
             raise DataError(f"{named(rows)}{notes[-1]} None is left; raise data.max_length")
         if supervised and not task.format["ends"]:

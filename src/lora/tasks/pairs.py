@@ -64,7 +64,7 @@ class PairTask(Task):
         self.chat = chat or template is not None or system_prompt is not None
         self.template, self.template_options = template, dict(template_options or {})
         self.system_prompt, self.format = system_prompt, format
-        self._notes: list[str] = []
+        self._remarks: list[str] = []
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -109,8 +109,11 @@ class PairTask(Task):
         state = {key: value for key, value in self.state().items() if key != "task"}
         made, _, notes = settle(self.format, self.template, self.template_options, tokenizer)
         task = type(self)(**{**state, "format": made})
-        task._notes = notes
+        task._remarks = notes
         return task
+
+    def remarks(self) -> list[str]:
+        return self._remarks
 
     def ends(self) -> list[int]:
         return list((self.format or {}).get("ends", ()))
@@ -188,15 +191,15 @@ class PairTask(Task):
             except ValueError as error:
                 problems.add(f"its messages {error}", index)
                 continue
-            if not prompt:
-                problems.add("nothing stands before the answers (a blank prompt, and no beginning token)", index)
-            elif not fits:
+            if not fits:
                 dropped += 1
+            elif not prompt:
+                problems.add("nothing stands before the answers (a blank prompt, and no beginning token)", index)
             else:
                 cut += shortened
                 out.append((index, prompt, ids))
         problems.raise_if_any(REMEDY)
-        notes = list(self._notes)
+        notes = []
         if dropped:
             what = "with an answer alone and {was} left out: none is ever cut"
             notes.append(cut_note(dropped, len(rows), max_length, what))

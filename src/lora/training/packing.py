@@ -133,7 +133,8 @@ class Packing:
             for number, text in enumerate(lot.texts):
                 seed = None if lot.seed is None else seed_of(lot.seed, "document", number)
                 start = len(ids)
-                documents += [Document(own, seed, lot.owner, (start, before)) for own, before in text.documents]
+                drops = lot.name != BASE
+                documents += [Document(own, seed, lot.owner, (start, before), drops) for own, before in text.documents]
                 ids += text.ids
                 positions += text.positions
                 chosen += [start + place for place in text.places]
