@@ -289,6 +289,9 @@ class RunConfig(Settings):
         gt=0,
         description="GiB that training may use beside the weights; default: 70 % of what is free when it begins",
     )
+    check: bool = Field(
+        default=True, description="verify before training that it can succeed (see `lora check`); takes seconds"
+    )
     # Of the run and not of an adapter: they choose what the shared passes are computed by.
     compile: bool = Field(
         default=False, description="element-wise parts of decoders by torch's compiler: faster steps, a slow first one"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from lora.workflow.tuned import adapter_folder, base_of, task_of
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
     from lora.training.loop import FitResult
-    from lora.training.prepare import Rows
+    from lora.training.prepare import Prepared, Rows
     from lora.training.processes import Processes
 
 Say = Callable[[str], None]
@@ -81,10 +81,12 @@ def train(
     task = task_of(start) if start else None
     assert config.model and config.data.train, "checked among the places"
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task)
-    model, tokenizer = _load(config, rows.task, start)
+    model, tokenizer = load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     for line in [*model.summary().splitlines(), *prepared.notes]:
         say(line)
+    if config.check and not resume:
+        verify(model, {"default": (prepared, config)}, say)
     newest = run.checkpoints()[-1:] if resume else []
     with _refusals(config, run, processes):
         result = fit(
@@ -136,7 +138,7 @@ def _places(config: RunConfig, resume: bool, overwrite: bool) -> tuple[RunFolder
     return run, start
 
 
-def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
+def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
     """Base with its adapter, and tokenizer. What is chosen for this machine and model is written into ``config``.
 
     Raises:
@@ -165,6 +167,27 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
         config.adapter = found
     settle(config, base, dtype)
     return model, tokenizer
+
+
+def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say) -> None:
+    """Run the checks before training for each of ``jobs``, and say what they found worth a look.
+
+    Raises:
+        TrainingError: some failed.
+    """
+    from lora.checks.before import check_training, refuse_failed
+    from lora.training.processes import Processes
+
+    model.to(Processes().device)
+    begun, count = time.perf_counter(), 0
+    for name, (prepared, config) in jobs.items():
+        found = check_training(model, name, prepared, config.training, Path(config.output or "."))
+        for finding in found:
+            if finding.status == "note":
+                say(f"{name}: {finding}" if len(jobs) > 1 else str(finding))
+        refuse_failed(found)
+        count += sum(finding.status != "skipped" for finding in found)
+    say(f"{count} checks before training in {time.perf_counter() - begun:.1f} s.")
 
 
 def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
