@@ -82,11 +82,10 @@ def beginnings(prepared: Prepared) -> Finding:
 
 def cut(prepared: Prepared) -> Finding:
     """How many rows were longer than the length."""
-    count, examples = prepared.train.truncated, prepared.train.examples
-    rows = len({example.get("row", place) for place, example in enumerate(examples)})
+    count, kept = prepared.train.truncated, len(prepared.train)
     name = "rows fit the length"
-    said = f"{count} of {rows} have more than {prepared.max_length} tokens"
-    if count > rows / 10:
+    said = f"{count} rows have more than {prepared.max_length} tokens; {kept} examples are left to train on"
+    if count > kept / 10:
         return Finding(
             name, "note", said, "What was cut is not learned; the run's notes say what became of it.",
             "Raise max_length, if model and memory allow it.",

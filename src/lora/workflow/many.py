@@ -17,7 +17,7 @@ from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
-from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure, settle, verify
+from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure, settle, verify, verify_trained
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows
@@ -93,6 +93,8 @@ def train_many(
                     + how_to_resume(output)
                 ) from None
             facts = facts_of(configs[name], model, rows[name], result)
+            if config.check:
+                facts["checks_after_training"] = verify_trained(config, model, result, lambda line: None)
             path = write_report(output / name, facts, result.history, evaluation)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
     return out

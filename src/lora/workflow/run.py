@@ -85,6 +85,10 @@ def train(
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     for line in [*model.summary().splitlines(), *prepared.notes]:
         say(line)
+    if config.probe:
+        from lora.checks.probe import probe_texts
+
+        probe_texts(config.probe)  # complains now, not after training
     if config.check and not resume:
         verify(model, {"default": (prepared, config)}, say)
     newest = run.checkpoints()[-1:] if resume else []
@@ -105,6 +109,8 @@ def train(
             f"the adapter is trained and saved ({run.adapter}), but not measured. For that: {how_to_resume(run.path)}"
         ) from None
     facts = facts_of(config, model, rows, result)
+    if config.check:
+        facts["checks_after_training"] = verify_trained(config, model, result, say)
     # The time of earlier parts is that of their training: what they measured, if they came to that, is not counted.
     facts["training"]["total_seconds"] = round(time.perf_counter() - begun + result.seconds_before, 1)
     return TrainResult(model, result, evaluation, write_report(run.path, facts, result.history, evaluation))
@@ -188,6 +194,20 @@ def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say
         refuse_failed(found)
         count += sum(finding.status != "skipped" for finding in found)
     say(f"{count} checks before training in {time.perf_counter() - begun:.1f} s.")
+
+
+def verify_trained(config: RunConfig, model: LoRA, result: FitResult, say: Say) -> dict[str, str]:
+    """Run the checks after training, say what they found worth a look, and give all by name for the report."""
+    from lora.checks.after import check_trained
+    from lora.checks.probe import probe_texts
+
+    assert result.output is not None
+    texts = probe_texts(config.probe) if config.probe else None
+    found = check_trained(model, result.adapter, result.output / "adapter", result.data, texts)
+    for finding in found:
+        if finding.status in ("note", "failed"):
+            say(str(finding))
+    return {finding.check: f"{finding.status}: {finding.said}" for finding in found}
 
 
 def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
@@ -286,6 +306,7 @@ def in_full(config: RunConfig) -> None:
     config.model = config.model and _absolute(config.model)
     config.data.train = config.data.train and _absolute(config.data.train)
     config.data.validation = config.data.validation and _absolute(config.data.validation)
+    config.probe = config.probe and _absolute(config.probe)
 
 
 def _absolute(place: str) -> str:
