@@ -243,6 +243,10 @@ class TrainingConfig(Settings):
     )
     length_grouped: bool = Field(default=True, description="batch rows of like length: less padding")
     seed: int = Field(default=0, ge=0, description="seeds initialisation, order and dropout")
+    # Enough to see what the adapter writes and whether it ends; small differences in a score of so few are chance.
+    generate_rows: int = Field(
+        default=32, ge=0, description="prompts answered for the report, where the task writes answers; 0: none"
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard events")
 
     @property

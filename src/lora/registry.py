@@ -23,6 +23,7 @@ TASKS = {
     "multi-label": "lora.tasks.multilabel:MultiLabelTask",
     "regression": "lora.tasks.regression:RegressionTask",
     "causal": "lora.tasks.causal:CausalTask",
+    "seq2seq": "lora.tasks.seq2seq:Seq2SeqTask",
 }
 
 

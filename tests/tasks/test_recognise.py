@@ -183,7 +183,9 @@ def test_a_new_task_is_one_file_and_one_line() -> None:
     assert recognise(data, named).roles == {"words": "tokens", "marks": "id"}
     with pytest.raises(DataError, match=r"to classify, .*plain text, data.columns \{words: …, marks: …\} to tag words"):
         recognise(rows("alpha", "beta"), DataConfig())
-    with pytest.raises(DataError, match=r"a prompt column \(causal\), a marks column \(tagging\); remove one kind"):
+    with pytest.raises(
+        DataError, match=r"a prompt column \(causal, seq2seq\), a marks column \(tagging\); remove one kind"
+    ):
         recognise(rows("a", "b"), DataConfig(columns={"marks": "a"}, prompt_column="b"))
     with pytest.raises(ConfigError, match="did you mean 'tagging'"):
         DataConfig.make({"task": "taging"})

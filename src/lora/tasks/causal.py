@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lora.core.configs import is_encoder_decoder
 from lora.data.columns import TEXT, Claim, Sign, Table
 from lora.data.problems import Problems, is_missing, text_problem
 from lora.tasks.base import Encoded, Input, Row, Task
@@ -21,7 +22,8 @@ from lora.tasks.tokens import IGNORED, Frame, Made, bare_ids, blocks, completion
 PLAIN_TEXT = ("text", "content", "document")  # a lone column of this name is text to model, whatever stands beside it
 PROMPTS = (
     ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
-    ("question", "answer"), ("source", "target"), ("input", "output"), ("input", "target"),
+    ("question", "answer"), ("source", "target"), ("input", "output"), ("input", "target"), ("document", "summary"),
+    ("article", "highlights"), ("text", "summary"),
 )  # fmt: skip
 WITH_CONTEXT = ("instruction", "prompt", "question")  # prompts that a context column may belong to
 CONTEXT = ("input", "context")  # joined below the prompt where the prompt is an instruction
@@ -38,13 +40,14 @@ class CausalTask(Task):
     """
 
     name = "causal"
-    roles = ("text", "prompt", "context", "completion")
+    roles: ClassVar[tuple[str, ...]] = ("text", "prompt", "context", "completion")
     to_name = "data.prompt_column and data.completion_column to learn answers, or data.task causal for plain text"
     auto_class = "AutoModelForCausalLM"
     best_metric = "loss"
     greater_is_better = False
     measures = ("loss", "perplexity", "token_accuracy")
     next_token = True
+    generates = True
 
     def __init__(
         self,
@@ -59,6 +62,10 @@ class CausalTask(Task):
         self.prompt = prompt
         self.completion = completion
         self.context = context
+
+    @classmethod
+    def suits(cls, base: Any) -> bool:
+        return not is_encoder_decoder(base)
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -154,7 +161,9 @@ class CausalTask(Task):
         else:
             ends = [frame.strip(ids, first=False) for ids in bare_ids(tokenizer, answers)]
             completions(made, frame, bodies, ends, max_length)
-        return made.encoded(max_length, frame, self.text is not None, supervised)
+        encoded = made.encoded(max_length, frame, self.text is not None, supervised)
+        encoded.answers = [answers[example["row"]] for example in encoded.examples] if answers else []
+        return encoded
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
@@ -170,6 +179,9 @@ class CausalTask(Task):
                 padding_side,
             ),
         }
+
+    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+        return super().asked(example) if self.text is None else None
 
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over a row's supervised tokens (b,) fp32, and their number (b,).
