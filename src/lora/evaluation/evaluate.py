@@ -75,9 +75,11 @@ def evaluate(
     if adapters is not None and not adapters:
         raise ConfigError("adapters: names none; leave it out to measure all")
     least_one = {"batch_size": batch_size, "latency_rows": latency_rows, "max_new_tokens": max_new_tokens}
-    for name, value in (least_one | ({"generate": generate} if generate else {})).items():
+    for name, value in least_one.items():
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if not isinstance(generate, int) or generate < 0:
+        raise ConfigError(f"generate is {generate!r}; it must be a number of prompts, or True for all")
     started = time.perf_counter()
     names = chosen_adapters(model, adapters, baseline)
     inputs = prepare(model, data, names, tokenizer, task, max_length, data_config)
