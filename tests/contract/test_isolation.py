@@ -147,7 +147,7 @@ def test_beside_one_with_a_head_of_its_own(llama: Any, dtype: torch.dtype) -> No
     check(llama, jobs, dtype, at_once=3)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
     """The recomputed blocks draw the dropout of their forward again, their own and the base's."""
     folder = request.getfixturevalue(kind)
@@ -158,7 +158,7 @@ def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
         same_bits(name, checkpointed[name], result)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_under_any_memory_budget(request: Any, kind: str, monkeypatch: Any) -> None:
     """Recomputed layers and smaller passes, chosen for want of memory, change nothing; nor does whoever is waiting."""
     folder = request.getfixturevalue(kind)

@@ -13,7 +13,7 @@ from tiny_rows import LABELS, labelled, texts, with_adapters, word_tokenizer
 from lora.core.routing import BASE
 from lora.errors import ConfigError
 from lora.evaluation.answers import questions
-from lora.evaluation.evaluate import evaluate
+from lora.evaluation.evaluate import Evaluation, evaluate
 from lora.evaluation.report import write_report
 from lora.evaluation.text_metrics import text_metrics
 from lora.model.lora import LoRA
@@ -108,6 +108,11 @@ def test_answers_and_metrics_are_those_of_each_alone(words: Any) -> None:
     assert without.generation is None and "bleu" not in without["a"]
 
 
+def notes(evaluation: Evaluation) -> list[str]:
+    assert evaluation.generation is not None
+    return evaluation.generation.notes
+
+
 def test_an_end_that_was_never_learned_is_told(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from lora.evaluation import answers as module
     from lora.evaluation.generation import Completion
@@ -121,17 +126,18 @@ def test_an_end_that_was_never_learned_is_told(words: Any, monkeypatch: pytest.M
         ],
     )  # fmt: skip
     options: dict[str, Any] = {"task": TASK, "tokenizer": words, "latency": False, "generate": True}
-    told = evaluate(model, ROWS, max_new_tokens=9, **options).notes
-    (note,) = [note for note in told if "end token" in note]
-    assert note.startswith("Only 33% of the answers of tuned ended with an end token; the others ran on to 9 tokens.")
+    found = evaluate(model, ROWS, max_new_tokens=9, **options)
+    (note,) = notes(found)
+    assert note in found.to_markdown() and note.startswith(
+        "Only 33% of the answers of tuned ended with an end token; the others ran on to 9 tokens."
+    )
     ends["tuned"] = 2
-    assert not any("end token" in note for note in evaluate(model, ROWS, max_new_tokens=9, **options).notes)
+    assert not notes(evaluate(model, ROWS, max_new_tokens=9, **options))
     # Answers that are longer than what may be written are no fault of the adapter's.
     long = [{"prompt": row["prompt"], "completion": "w5 w6 w7 w8"} for row in ROWS]
     ends["tuned"] = 0
-    told = evaluate(model, long, max_new_tokens=3, **options).notes
-    assert any("Of 3 of 3 prompts no answer in the data fits into 3 new tokens" in note for note in told)
-    assert not any("end token" in note for note in told)
+    (note,) = notes(evaluate(model, long, max_new_tokens=3, **options))
+    assert note.startswith("Of 3 of 3 prompts no answer in the data fits into 3 new tokens")
 
 
 def test_room_for_an_answer_ends_with_the_positions(words: Any) -> None:

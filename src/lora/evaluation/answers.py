@@ -78,7 +78,7 @@ def _question(task: Task, encoded: Encoded, tokenizer: Any, ends: list[int], pla
 def write_answers(
     model: LoRA, task: Task, encoded: Encoded, names: Sequence[str], tokenizer: Any, *, wanted: int | None,
     max_new_tokens: int, batch_size: int,
-) -> tuple[Generation, dict[str, dict[str, float]], list[str]]:  # fmt: skip
+) -> tuple[Generation, dict[str, dict[str, float]]]:  # fmt: skip
     """Let each of ``names`` answer the same prompts, greedily.
 
     Args:
@@ -86,8 +86,8 @@ def write_answers(
         wanted: how many different prompts, evenly over the data; None: all.
 
     Returns:
-        the answers, metrics of each name (`text_metrics`; ``stop_rate``, the share that ended with an end token;
-        ``answer_length``, mean tokens), and what a user should know.
+        the answers, and metrics of each name: those of `text_metrics`; ``stop_rate``, the share that ended with an end
+        token; ``answer_length``, mean tokens.
     """
     ends = end_tokens(model, tokenizer)
     asked = questions(task, encoded, tokenizer, ends, wanted)
@@ -115,8 +115,9 @@ def write_answers(
         reference_length=sum(lengths) / len(lengths),
         max_new_tokens=max_new_tokens,
         signatures=signatures,
+        notes=_notes(asked, metrics, max_new_tokens),
     )
-    return generation, metrics, _notes(asked, metrics, max_new_tokens)
+    return generation, metrics
 
 
 def _notes(asked: Sequence[Question], metrics: dict[str, dict[str, float]], max_new_tokens: int) -> list[str]:

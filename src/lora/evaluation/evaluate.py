@@ -99,12 +99,11 @@ def evaluate(
     metrics = {name: task.metrics(out.predictions, targets, out.loss_sum, out.count) for name, out in outcomes.items()}
     generation = None
     if generate:
-        generation, scores, notes = write_answers(
+        generation, scores = write_answers(
             model, task, encoded, names, tokenizer or tokenizer_of(model), max_new_tokens=max_new_tokens,
             wanted=None if generate is True else generate, batch_size=batch_size,
         )  # fmt: skip
         metrics = {name: its | scores[name] for name, its in metrics.items()}
-        inputs.notes += notes
     return Evaluation(
         metrics=metrics,
         rows=len(encoded),

@@ -25,6 +25,7 @@ class Generation:
         reference_length: their mean number of tokens.
         max_new_tokens: what an answer could have at most.
         signatures: what sacrebleu says of how its metrics were computed, by metric.
+        notes: what a user should know of them, in full sentences.
     """
 
     answers: list[dict[str, Any]]
@@ -32,6 +33,7 @@ class Generation:
     reference_length: float
     max_new_tokens: int
     signatures: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -161,6 +161,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
             "ROUGE-L: F1, the nearest reference. Exact match: but for case and white space. "
             + " ".join(f"{METRICS[key].title}: {signature}." for key, signature in written.signatures.items())
         )
+        out += written.notes
     if evaluation.peak_memory_bytes:
         out.append(f"Peak memory: {evaluation.peak_memory_bytes / 2**20:,.0f} MiB, {evaluation.peak_memory_kind}.")
     return out
@@ -228,9 +229,9 @@ def answers(evaluation: Evaluation) -> Grid | None:
         return None
     names = ([evaluation.base] if evaluation.base else []) + evaluation.tuned
     every = evaluation.generation.answers
-    step = max(1, -(-len(every) // ANSWERS))
+    places = sorted({round(place * (len(every) - 1) / (ANSWERS - 1)) for place in range(ANSWERS)})
     rows: list[list[Cell]] = []
-    for answer in every[::step]:
+    for answer in (every[place] for place in places):
         first, *more = answer["references"]
         reference = _short(first) + (f" (and {len(more)} more)" if more else "")
         rows.append([_short(answer["prompt"]), reference, *[_short(answer["answers"][name]) for name in names]])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora.config import EVAL_BATCH_SIZE
-from lora.core.configs import text_config
+from lora.core.configs import is_encoder_decoder, text_config
 from lora.data.batches import in_order
 from lora.errors import RoutingError
 from lora.tasks.base import Encoded, Task
@@ -154,12 +154,17 @@ def evaluating(model: LoRA) -> Iterator[None]:
 @contextmanager
 def without_cache(model: LoRA) -> Iterator[None]:
     """For the block the model keeps no keys and values for tokens to come, which nobody asks for."""
-    config = text_config(getattr(model.base, "config", None))
-    caches = getattr(config, "use_cache", None)
-    if caches:
-        config.use_cache = False
+    base: Any = model.base
+    config = getattr(base, "config", None)
+    configs = [text_config(config)]
+    if is_encoder_decoder(config) and hasattr(base, "get_decoder"):
+        configs.append(getattr(base.get_decoder(), "config", None))  # T5's has one of its own
+    caching = [its for its in configs if getattr(its, "use_cache", None)]
+    before = [its.use_cache for its in caching]
+    for its in caching:
+        its.use_cache = False
     try:
         yield
     finally:
-        if caches:
-            config.use_cache = caches
+        for its, value in zip(caching, before, strict=True):
+            its.use_cache = value

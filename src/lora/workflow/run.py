@@ -225,11 +225,14 @@ def measure(
     measured = prepared.test or prepared.held
     if measured is None:
         return None
+    generate = config.training.generate_rows if has_answers(prepared.task, measured) else 0
+    if generate:
+        say(f"Up to {generate} prompts are answered for the report (training.generate_rows: 0 leaves that out).")
     evaluation = evaluate(
         model, measured, tokenizer=tokenizer, task=prepared.task, adapters=[result.adapter], latency=latency,
         baseline=baseline,
         batch_size=config.training.evaluation_rows, max_length=prepared.max_length,
-        generate=config.training.generate_rows if has_answers(prepared.task, measured) else False,
+        generate=generate,
     )  # fmt: skip
     if prepared.test is None and result.best_step is not None:
         result.notes.append(
