@@ -138,7 +138,7 @@ class DataConfig(Settings):
         le=0.9,
         description="share split off where no validation data is given, at most 0.9; 0: none",
     )
-    task: str = Field(default="auto", description=f"{', '.join(TASKS)}; auto reads it from the columns")
+    task: str = Field(default="auto", description=f"{', '.join(TASKS)}; auto reads it from the columns and the base")
     text_column: str | None = Field(default=None, description="column of the text (default: recognised)")
     text_pair_column: str | None = Field(default=None, description="column of a second text (default: recognised)")
     label_column: str | None = Field(default=None, description="column of the label(s) (default: recognised)")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MATRIX = 15  # classes; a larger matrix is wider than a page and mostly zeros
 PAIRS = 15  # most confused pairs shown instead
 ANSWERS = 5  # written answers shown, evenly over all of them
-EXCERPT = 300  # characters of a text shown
+EXCERPT = 240  # characters of a text shown
 
 
 @dataclass(frozen=True)
