@@ -26,6 +26,15 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
+def load_base_config(name: str, trust_remote_code: bool = False) -> Any:
+    """transformers' configuration of base model ``name``, without its weights; raises ModelError."""
+    from transformers import AutoConfig
+
+    name = check_folder(name)
+    with loading(name, "its config.json cannot be read"):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
 def load_base(
     name: str,
     auto_class: str,
