@@ -46,6 +46,8 @@ _LEAD = re.compile(rf"[\u00c2-\u00f4][{_TAIL}]+")
 def _mojibake(text: str) -> Iterator[tuple[int, int]]:
     """UTF-8 that was read as Windows-1252 or Latin-1 (``Ã¼`` for ``ü``): what becomes valid UTF-8 on the way back."""
     for match in _LEAD.finditer(text):
+        if len(match[0]) == 2 and match[0][1] in "“”‘’…–—«»" and match[0][0] not in "ÂÃ":
+            continue  # a word that ends in ß before a mark is one, and a sign of NKo by accident
         for encoding in ("cp1252", "latin-1"):
             try:
                 match[0].encode(encoding).decode("utf-8")

@@ -72,7 +72,7 @@ def _said(lengths: Lengths) -> list[str]:
     limit = f"max_length {lengths.max_length:,}"
     out = [f"{limit}: no training row is longer."]
     if lengths.cut:
-        out = [*lengths.notes, *(f"{name}: {place}." for name, place in lengths.cut_places.items())]
+        out = [*lengths.notes, *(f"{name.capitalize()}: {place}." for name, place in lengths.cut_places.items())]
         lost = f"; {lengths.lost:,} tokens are not seen" if lengths.lost else ""
         out.append(f"{limit}: the longest row has {lengths.longest:,} tokens{lost}.")
     if lengths.learned is not None:
@@ -97,9 +97,9 @@ def _histogram(title: str, of: Spread) -> Table:
     most = max(count for _, _, count in of.histogram)
     whole = all(float(low).is_integer() for low, _, _ in of.histogram)
     for place, (low, high, count) in enumerate(of.histogram):
-        last = place == len(of.histogram) - 1
         if whole:
-            ends = f"{low:,.0f}" if high - low == 1 and not last else f"{low:,.0f}–{high - (0 if last else 1):,.0f}"
+            last = high - (place < len(of.histogram) - 1)
+            ends = f"{low:,.0f}–{last:,.0f}" if last > low else f"{low:,.0f}"
         else:
             ends = f"{low:g}–{high:g}"
         table.add_row(ends, Text(bar(count, most), style="cyan"), f"{count:,}")

@@ -34,13 +34,16 @@ class Way:
         if self.colour:
             return Text.assemble(
                 ("learned", LEARNED), "  ", ("not·learned", OTHER), "  ", ("<special>", SPECIAL), "  ",
-                ("<special, learned>", SPECIAL_LEARNED), "  every ", ("other", "underline"), ("·token", ""),
-                " is underlined  · space  → tab  ⏎ line break",
+                ("<special,·learned>", SPECIAL_LEARNED), "  ", "every", ("·other", "underline"), "·token",
+                "  · space  → tab  ⏎ line break",
             )  # fmt: skip
         return Text("⟦learned⟧  not·learned  «special»  | between tokens  · space  → tab  ⏎ line break")
 
-    def text(self, pieces: Sequence[Piece | str], width: int) -> Text:
-        """``pieces`` and, as they are, remarks between them; lines are broken between tokens."""
+    def text(self, pieces: Sequence[Piece | str], width: int, other: str = OTHER) -> Text:
+        """``pieces`` and, as they are, remarks between them; lines are broken between tokens.
+
+        ``other``: the style of tokens that are not learned.
+        """
         out, used, inside, number = Text(), 0, False, 0
 
         def add(lead: str, shown: str, style: str, tail: str = "") -> None:
@@ -63,7 +66,7 @@ class Way:
             number += 1
             shown = visible_token(piece)
             if self.colour:
-                add("", shown, self._style(piece) + (" underline" if number % 2 == 0 else ""))
+                add("", shown, _style(piece, other) + (" underline" if number % 2 == 0 else ""))
             else:
                 change = piece.learned != inside
                 lead = ("⟦" if piece.learned else end) if change else "|" if used else ""
@@ -77,11 +80,11 @@ class Way:
             out.append("⟧")
         return out
 
-    @staticmethod
-    def _style(piece: Piece) -> str:
-        if piece.special:
-            return SPECIAL_LEARNED if piece.learned else SPECIAL
-        return LEARNED if piece.learned else OTHER
+
+def _style(piece: Piece, other: str) -> str:
+    if piece.special:
+        return SPECIAL_LEARNED if piece.learned else SPECIAL
+    return LEARNED if piece.learned else other
 
 
 def visible_token(piece: Piece) -> str:
@@ -100,11 +103,12 @@ def draw_examples(examples: Sequence[Example], console: Console, full: bool) -> 
     for example in examples:
         console.print()
         console.print(Text(_title(example), style="italic"))
+        other = "" if example.learned is None else OTHER  # where a label is learned all tokens are alike
         table = Table.grid(padding=(0, 1))
         table.add_column(style="cyan", justify="right", min_width=NAMES)
         table.add_column(overflow="fold")
         for name, pieces in _parts(example, full):
-            table.add_row(name, way.text(pieces, console.width - NAMES - 2))
+            table.add_row(name, way.text(pieces, console.width - NAMES - 2, other))
         if example.label is not None:
             shown = ", ".join(map(str, example.label)) if isinstance(example.label, list) else str(example.label)
             label = shown or "(none)"

@@ -11,8 +11,9 @@ from lora.checks.minhash import nearest
 from lora.checks.texts import Said, plain
 from lora.data.rows import Row
 
-NEAR = 0.7  # Jaccard index from which on two texts are told as nearly the same
+NEAR = 0.8  # Jaccard index from which on two texts are told as nearly the same
 SHOWN = 3  # pairs and contradictions that are quoted
+QUOTED = 70  # characters of each text of a pair
 
 
 @dataclass
@@ -47,7 +48,7 @@ def look_for_duplicates(
     for part, rows in zip(parts, said, strict=True):
         again = _repeated(rows)
         out.repeated[part.name] = len(again)
-        if again:
+        if again and part is parts[0]:
             what = f"{_of(again, rows, part)} {'repeats' if len(again) == 1 else 'repeat'} an input"
             why = "they weigh as often as they are there; the first of each is not counted"
             quotes = sorted({quote(rows[index].asked) for index in again[:SHOWN]})
@@ -88,13 +89,22 @@ def _across(
     if near:
         what = f"{_of(near, rows, part)} {_are(near)} nearly in training (Jaccard {out.threshold:g} and more)"
         quotes = [
-            f"{index:.2f}  {where(part.rows, [other])}: {quote(rows[other].asked)}  ~  training "
-            f"{where(train.rows, [one])}: {quote(known[one].asked)}"
+            f"{index:.2f}  {where(part.rows, [other])}: {text}\n      training {where(train.rows, [one])}: {again}"
             for one, other, index in near[:SHOWN]
+            for text, again in [_both(rows[other].asked, known[one].asked)]
         ]
         why, at = "metrics of them say little of new inputs", sorted(other for _, other, _ in near)
         findings.append(found("near", "look", what, why, part.rows, at, quotes))
     return findings
+
+
+def _both(first: str, second: str) -> tuple[str, str]:
+    """Quotes of two texts, from shortly before they part."""
+    first, second = " ".join(first.split()), " ".join(second.split())
+    alike = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+    start = max(alike - QUOTED // 2, 0)
+    lead = "…" if start else ""
+    return lead + quote(first[start:], QUOTED), lead + quote(second[start:], QUOTED)
 
 
 def _of(some: Sequence[Any], rows: Sequence[Any], part: Part) -> str:

@@ -104,7 +104,8 @@ def choose(choice: Choice, parts: Sequence[Part]) -> list[tuple[str, Part, int, 
         drawn = random.choice(len(order), min(choice.count, len(order)), replace=False)
         picked.append(("drawn at random", drawn.tolist()))
     if not picked and not choice.rows:
-        at = np.unique(np.linspace(0.05, 0.95, choice.count) * (len(order) - 1)).astype(int)
+        shares = np.linspace(0.05, 0.95, choice.count) if choice.count > 1 else np.full(choice.count, 0.5)
+        at = np.unique(shares * (len(order) - 1)).astype(int)
         picked.append(("", list(dict.fromkeys(order[place] for place in at))))
     out = [_named_row(number, parts) for number in choice.rows]
     flat = [example for of_row in out for example in of_row]
@@ -170,7 +171,9 @@ class Viewer:
                 Stretch("source", self.pieces(ids, None)[0]), Stretch("target", self.pieces(labels, labels)[0]),
             ]  # fmt: skip
         pieces = self.pieces(ids, labels)[0]
-        return by_role(pieces, messages, "") if messages else by_learning(pieces)
+        if messages:
+            return by_role(pieces, messages, "")
+        return [Stretch("text", pieces)] if self.task.inputs()[0].divisible else by_learning(pieces)
 
     def pieces(self, ids: list[int], labels: list[int] | None, at: Sequence[int] = ()) -> list[list[Piece]]:
         """The tokens with their texts, cut at the places ``at``."""
@@ -295,9 +298,7 @@ def _between(pieces: list[Piece], ends: list[int], start: int, stop: int) -> int
 
 
 def by_learning(pieces: list[Piece]) -> list[Stretch]:
-    """``pieces`` cut where learning begins and ends; all of it one text, where only the first token is not learned."""
-    if all(piece.learned for piece in pieces[1:]):
-        return [Stretch("text", pieces)]
+    """``pieces`` cut where learning begins and ends."""
     out = list[Stretch]()
     for piece in pieces:
         name = "answer" if piece.learned else "prompt"

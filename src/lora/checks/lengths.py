@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora.checks.findings import Finding, Part, counted, found, share, where
 from lora.data.batches import BatchPlan
@@ -45,7 +46,7 @@ class Lengths:
         longest: tokens of the longest row, uncut.
         notes: what encoding said, of all splits: rows that are left out or cut, and by which rule.
         cut: rows by what ``max_length`` did to them: left out, split into several examples, shortened.
-        cut_places: where these are.
+        cut_places: where these are, but for those left out, which are a finding.
         lost: tokens that are not seen.
         examples, batches, steps: of an epoch; steps of optimisation.
         total_steps: of the whole run.
@@ -131,13 +132,17 @@ def look_at_lengths(
 
 
 def _padding(batches: list[list[int]], examples: list[dict[str, Any]], task: Task, pad_token_id: int) -> float:
-    """The share of padding, of up to `PADDED` batches spread over an epoch."""
-    places = np.unique(np.linspace(0, len(batches) - 1, PADDED).astype(int))
-    cells = tokens = 0
-    for place in places:
-        mask = task.collate([examples[i] for i in batches[place]], pad_token_id)["attention_mask"]
-        cells, tokens = cells + mask.numel(), tokens + int(mask.sum())
-    return 1 - tokens / cells
+    """The share of padding in an epoch, by its first batch, which is the largest, and up to `PADDED` of the others."""
+
+    def measured(batch: list[int]) -> NDArray[np.float64]:
+        mask = task.collate([examples[i] for i in batch], pad_token_id)["attention_mask"]
+        return np.array([float(mask.sum()), float(mask.numel())])
+
+    sums = measured(batches[0])
+    if len(batches) > 1:
+        places = np.unique(np.linspace(1, len(batches) - 1, PADDED).astype(int))
+        sums += np.mean([measured(batches[place]) for place in places], axis=0) * (len(batches) - 1)
+    return float(1 - sums[0] / sums[1])
 
 
 def _cut(out: Lengths, part: Part, task: Task, tokenizer: Any) -> list[Finding]:
@@ -166,7 +171,9 @@ def _cut(out: Lengths, part: Part, task: Task, tokenizer: Any) -> list[Finding]:
     out.lost = sum(full[row] - kept.get(row, 0) for row in [*left_out, *shortened] if row in full)
     for name, rows in (("left out", left_out), ("split", split), ("shortened", shortened)):
         if rows:
-            out.cut[name], out.cut_places[name] = len(rows), where(part.rows, rows)
+            out.cut[name] = len(rows)
+            if name != "left out":  # a finding of its own
+                out.cut_places[name] = where(part.rows, rows)
     if not left_out:
         return []
     much = len(left_out) > MANY * len(part.rows)

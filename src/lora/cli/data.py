@@ -25,7 +25,7 @@ def command() -> None:
 @click.option("--random", "random_seed", type=int, metavar="SEED", help="show examples drawn with this seed")
 @click.option("--examples", type=click.IntRange(min=0), default=3, show_default=True, help="how many of each; 0: none")
 @click.option("--full", is_flag=True, help="show long examples to the end")
-@click.option("--near", type=float, default=0.7, show_default=True, metavar="JACCARD",
+@click.option("--near", type=float, default=0.8, show_default=True, metavar="JACCARD",
               help="likeness of word triples from which on two inputs are nearly the same")  # fmt: skip
 @click.option("--adapter", metavar="NAME", help="of a file with several adapters, the one whose data are meant")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
