@@ -17,11 +17,16 @@ from lora.errors import ConfigError, DataError
 from small_base import labelled, save_base, stories, write_jsonl
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 @pytest.fixture(scope="module")
 def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_base(tmp_path_factory.mktemp("chat"), "llama")
-    byte_tokenizer(chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
-                   "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}").save_pretrained(folder)  # fmt: skip
+    byte_tokenizer(chat_template=CHATML).save_pretrained(folder)
     return folder
 
 
@@ -108,7 +113,9 @@ def test_labels_that_are_few_missing_or_nearly_all(bert: Path) -> None:
 
 
 def test_several_labels_and_numbers(bert: Path) -> None:
-    rows = [{"text": f"{row['text']} red {n}", "labels": [row["label"]] * (n % 4 > 0)} for n, row in enumerate(labelled(80))]
+    rows = [
+        {"text": f"{row['text']} red {n}", "labels": [row["label"]] * (n % 4 > 0)} for n, row in enumerate(labelled(80))
+    ]
     answers = lora.describe_data(rows, str(bert), validation=False).answers
     assert answers.kind == "labels" and answers.unlabelled == 20 and len(answers.classes) == 3
     rows = [{"text": row["text"], "label": n / 10 + 0.05} for n, row in enumerate(labelled(80))]
@@ -127,8 +134,18 @@ def test_what_max_length_does_is_counted_and_named(llama: Path) -> None:
     assert lengths.cut == {"left out": 1, "shortened": 1} and lengths.cut_places == {"shortened": "row 7"}
     assert lengths.longest == 42 and lengths.lost == 42 + (33 - 20) and lengths.max_length == 20
     assert kinds(report)["left_out"] == ("mend", 1) and finding(report, "left_out").places == "row 8"
-    texts = lora.describe_data([{"text": "red sun now then " * 20}, {"text": "big small"}], str(llama), validation=False)
+    texts = lora.describe_data(
+        [{"text": "red sun now then " * 20}, {"text": "big small"}], str(llama), validation=False
+    )
     assert texts.lengths.cut == {"split": 1}
+
+
+def test_a_prompt_that_is_cut_between_messages_is_noticed(chat_base: Path) -> None:
+    """It does not fill its length, by which others are found."""
+    prompt = [*talk("long " * 30, "fine")["messages"], {"role": "user", "content": "ok?"}]
+    rows = [{"prompt": prompt, "chosen": "yes", "rejected": "no"}, {"prompt": "a", "chosen": "b", "rejected": "c"}]
+    report = lora.describe_data(rows, str(chat_base), validation=False, config=DataConfig(max_length=60))
+    assert report.lengths.cut == {"shortened": 1} and report.lengths.cut_places == {"shortened": "row 1"}
 
 
 def test_padding_is_that_of_the_batches(bert: Path) -> None:
@@ -142,7 +159,9 @@ def test_padding_is_that_of_the_batches(bert: Path) -> None:
 
 
 def test_learned_tokens_of_answers(llama: Path) -> None:
-    rows = [{"prompt": "red sun", "completion": "now then"} for _ in range(4)] + [{"prompt": "red", "completion": "[EOS]"}]
+    rows = [{"prompt": "red sun", "completion": "now then"} for _ in range(4)] + [
+        {"prompt": "red", "completion": "[EOS]"}
+    ]
     lengths = lora.describe_data(rows, str(llama), validation=False)
     assert lengths.lengths.learned is not None
     assert lengths.lengths.learned.quantiles[50] == 3 and lengths.lengths.padded is None
@@ -150,7 +169,7 @@ def test_learned_tokens_of_answers(llama: Path) -> None:
 
 
 def test_unknown_tokens(bert: Path) -> None:
-    rows = labelled(60) + [{"text": "cat неизвестное слово", "label": "cat"}]
+    rows = [*labelled(60), {"text": "cat неизвестное слово", "label": "cat"}]
     report = lora.describe_data(rows, str(bert), validation=False)
     assert kinds(report)["unknown"][1] == 1 and report.unknown == pytest.approx(2 / report.lengths.tokens.total)
 

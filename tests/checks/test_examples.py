@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from typing import Any
 
 import pytest
@@ -157,7 +157,7 @@ def test_learning_cuts_a_text() -> None:
 def drawn(example: Example, colour: bool, full: bool = False, width: int = 60) -> str:
     console = Console(
         width=width, force_terminal=colour, color_system="standard" if colour else None, highlight=False,
-        no_color=not colour, file=open(os.devnull, "w"), record=True,
+        no_color=not colour, file=io.StringIO(), record=True,
     )  # fmt: skip
     draw_examples([example], console, full)
     return "\n".join(line.rstrip() for line in console.export_text(styles=colour).split("\n"))

@@ -107,7 +107,8 @@ def test_case_and_marks_are_no_difference(first: str, second: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("...", "???"), ("yes please", "please yes"), ("a b", "a b c"), ("猫が好きです", "犬が嫌いです")]
+    ("first", "second"),
+    [("...", "???"), ("yes please", "please yes"), ("a b", "a b c"), ("猫が好きです", "犬が嫌いです")],
 )
 def test_other_texts_are(first: str, second: str) -> None:
     assert nearest([first], [second], 0.9) == []

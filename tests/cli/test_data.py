@@ -107,7 +107,9 @@ def test_settings_come_from_a_file_and_options_win(llama: Path, tmp_path: Path, 
         (["BROKEN", "-m", "BASE"], "line 2"),
     ],
 )
-def test_mistakes_are_told_in_one_message(llama: Path, tmp_path: Path, quick: Any, arguments: list[str], said: str) -> None:
+def test_mistakes_are_told_in_one_message(
+    llama: Path, tmp_path: Path, quick: Any, arguments: list[str], said: str
+) -> None:
     data = write_jsonl(tmp_path / "stories.jsonl", stories(30))
     broken = write_jsonl(tmp_path / "broken.jsonl", [stories(1)[0], {"prompt": "red", "completion": ""}])
     places = {"DATA": data, "BASE": llama, "BROKEN": broken}

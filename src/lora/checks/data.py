@@ -145,7 +145,7 @@ def _unknown(part: Part, tokenizer: Any) -> tuple[float | None, list[Finding]]:
         f"{counted(number, 'token')} ({share(number, total)}) that the tokenizer does not know, in "
         f"{counted(len(rows), 'row')}"
     )
-    why = f"all of them look the same to the model: {tokenizer.unk_token}; take a base that knows this script"
+    why = f"all of them look the same to the model: {tokenizer.unk_token}; signs or a script that this base lacks"
     return number / total, [
         found("unknown", "look" if number > UNKNOWN * total else "note", what, why, part.rows, rows)
     ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lora.checks.findings import Finding, Part, counted, found, share, where
 from lora.data.batches import BatchPlan
 from lora.data.rendering import IGNORED
-from lora.tasks import Task
+from lora.tasks import Encoded, Task
 
 WHOLE = 10**9  # a max_length that cuts nothing
 BINS = 10  # of a histogram, and one for all that is longer
@@ -148,27 +148,22 @@ def _padding(batches: list[list[int]], examples: list[dict[str, Any]], task: Tas
 def _cut(out: Lengths, part: Part, task: Task, tokenizer: Any) -> list[Finding]:
     """What became of rows that are too long: into ``out``, and as findings."""
     encoded = part.encoded
-    number: dict[int, int] = {}
-    for place, example in enumerate(encoded.examples):
-        row = example.get("row", place)
-        number[row] = number.get(row, 0) + 1
+    kept, number = _by_row(encoded, range(len(part.rows)))
     left_out = [row for row in range(len(part.rows)) if row not in number]
     if not left_out and not encoded.truncated:
         return []
-    whole = task.encode(part.rows, tokenizer, WHOLE)
-    full: dict[int, int] = {}
-    for place, (example, length) in enumerate(zip(whole.examples, whole.lengths, strict=True)):
-        row = example.get("row", place)
-        full[row] = full.get(row, 0) + length
-    kept: dict[int, int] = {}
-    for place, (example, length) in enumerate(zip(encoded.examples, encoded.lengths, strict=True)):
-        row = example.get("row", place)
-        kept[row] = kept.get(row, 0) + length
     split = [row for row, count in number.items() if count > 1]
-    shortened = [row for row, count in number.items() if count == 1 and kept[row] < full.get(row, 0)]
-    out.longest = max(whole.lengths)
+    filled = [row for row, length in kept.items() if number[row] == 1 and length >= out.max_length]
+    full = _whole(part, task, tokenizer, [*left_out, *split, *filled])
+    shortened = [row for row in filled if kept[row] < full[row]]
+    told = len(split) + len(shortened)
+    if encoded.truncated not in (told, told + len(left_out)):
+        # Some do not fill their length, having been cut between messages, say: all are looked at.
+        full = _whole(part, task, tokenizer, range(len(part.rows)))
+        shortened = [row for row, count in number.items() if count == 1 and kept[row] < full[row]]
+    out.longest = max(*full.values(), out.longest)
     # Neighbouring parts of a row share tokens, so of those nothing is known to be lost.
-    out.lost = sum(full[row] - kept.get(row, 0) for row in [*left_out, *shortened] if row in full)
+    out.lost = sum(full[row] - kept.get(row, 0) for row in [*left_out, *shortened])
     for name, rows in (("left out", left_out), ("split", split), ("shortened", shortened)):
         if rows:
             out.cut[name] = len(rows)
@@ -181,3 +176,18 @@ def _cut(out: Lengths, part: Part, task: Task, tokenizer: Any) -> list[Finding]:
     what = f"{of} left out, too long for {out.max_length:,} tokens"
     why = f"nothing is learned of them; data.max_length {out.longest} would keep all"
     return [found("left_out", "mend" if much else "look", what, why, part.rows, left_out)]
+
+
+def _whole(part: Part, task: Task, tokenizer: Any, rows: Sequence[int]) -> dict[int, int]:
+    """Tokens of each of the ``rows``, uncut."""
+    encoded = task.encode([part.rows[row] for row in rows], tokenizer, WHOLE)
+    return _by_row(encoded, rows)[0]
+
+
+def _by_row(encoded: Encoded, rows: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """Tokens, and examples, of each row. ``rows``: the numbers of those that were encoded."""
+    tokens, examples = dict[int, int](), dict[int, int]()
+    for place, (example, length) in enumerate(zip(encoded.examples, encoded.lengths, strict=True)):
+        row = rows[example.get("row", place)]
+        tokens[row], examples[row] = tokens.get(row, 0) + length, examples.get(row, 0) + 1
+    return tokens, examples
