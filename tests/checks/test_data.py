@@ -16,7 +16,6 @@ from lora.config import DataConfig, TrainingConfig
 from lora.errors import ConfigError, DataError
 from small_base import labelled, save_base, stories, write_jsonl
 
-
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -161,7 +161,7 @@ def _cut(out: Lengths, part: Part, task: Task, tokenizer: Any) -> list[Finding]:
         # Some do not fill their length, having been cut between messages, say: all are looked at.
         full = _whole(part, task, tokenizer, range(len(part.rows)))
         shortened = [row for row, count in number.items() if count == 1 and kept[row] < full[row]]
-    out.longest = max(*full.values(), out.longest)
+    out.longest = max([out.longest, *full.values()])
     # Neighbouring parts of a row share tokens, so of those nothing is known to be lost.
     out.lost = sum(full[row] - kept.get(row, 0) for row in [*left_out, *shortened])
     for name, rows in (("left out", left_out), ("split", split), ("shortened", shortened)):
@@ -180,8 +180,9 @@ def _cut(out: Lengths, part: Part, task: Task, tokenizer: Any) -> list[Finding]:
 
 def _whole(part: Part, task: Task, tokenizer: Any, rows: Sequence[int]) -> dict[int, int]:
     """Tokens of each of the ``rows``, uncut."""
-    encoded = task.encode([part.rows[row] for row in rows], tokenizer, WHOLE)
-    return _by_row(encoded, rows)[0]
+    if not rows:
+        return {}
+    return _by_row(task.encode([part.rows[row] for row in rows], tokenizer, WHOLE), rows)[0]
 
 
 def _by_row(encoded: Encoded, rows: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
