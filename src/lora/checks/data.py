@@ -8,12 +8,12 @@ from typing import Any
 
 from lora.checks.answers import Answers, kind_of, look_at_answers, several_answers
 from lora.checks.characters import look_at_characters, scripts
-from lora.checks.duplicates import NEAR, Duplicates, look_for_duplicates
+from lora.checks.duplicates import Duplicates, look_for_duplicates
 from lora.checks.examples import Choice, Example, Viewer, choose, ids_of, special_ids
 from lora.checks.findings import Finding, Level, Part, counted, found, share
 from lora.checks.lengths import Lengths, look_at_lengths
 from lora.checks.texts import columns_of, read
-from lora.config import TrainingConfig
+from lora.config import NEARLY_THE_SAME, TrainingConfig
 from lora.data.batches import BatchPlan
 from lora.tasks import Task
 
@@ -82,7 +82,7 @@ class DataReport:
 
 def look(
     parts: Sequence[Part], task: Task, tokenizer: Any, max_length: int, pad_token_id: int, training: TrainingConfig,
-    *, model: str = "", sources: Sequence[str] = (), notes: Sequence[str] = (), near: float = NEAR,
+    *, model: str = "", sources: Sequence[str] = (), notes: Sequence[str] = (), near: float = NEARLY_THE_SAME,
     choice: Choice | None = None,
 ) -> DataReport:  # fmt: skip
     """Look at encoded ``parts``, the first of which is training.

@@ -48,7 +48,9 @@ def _head(report: DataReport, console: Console) -> None:
     for name, value in (("data", ", ".join(report.sources)), ("base", report.model), ("rows", rows)):
         if value:
             grid.add_row(name, Text(value))
-    grid.add_row("task", Text("\n".join(report.notes)))
+    columns = ", ".join(f"{role} from column {name!r}" for role, name in report.columns.items())
+    told = any(note.startswith("Task ") for note in report.notes)
+    grid.add_row("task", Text("\n".join([*([] if told else [f"Task {report.task}: {columns}."]), *report.notes])))
     console.print(grid)
 
 

@@ -11,7 +11,6 @@ from lora.checks.minhash import nearest
 from lora.checks.texts import Said, plain
 from lora.data.rows import Row
 
-NEAR = 0.8  # Jaccard index from which on two texts are told as nearly the same
 SHOWN = 3  # pairs and contradictions that are quoted
 QUOTED = 70  # characters of each text of a pair
 

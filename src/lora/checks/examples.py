@@ -166,14 +166,15 @@ class Viewer:
             ]  # fmt: skip
         if not isinstance(labels, list):
             return [Stretch("text", self.pieces(ids, None)[0])]
-        if len(labels) != len(ids):
+        if not self.task.next_token and IGNORED not in labels:  # a target beside its source
             return [
                 Stretch("source", self.pieces(ids, None)[0]), Stretch("target", self.pieces(labels, labels)[0]),
             ]  # fmt: skip
         pieces = self.pieces(ids, labels)[0]
         if messages:
             return by_role(pieces, messages, "")
-        return [Stretch("text", pieces)] if self.task.inputs()[0].divisible else by_learning(pieces)
+        whole = not self.task.next_token or self.task.inputs()[0].divisible
+        return [Stretch("text", pieces)] if whole else by_learning(pieces)
 
     def pieces(self, ids: list[int], labels: list[int] | None, at: Sequence[int] = ()) -> list[list[Piece]]:
         """The tokens with their texts, cut at the places ``at``."""

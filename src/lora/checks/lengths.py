@@ -86,7 +86,8 @@ def spread(values: Sequence[float], whole: bool = True) -> Spread:
     counts[-1] -= int((array == edges[-1]).sum())
     bins = [(float(a), float(b), int(n)) for a, b, n in zip(edges, edges[1:], counts, strict=False)]
     if beyond:
-        bins.append((float(edges[-1]), float(array.max()), beyond))
+        bins.append((float(edges[-1]), float(edges[-1]), beyond))
+    bins[-1] = (bins[-1][0], float(array.max()), bins[-1][2])
     return Spread(len(array), float(array.sum()), quantiles, bins)
 
 

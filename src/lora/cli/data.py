@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lora.cli.options import ConfigCommand, config_options
-from lora.config import RunConfig
+from lora.config import NEARLY_THE_SAME, RunConfig
 from lora.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def command() -> None:
     """Look at data before they cost anything."""
 
 
-@command.command(cls=ConfigCommand)
+@command.command(cls=ConfigCommand, short_help="What training would see of data, and what is wrong.")
 @click.argument("source", required=False, metavar="[DATA|CONFIG.yaml|RUN]")
 @click.option("--rows", metavar="3,17", help="show the examples of these rows, by their numbers as messages give them")
 @click.option("--shortest", is_flag=True, help="show the shortest examples")
@@ -25,7 +25,7 @@ def command() -> None:
 @click.option("--random", "random_seed", type=int, metavar="SEED", help="show examples drawn with this seed")
 @click.option("--examples", type=click.IntRange(min=0), default=3, show_default=True, help="how many of each; 0: none")
 @click.option("--full", is_flag=True, help="show long examples to the end")
-@click.option("--near", type=float, default=0.8, show_default=True, metavar="JACCARD",
+@click.option("--near", type=float, default=NEARLY_THE_SAME, show_default=True, metavar="JACCARD",
               help="likeness of word triples from which on two inputs are nearly the same")  # fmt: skip
 @click.option("--adapter", metavar="NAME", help="of a file with several adapters, the one whose data are meant")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from lora.checks.data import DataReport, look
-from lora.checks.duplicates import NEAR
 from lora.checks.examples import Choice
 from lora.checks.findings import Part
-from lora.config import DataConfig, TrainingConfig
+from lora.config import NEARLY_THE_SAME, DataConfig, TrainingConfig
 from lora.errors import ConfigError
 from lora.model.base import load_base_config, load_tokenizer
 from lora.tasks.inputs import Data
@@ -26,7 +25,7 @@ def describe_data(
     config: DataConfig | None = None,
     training: TrainingConfig | None = None,
     start: str | Path | None = None,
-    near: float = NEAR,
+    near: float = NEARLY_THE_SAME,
     show: Choice | None = None,
     trust_remote_code: bool = False,
 ) -> DataReport:
