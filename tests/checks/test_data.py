@@ -101,6 +101,12 @@ def test_several_answers_are_no_mistake_where_they_are_written(llama: Path) -> N
     assert kinds(lora.describe_data(rows, str(llama)))["several"] == ("note", 2)
 
 
+def test_blank_prompts_are_no_input_that_repeats(llama: Path) -> None:
+    rows = [*stories(), *({"prompt": " ", "completion": f"red {word}"} for word in ("sun", "moon", "star"))]
+    report = lora.describe_data(rows, str(llama), validation=[{"prompt": "", "completion": "cat"}])
+    assert not {"repeated", "several", "leak", "near"} & set(kinds(report))
+
+
 def test_labels_that_are_few_missing_or_nearly_all(bert: Path) -> None:
     rows = [{"text": f"red sun {n}", "label": "cat"} for n in range(95)]
     rows += [{"text": f"blue moon {n}", "label": "dog"} for n in range(5)]

@@ -62,9 +62,9 @@ def _across(
     out: Duplicates, train: Part, known: Sequence[Said], part: Part, rows: Sequence[Said]
 ) -> list[Finding]:  # fmt: skip
     """Rows of ``part`` that are in training, the same or nearly so: into ``out``, and as findings."""
-    first = {row.key: index for index, row in reversed(list(enumerate(known)))}
+    first = {row.key: index for index, row in reversed(list(enumerate(known))) if row.key}
     leaked = [index for index, row in enumerate(rows) if row.key in first]
-    fresh = [index for index, row in enumerate(rows) if row.key not in first]
+    fresh = [index for index, row in enumerate(rows) if row.key and row.key not in first]
     distinct = list(first.values())
     near = [
         (distinct[pair.first], fresh[pair.second], pair.jaccard)
@@ -118,7 +118,7 @@ def _repeated(rows: Sequence[Said]) -> list[int]:
     """Rows whose input is that of one before them."""
     seen, out = set[str](), list[int]()
     for index, row in enumerate(rows):
-        if row.key in seen:
+        if row.key and row.key in seen:
             out.append(index)
         seen.add(row.key)
     return out
@@ -130,7 +130,7 @@ def _contradictions(parts: Sequence[Part], said: Sequence[Sequence[Said]], sever
     flat = [row for of_part in said for row in of_part]
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(flat):
-        if row.answers:
+        if row.key and row.answers:
             groups.setdefault(row.key, []).append(index)
     differing, turned = list[list[int]](), list[list[int]]()
     for members in groups.values():

@@ -32,7 +32,7 @@ class Said:
 
     @property
     def key(self) -> str:
-        """What is asked, case and white space aside."""
+        """What is asked, case and white space aside; empty where nothing is, which is the same as nothing else."""
         return plain(self.asked)
 
 
@@ -63,12 +63,14 @@ def read(task: Task, row: Row) -> Said:
         last = len(messages)
         while last and messages[last - 1]["role"] == "assistant":
             last -= 1
+        answer = messages[last:]
         if column in seen:
             asked += [_line(message) for message in messages[:last]]
             conversation = conversation or messages
-        answers += (
-            ["\n".join(map(_line, messages[last:] or messages))] if column not in seen or last < len(messages) else []
-        )
+        else:
+            answer = answer or messages
+        if answer:
+            answers.append("\n".join(map(_line, answer)))
         texts += [text for message in messages for text in strings(message)]
     return Said("\n".join(asked), tuple(answers), tuple(texts), tuple(conversation))
 
