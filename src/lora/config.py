@@ -21,6 +21,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 # them.
 EVAL_BATCH_SIZE = 32  # rows of one forward pass: twice training's, as nothing is kept for a backward
 MAX_NEW_TOKENS = 128  # of a completion: a paragraph; more costs time with models that have not learned to stop
+NEARLY_THE_SAME = 0.8  # Jaccard index of word triples: below it questions of one form are alike, whatever is asked
 LATENCY_ROWS = 64  # rows timed one by one: a 95th percentile rests on the slowest few, with fewer on one alone
 
 
