@@ -20,7 +20,7 @@ LAYERS = [
     {"tasks"},
     {"training", "evaluation", "checks"},
     {"workflow"},  # brings training and evaluation together, which do not know each other
-    {"tuning", "continual", "serving"},
+    {"tuning", "continual", "serving", "chat"},
     {"demo"},
     {"cli"},
 ]

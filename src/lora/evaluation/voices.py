@@ -1,0 +1,95 @@
+"""How each adapter is asked, and what ends its answers: by the task that is stored with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora.core.routing import BASE
+from lora.errors import ConfigError
+from lora.evaluation.generation import end_tokens
+from lora.evaluation.inputs import stored_task
+from lora.tasks import Row, Task
+from lora.tasks.causal import CausalTask
+from lora.tasks.chat import ChatTask
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+
+@dataclass(frozen=True)
+class Voice:
+    """An adapter that writes.
+
+    Attributes:
+        task: with the tokenizer's format settled.
+        ends: token ids that end its texts.
+    """
+
+    name: str
+    task: Task
+    ends: frozenset[int]
+
+    @property
+    def chats(self) -> bool:
+        """Whether it is asked with messages in a chat template, and not with a bare text."""
+        return getattr(self.task, "format", None) is not None
+
+    @property
+    def column(self) -> str:
+        """The column of its prompt."""
+        return self.task.inputs()[0].column
+
+    def prompts(self, rows: list[Row], tokenizer: Any, max_length: int) -> tuple[list[list[int]], list[str]]:
+        """Token ids that its text follows, of each of ``rows``, and what a user should know. Raises DataError."""
+        encoded = self.task.encode(rows, tokenizer, max_length, supervised=False)
+        return [example["input_ids"] for example in encoded.examples], encoded.notes
+
+
+def voices_of(
+    model: LoRA, names: Sequence[str], tokenizer: Any, tasks: Mapping[str, Task] | None = None
+) -> dict[str, Voice]:
+    """A voice for each of ``names``. The base is asked as the first of the adapters is, or as `base_task` says.
+
+    Args:
+        tasks: of adapters that store none.
+
+    Raises:
+        ConfigError: an adapter's task is not known, or writes no text.
+        DataError: the tokenizer is not the one that an adapter was trained with.
+    """
+    tasks = {**(tasks or {})}
+    for name in names:
+        if name != BASE and name not in tasks:
+            stored = stored_task(model, [name])
+            if stored is None:
+                raise ConfigError(f"no task is stored with the adapter {name!r} (PEFT keeps none); pass tasks={{...}}")
+            tasks[name] = stored
+    common = end_tokens(model, tokenizer)
+    out: dict[str, Voice] = {}
+    for name in sorted(names, key=lambda name: name == BASE):
+        first = next(iter(out.values()), None)
+        task = tasks.get(name) or (first.task if first else stored_task(model, [BASE]) or base_task(tokenizer))
+        if not writes(task):
+            raise ConfigError(
+                f"the adapter {name!r} was trained for the task {task.name}, which writes no text; use predict"
+            )
+        task = task.with_tokenizer(tokenizer)
+        out[name] = Voice(name, task, frozenset([*common, *task.ends()]))
+    return {name: out[name] for name in names}
+
+
+def writes(task: Task) -> bool:
+    """Whether a model trained for ``task`` writes text."""
+    return task.auto_class == "AutoModelForCausalLM"
+
+
+def base_task(tokenizer: Any, chat: bool = False) -> Task:
+    """How a base without adapters is asked: in its tokenizer's chat template, else with the bare prompt.
+
+    ``chat``: with messages in any case.
+    """
+    if chat or getattr(tokenizer, "chat_template", None):
+        return ChatTask(messages="messages")
+    return CausalTask(prompt="prompt", completion="completion")
