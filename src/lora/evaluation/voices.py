@@ -50,7 +50,7 @@ class Voice:
 def voices_of(
     model: LoRA, names: Sequence[str], tokenizer: Any, tasks: Mapping[str, Task] | None = None
 ) -> dict[str, Voice]:
-    """A voice for each of ``names``. The base is asked as the first of the adapters is, or as `base_task` says.
+    """A voice for each of ``names``. The base is asked as the model's first adapter is, else as `base_task` says.
 
     Args:
         tasks: of adapters that store none.
@@ -59,25 +59,28 @@ def voices_of(
         ConfigError: an adapter's task is not known, or writes no text.
         DataError: the tokenizer is not the one that an adapter was trained with.
     """
-    tasks = {**(tasks or {})}
+    common, out = end_tokens(model, tokenizer), {}
     for name in names:
-        if name != BASE and name not in tasks:
-            stored = stored_task(model, [name])
-            if stored is None:
-                raise ConfigError(f"no task is stored with the adapter {name!r} (PEFT keeps none); pass tasks={{...}}")
-            tasks[name] = stored
-    common = end_tokens(model, tokenizer)
-    out: dict[str, Voice] = {}
-    for name in sorted(names, key=lambda name: name == BASE):
-        first = next(iter(out.values()), None)
-        task = tasks.get(name) or (first.task if first else stored_task(model, [BASE]) or base_task(tokenizer))
+        task = _task_of(model, name, tasks or {}, tokenizer)
         if not writes(task):
             raise ConfigError(
                 f"the adapter {name!r} was trained for the task {task.name}, which writes no text; use predict"
             )
         task = task.with_tokenizer(tokenizer)
         out[name] = Voice(name, task, frozenset([*common, *task.ends()]))
-    return {name: out[name] for name in names}
+    return out
+
+
+def _task_of(model: LoRA, name: str, tasks: Mapping[str, Task], tokenizer: Any) -> Task:
+    if name in tasks:
+        return tasks[name]
+    if name == BASE:
+        first = next(iter(model.adapters), None)
+        return _task_of(model, first, tasks, tokenizer) if first else base_task(tokenizer)
+    stored = stored_task(model, [name])
+    if stored is None:
+        raise ConfigError(f"no task is stored with the adapter {name!r} (PEFT keeps none); pass tasks={{...}}")
+    return stored
 
 
 def writes(task: Task) -> bool:
