@@ -42,7 +42,10 @@ def save_chat_base(folder: Path, seed: int = 0, template: bool = True) -> Path:
 
 def save_adapters(base: Path, folder: Path, tasks: dict[str, Task]) -> dict[str, Path]:
     """An adapter for each of ``tasks``, in a folder of its name."""
-    model, known = LoRA(load_base(str(base), "AutoModelForCausalLM", torch.float32), name=None), load_tokenizer(str(base))
+    model, known = (
+        LoRA(load_base(str(base), "AutoModelForCausalLM", torch.float32), name=None),
+        load_tokenizer(str(base)),
+    )
     out = {}
     for place, (name, task) in enumerate(tasks.items()):
         model.add_adapter(name, rank=4, seed=place)

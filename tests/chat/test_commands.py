@@ -101,12 +101,12 @@ def test_mistakes(typed: Typed, line: str, words: str) -> None:
 
 def test_what_is_saved_can_be_trained_on_and_gone_on_with(typed: Typed, tmp_path: Path) -> None:
     file = tmp_path / "new" / "talk.jsonl"
-    typed("/system be small", "red", "sun")
+    typed("/system be small", "red", "sun\u2028moon")
     first = typed.session.whole()
     assert "1 conversation\n" in typed(f"/save {file}")
     typed("/clear", "/system old", "moon")
     assert "2 conversations" in typed(f"/save {file}")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text().split("\n")[:-1]]
     assert rows == [{"messages": first}, {"messages": typed.session.whole()}]
     task, _ = task_for(rows, DataConfig())
     assert task.name == "chat"

@@ -201,7 +201,7 @@ class Commands:
 def _conversations(text: str) -> int | None:
     """How many lines of conversations ``text`` is; None: it is something else."""
     count = 0
-    for line in filter(str.strip, text.splitlines()):
+    for line in filter(str.strip, text.split("\n")):  # not splitlines: messages may hold other line breaks
         try:
             row = json.loads(line)
         except ValueError:
