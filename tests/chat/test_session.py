@@ -12,6 +12,8 @@ from chat_tokenizer import byte_tokenizer
 from lora.chat.kept import Kept
 from lora.chat.session import _Stream
 from lora.errors import ConfigError, DataError
+from lora.evaluation.voices import Voice
+from lora.tasks.preference import PreferenceTask
 from tiny_models import tiny
 
 
@@ -80,6 +82,16 @@ def test_what_is_asked_is_what_training_saw(session: Any) -> None:
     assert one._prompt(one.voice)[0] == one.tokenizer("moon")["input_ids"]
 
 
+@pytest.mark.parametrize("task", [PreferenceTask(prompt="prompt", chat=True), PreferenceTask(chat=True)])
+def test_adapters_of_preferences_are_asked_in_their_format(session: Any, task: PreferenceTask) -> None:
+    one = session(system="be small")
+    one.messages = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "sun"}]
+    one.messages += [{"role": "user", "content": "moon"}]
+    wanted = one._prompt(one.voice)
+    one.voices["a"] = Voice("a", task.with_tokenizer(one.tokenizer), one.voice.ends)
+    assert one.voice.chats and one._prompt(one.voice) == wanted
+
+
 def test_long_conversations_lose_whole_exchanges_and_say_so_once(session: Any) -> None:
     one, told, asked = session(system="be small"), [], []
     prompt = one._ids
@@ -129,7 +141,7 @@ def test_compare_is_each_alone(session: Any) -> None:
 
 def test_stopped_and_broken_answers(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = session(max_new_tokens=60)
-    one.voices["a"] = type(one.voice)("a", one.voice.task, frozenset())
+    one.voices["a"] = Voice("a", one.voice.task, frozenset())
 
     def stop(piece: str) -> None:
         one.stopping = True
@@ -151,7 +163,7 @@ def test_stopped_and_broken_answers(session: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_an_empty_answer_is_not_kept(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = session()
-    monkeypatch.setattr(one, "voices", {**one.voices, "a": type(one.voice)("a", one.voice.task, frozenset(range(30)))})
+    monkeypatch.setattr(one, "voices", {**one.voices, "a": Voice("a", one.voice.task, frozenset(range(30)))})
     answer = one.ask("red", nothing)
     assert (answer.text, answer.tokens, one.messages) == ("", 0, [])
     assert answer.notes == ["The answer is empty; this exchange is not kept."]

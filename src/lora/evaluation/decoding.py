@@ -105,7 +105,7 @@ def _together(
         "attention_mask": pad([[1] * len(prompt) for prompt in prompts], 0, "left"),
     }
     common = set(ends[0]).intersection(*ends)
-    options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+    options: dict[str, Any] = {} if cache is None else {"past_key_values": cache, "cache_implementation": None}
     with evaluating(model):
         found = model.generate(
             **to_device(batch, model), adapters=list(adapters), max_new_tokens=sampling.max_new_tokens,
