@@ -10,11 +10,20 @@ import torch
 from chat_base import POSITIONS, sentences
 from chat_tokenizer import byte_tokenizer
 from lora.chat.kept import Kept
-from lora.chat.session import _Stream
+from lora.chat.stream import Stream
+from lora.config import SamplingConfig
 from lora.errors import ConfigError, DataError
+from lora.evaluation.decoding import decode
 from lora.evaluation.voices import Voice
+from lora.model.lora import LoRA
 from lora.tasks.preference import PreferenceTask
-from tiny_models import tiny
+from tiny_models import randomise, tiny
+
+
+def with_adapter(arch: str) -> LoRA:
+    model = LoRA(tiny(arch), name="a", rank=4, alpha=16)
+    randomise(model.adapter_parameters("a").values())
+    return model.eval()
 
 
 def nothing(_: str) -> None:
@@ -59,12 +68,12 @@ def test_pieces_are_the_answer(session: Any) -> None:
 
 def test_half_characters_wait_for_their_other_half() -> None:
     tokenizer, pieces = byte_tokenizer(), list[str]()
-    stream = _Stream(tokenizer, frozenset([2]), pieces.append)
+    stream = Stream(tokenizer, frozenset([2]), pieces.append)
     ids = tokenizer("naïve 🙂!", add_special_tokens=False)["input_ids"]
     for token in [*ids, 2]:
         stream.put(token)
     assert pieces == ["n", "a", "ï", "v", "e", " ", "🙂", "!"] and stream.close() == "naïve 🙂!"
-    cut = _Stream(tokenizer, frozenset(), pieces.append)
+    cut = Stream(tokenizer, frozenset(), pieces.append)
     for token in ids[:-2]:
         cut.put(token)
     assert cut.close() == "naïve \ufffd" and pieces[-1] == "\ufffd"
@@ -104,10 +113,10 @@ def test_long_conversations_lose_whole_exchanges_and_say_so_once(session: Any) -
         told += answer.notes
     assert len([note for note in told if "oldest exchanges" in note]) == 1
     assert len(one.messages) > len(asked[-1]), "what is no longer read is still there to be saved"
-    before = list(one.messages)
+    before, start = list(one.messages), one._start
     with pytest.raises(DataError, match=r"makes a prompt of \d+ tokens and there is room for 122"):
         one.ask("red " * 200, nothing)
-    assert one.messages == before
+    assert (one.messages, one._start) == (before, start), "a message that was refused has cost no exchange"
 
 
 def test_single_prompts(session: Any) -> None:
@@ -175,6 +184,26 @@ def test_settings(session: Any) -> None:
     assert session(length=64).room == 58
     with pytest.raises(ConfigError, match="'aa' is unknown; did you mean 'a'"):
         session().use("aa")
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "opt", "bloom", "qwen3", "mistral", "gemma2", "gemma3", "phi3"])
+def test_every_family_goes_on_from_kept_ones(arch: str) -> None:
+    """Through transformers' generation, which works out positions and masks."""
+    model = with_adapter(arch)
+    draw = torch.Generator().manual_seed(3)
+    settings, kept, prompt = SamplingConfig(max_new_tokens=5), Kept(model.base), list[int]()
+    for turn in range(3):
+        prompt = prompt + torch.randint(3, 80, (4,), generator=draw).tolist()
+        plain, cached = (
+            decode(model, [prompt], ["a"], [frozenset()], settings, [0], pad_token_id=0, cache=cache)[0].ids
+            for cache in (None, kept.begin("a", prompt)[0])
+        )
+        assert plain == cached
+        kept.end("a", [*prompt, *cached])
+        assert kept.begin("a", [*prompt, *cached, 3])[1] == len(prompt) + 4
+        prompt += cached
+        if turn == 1:  # the answer is taken back
+            prompt = prompt[:-5]
 
 
 @pytest.mark.parametrize("arch", ["mistral", "gemma3", "gpt2"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lora.errors import ConfigError
+from lora.errors import ConfigError, SaveError
 from lora.io.lines import LinesFile, complete_lines
 
 JOB = {"data": "abc", "--n": 2}
@@ -81,6 +83,25 @@ def test_resume_begins_where_nothing_was(tmp_path: Path) -> None:
     assert write(LinesFile(tmp_path / "out.jsonl", resume=True), range(2)) == 0
     with pytest.raises(ConfigError, match="give one of the two"):
         LinesFile(tmp_path / "out.jsonl", resume=True, overwrite=True)
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(
+        SaveError, match=r"no space left on the disk; what was written stays in .*\.part: go on with --res"
+    ):
+        with LinesFile(path).open(JOB, 1) as out:
+            out.write({"n": 0})
+
+            def full(_: str) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            monkeypatch.setattr(out, "_file", SimpleNamespace(write=full, name=str(path)))
+            out.write({"n": 1})
+    assert write(LinesFile(path, resume=True), range(3), at_once=1) == 1
+    with pytest.raises(OSError, match="of the model's"):  # which is nothing that could not be written
+        with LinesFile(path, overwrite=True).open(JOB, 1):
+            raise OSError(errno.EIO, "of the model's")
 
 
 def test_groups(tmp_path: Path) -> None:

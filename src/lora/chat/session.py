@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora.chat.kept import Kept
+from lora.chat.stream import Stream
 from lora.config import CHAT_LENGTH, SamplingConfig
 from lora.core.randomness import seed_of
 from lora.core.routing import BASE
@@ -136,7 +137,7 @@ class Session:
         """The answer to the conversation as it is, which ends with a message to be answered."""
         ids, notes = self._prompt(self.voice)
         begun = time.monotonic()
-        stream = _Stream(self.tokenizer, self.voice.ends, on_text)
+        stream = Stream(self.tokenizer, self.voice.ends, on_text)
         cache, kept = self._kept.begin(self.name, ids) if self._kept else (None, 0)
         try:
             (written,) = decode(
@@ -208,29 +209,29 @@ class Session:
                 raise DataError(self._too_long(len(ids)))
             alone = f"{voice.name} is asked with a bare text: each message is answered by itself."
             return ids, self._once(alone) if len(self.messages) > 1 else []
-        self._start = min(self._start, len(self.messages) - 1)
-        ids, room, notes = self._ids(voice, self._asked()), self.room, list[str]()
-        while len(ids) > room:
+        start, room, notes = min(self._start, len(self.messages) - 1), self.room, list[str]()
+        while len(ids := self._ids(voice, self._asked(start))) > room:
             room = self.room * 3 // 4
-            later = [i for i in range(self._start + 1, len(self.messages)) if self.messages[i]["role"] == "user"]
+            later = [i for i in range(start + 1, len(self.messages)) if self.messages[i]["role"] == "user"]
             if not later:
                 if len(ids) > self.room:
                     raise DataError(self._too_long(len(ids)))
                 break
-            self._start = later[0]
-            ids = self._ids(voice, self._asked())
+            start = later[0]
             notes = [
                 f"The conversation is longer than the {self.room} tokens there is room for: "
                 "its oldest exchanges are no longer read by the model."
             ]
+        self._start = start
         return ids, self._once(*notes)
 
     def _too_long(self, count: int) -> str:
         return f"this message makes a prompt of {count} tokens and there is room for {self.room}; shorten it"
 
-    def _asked(self) -> list[Message]:
+    def _asked(self, start: int = 0) -> list[Message]:
+        """The messages from ``start`` on, the system message before them."""
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *self.messages[self._start :]]
+        return [*system, *self.messages[start:]]
 
     def _ids(self, voice: Voice, asked: Any) -> list[int]:
         try:
@@ -273,47 +274,11 @@ class Session:
 
     def whole(self) -> list[Message]:
         """All messages, the system message first."""
-        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+        return self._asked()
 
     def replace(self, messages: Sequence[Message]) -> None:
-        """Go on with ``messages``, of which a first one of the system's becomes this one's."""
+        """Go on with ``messages``, the system message among them or none."""
         head = 1 if messages and messages[0]["role"] == "system" else 0
-        if head:
-            self.system = messages[0]["content"]
+        self._system = messages[0]["content"] if head else None
         self.clear()
         self.messages = list(messages[head:])
-
-
-class _Stream:
-    """Tokens to pieces of text, as soon as they are whole characters."""
-
-    def __init__(self, tokenizer: Any, ends: frozenset[int], on_text: Callable[[str], None]) -> None:
-        self.tokenizer, self.ends, self.on_text = tokenizer, ends, on_text
-        self.ids: list[int] = []
-        self._shown = ""
-
-    def put(self, token: int) -> None:
-        self.ids.append(token)
-        if token not in self.ends:
-            text = self._text()
-            # Half a character is decoded as U+FFFD, and its other half comes with the next token.
-            if not text.endswith("\ufffd"):
-                self._show(text)
-
-    def close(self) -> str:
-        """The whole text."""
-        text = self._text()
-        self._show(text)
-        return text
-
-    def _text(self) -> str:
-        ids = self.ids[:-1] if self.ids and self.ids[-1] in self.ends else self.ids
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
-
-    def _show(self, text: str) -> None:
-        # A tokenizer that tidies up spaces may take back what it gave: what was shown stays.
-        if text.startswith(self._shown) and text != self._shown:
-            self.on_text(text[len(self._shown) :])
-            self._shown = text

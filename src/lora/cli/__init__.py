@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("lora.cli.doctor", "Show what this machine has, what is missing and how to add it."),
     "train": ("lora.cli.train", "Fine-tune an adapter on your data."),
     "predict": ("lora.cli.predict", "Apply a trained adapter to new rows."),
-    "generate": ("lora.cli.generate", "Write texts for prompts, with one adapter or several beside each other."),
+    "generate": ("lora.cli.generate", "Write texts for prompts, with one adapter or several."),
     "chat": ("lora.cli.chat", "Talk to a base model and its adapters."),
     "eval": ("lora.cli.eval", "Measure an adapter beside its base model."),
     "merge": ("lora.cli.merge", "Write an adapter into a plain copy of its base model."),

@@ -71,10 +71,13 @@ class LinesFile:
             if not self.resume:
                 self.part.unlink(missing_ok=True)
                 write_text(self.job_file, json.dumps(job, indent=2, ensure_ascii=False) + "\n")
-            with self.part.open("a", encoding="utf-8") as file:
-                file.truncate(size)
-                yield Appender(file, done, comfort)
+            file = self.part.open("a", encoding="utf-8")
+        with file:
+            file.truncate(size)
+            yield Appender(file, done, comfort)
+            with saving(self.path, comfort):
                 os.fsync(file.fileno())
+        with saving(self.path, comfort):
             self.part.replace(self.path)
             self.job_file.unlink(missing_ok=True)
 
