@@ -182,11 +182,9 @@ class Commands:
             self.session.replace(read_messages(row[column]))
         except ValueError as error:
             raise DataError(f"{place}: row {which}: {column}: {error}") from None
-        last = "; /retry answers the last" if self.session.messages[-1:] and self._waits() else ""
-        self.screen.note(f"{len(self.session.messages)} messages{last}")
-
-    def _waits(self) -> bool:
-        return self.session.messages[-1]["role"] != "assistant"
+        messages = self.session.messages
+        waits = bool(messages) and messages[-1]["role"] != "assistant"
+        self.screen.note(f"{len(messages)} messages{'; /retry answers the last' if waits else ''}")
 
     def do_help(self, rest: str) -> None:
         width = max(len(f"/{name} {what}") for name, (what, _) in COMMANDS.items())

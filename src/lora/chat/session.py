@@ -73,9 +73,7 @@ class Session:
         self.messages: list[Message] = []
         self.stopping = False
         self._length = length
-        self.room = 0
         self.sampling = sampling
-        self._system: str | None = None
         self.system = system
         self._kept = Kept(self.model.base) if reuse else None
         self._start = 0  # the first message that is still asked with
