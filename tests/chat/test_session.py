@@ -148,6 +148,16 @@ def test_compare_is_each_alone(session: Any) -> None:
     assert len({answer.text for answer in found}) > 1
 
 
+def test_a_long_comparison_costs_the_conversation_nothing(session: Any) -> None:
+    one = session()
+    one.messages = [
+        {"role": role, "content": "red sun moon"} for _ in range(6) for role in ("user", "assistant")
+    ]  # fmt: skip
+    assert "oldest exchanges" in one.compare(["a", "b"], "red " * 80)[0].notes[0] and one._start == 0
+    one.ask("sun", nothing)
+    assert one._start == 0
+
+
 def test_stopped_and_broken_answers(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = session(max_new_tokens=60)
     one.voices["a"] = Voice("a", one.voice.task, frozenset())
