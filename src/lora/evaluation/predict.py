@@ -96,8 +96,8 @@ def predict_iter(
 
     Yields:
         classification: ``{"label", "score", "probabilities": {class: p}}``; multi-label:
-        ``{"labels", "probabilities"}``; regression: ``{"value"}``; causal: ``{"prompt", "completion"}``, the
-        completion without the prompt.
+        ``{"labels", "probabilities"}``; regression: ``{"value"}``; token classification: ``{"words", "tags",
+        "scores", "spans"}``; causal: ``{"prompt", "completion"}``, the completion without the prompt.
 
     Raises:
         ConfigError, RoutingError: no task stored, which adapter is open, options that the task does not have.
@@ -132,7 +132,7 @@ def predict_iter(
         else:
             pad = pad_token_id(tokenizer, model.base)
             found = infer(model, task, encoded, [name], pad_token_id=pad, batch_size=batch_size, supervised=False)
-            yield from (_answer(task, prediction) for prediction in found[name].predictions)
+            yield from task.answers(ready, encoded, found[name].predictions)
         done += len(chunk)
     if not done:
         raise DataError("there are no rows to predict on")
@@ -196,13 +196,3 @@ def _cell_problem(row: Row, given: Input) -> str | None:
         return f"no column {name!r} (there are: {', '.join(map(str, row)) or 'none'})"
     problem = given.problem(row[name])
     return f"{name} {problem}" if problem else None
-
-
-def _answer(task: Task, prediction: Any) -> dict[str, Any]:
-    """A task's prediction as a row of its own: probabilities by name, a bare number under ``value``."""
-    if not isinstance(prediction, dict):
-        return {"value": prediction}
-    labels = getattr(task, "labels", None)
-    if labels and "probabilities" in prediction:
-        return {**prediction, "probabilities": dict(zip(labels, prediction["probabilities"], strict=True))}
-    return dict(prediction)

@@ -44,6 +44,7 @@ class CausalTask(Task):
     best_metric = "loss"
     greater_is_better = False
     measures = ("loss", "perplexity", "token_accuracy")
+    per_token = True
     next_token = True
 
     def __init__(

@@ -113,11 +113,10 @@ def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str]) -> A
 def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
     """Why ``outputs`` of one row are not what ``task`` reads; None if they are."""
     logits = getattr(outputs, "logits", None)
-    per_token = task.auto_class.endswith("CausalLM")
     wanted = task.model_options().get("num_labels")
-    if not per_token and wanted is None:
+    if not task.per_token and wanted is None:
         return None  # a task of one's own, of which no more is known
-    if logits is None or logits.dim() != (3 if per_token else 2):
+    if logits is None or logits.dim() != (3 if task.per_token else 2):
         found = type(model.base).__name__
         return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
     if wanted is None or logits.shape[-1] == wanted or logits.shape[-1] > wanted > 1:  # more are not read

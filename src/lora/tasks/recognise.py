@@ -22,7 +22,7 @@ def recognise(rows: list[Row], config: DataConfig) -> Columns:
     """Task and columns of ``rows``: what ``config`` names, else what the names and values say.
 
     Raises DataError: a named column is not there, nothing is recognisable, data of a kind that no task reads (chat,
-    preferences, labels of single tokens), or settings that contradict each other.
+    preferences), or settings that contradict each other.
     """
     if not rows:
         raise DataError("there are no rows")
@@ -100,8 +100,6 @@ def _unsupported(table: Table) -> DataError | None:
 
 
 def _nothing(table: Table) -> DataError:
-    if table.get("tokens") and table.get("tags"):
-        return table.error("labels for single tokens (tokens, tags) are not supported yet in this version")
     text = table.get(*TEXT)
     what = "no column is recognised"
     if text:
