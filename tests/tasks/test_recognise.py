@@ -241,7 +241,8 @@ def test_a_column_only_some_rows_have_is_seen() -> None:
         ([{"conversations": [{"from": "human"}], "id": 1}], {}, ["chat data"]),
         ([{"messages": [], "chosen": "a", "rejected": "b"}], {}, ["chat data"]),
         (rows("prompt", "chosen", "rejected"), {}, ["preference data"]),
-        ([{"tokens": ["a"], "tags": ["O"]}], {}, ["labels for single tokens"]),
+        ([{"tokens": ["a"]}], {"task": "token-classification"}, ["no tags column", "data.columns.tags"]),
+        ([{"tokens": ["a"], "other": ["O"]}], {}, ["no column is recognised", "{tokens: …, tags: …} to tag words"]),
     ],
 )
 def test_refusals(data: list[dict], config: dict[str, Any], parts: list[str]) -> None:
