@@ -88,7 +88,7 @@ def evaluate(
     metrics = {name: task.metrics(out.predictions, targets, out.loss_sum, out.count) for name, out in outcomes.items()}
     return Evaluation(
         metrics=metrics,
-        rows=len(encoded),
+        rows=encoded.rows,
         truncated=encoded.truncated,
         notes=inputs.notes,
         task=task.name,

@@ -46,6 +46,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def rows(self) -> int:
+        """How many rows the examples come from; a long one may have become several, which then say their ``row``."""
+        return len({example.get("row", place) for place, example in enumerate(self.examples)})
+
 
 @dataclass(frozen=True)
 class Input:
