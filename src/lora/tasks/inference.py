@@ -13,6 +13,7 @@ from lora.config import EVAL_BATCH_SIZE
 from lora.core.configs import text_config
 from lora.data.batches import in_order
 from lora.errors import RoutingError
+from lora.model.heads import output_heads
 from lora.tasks.base import Encoded, Task
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
     wanted = task.model_options().get("num_labels")
     if not task.per_token and wanted is None:
         return None  # a task of one's own, of which no more is known
-    if logits is None or logits.dim() != (3 if task.per_token else 2):
+    # Logits of a language model are of each token too, but over its vocabulary.
+    vocabulary = task.per_token and wanted is not None and bool(output_heads(model.base))
+    if logits is None or logits.dim() != (3 if task.per_token else 2) or vocabulary:
         found = type(model.base).__name__
         return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
     if wanted is None or logits.shape[-1] == wanted or logits.shape[-1] > wanted > 1:  # more are not read
