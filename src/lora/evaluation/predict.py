@@ -173,7 +173,10 @@ def _checked(task: Task, rows: list[Any], before: int) -> list[Row]:
     out: list[Row] = []
     for number, row in enumerate(rows, start=before + 1):
         cells = {inputs[0].column: row} if isinstance(row, str) else row if isinstance(row, Mapping) else {}
-        out.append(row if isinstance(row, SourceRow) else SourceRow(cells, origin, number))
+        if len(inputs) == 1 and list(cells) == ["text"]:  # a text alone, such as a txt file gives, is like a string
+            cells = {inputs[0].column: cells["text"]}
+        place = (row.origin, row.number) if isinstance(row, SourceRow) else (origin, number)
+        out.append(SourceRow(cells, *place))
     problems = Problems(out)
     for index, row in enumerate(rows):
         if isinstance(row, str) and len(inputs) > 1:

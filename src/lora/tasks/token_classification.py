@@ -15,7 +15,7 @@ from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort_names, typed
 from lora.tasks.sequence import REMEDY, cut_note, pad, require_columns
-from lora.tasks.spans import broken, complete, find_scheme, scores, spans, strict_spans, type_of
+from lora.tasks.spans import Span, broken, complete, find_scheme, scores, spans, strict_spans, type_of
 from lora.tasks.tokens import IGNORED
 from lora.tasks.words import Pieces, Words, aligned, items, split, tags_of, windows, words_of
 
@@ -306,18 +306,18 @@ class TokenClassificationTask(Task):
             out[example["row"]]["scores"] += said["scores"]
         for row, answer in zip(rows, out, strict=True):
             if self.scheme:
-                answer["spans"] = [_told(span, answer, row[self.tokens]) for span in spans(answer["tags"], self.scheme)]
+                cell = row[self.tokens]
+                ends = split(cell)[1] if isinstance(cell, str) else None
+                answer["spans"] = [_told(span, answer, cell, ends) for span in spans(answer["tags"], self.scheme)]
             answer["tags"] = [typed(tag, self.label_kind) for tag in answer["tags"]]
         return out
 
 
-def _told(span: Any, answer: dict[str, Any], cell: Any) -> dict[str, Any]:
-    """A span as it is answered; ``cell``: the row's words, or its text."""
+def _told(span: Span, answer: dict[str, Any], cell: Any, ends: list[tuple[int, int]] | None) -> dict[str, Any]:
+    """A span as it is answered. ``cell``: the row's words, or its text, in which ``ends`` says where each word is."""
     inside = slice(span.start, span.end)
-    score = sum(answer["scores"][inside]) / (span.end - span.start)
     told = {"type": span.type, "words": answer["words"][inside], "first": span.start, "last": span.end - 1}
-    if isinstance(cell, str):
-        ends = split(cell)[1]
+    if ends is not None:
         start, end = ends[span.start][0], ends[span.end - 1][1]
         told |= {"start": start, "end": end, "text": cell[start:end]}
-    return {**told, "score": score}
+    return {**told, "score": sum(answer["scores"][inside]) / (span.end - span.start)}
