@@ -24,6 +24,9 @@ TASKS = {
     "multi-label": "lora.tasks.multilabel:MultiLabelTask",
     "regression": "lora.tasks.regression:RegressionTask",
     "causal": "lora.tasks.causal:CausalTask",
+    "chat": "lora.tasks.chat:ChatTask",
+    "preference": "lora.tasks.preference:PreferenceTask",
+    "reward": "lora.tasks.reward:RewardTask",
 }
 
 

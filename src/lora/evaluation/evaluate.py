@@ -121,7 +121,7 @@ def _fitting(model: LoRA, inputs: Inputs, names: list[str]) -> list[str]:
     kept = []
     with evaluating(model):
         for name in names:
-            problem = misfit(model, inputs.task, forward(model, batch, [name]))
+            problem = misfit(model, inputs.task, forward(model, batch, name))
             if problem is None:
                 kept.append(name)
             elif name != BASE or len(names) == 1:

@@ -37,7 +37,7 @@ def complete(
         options: of ``generate``, e.g. ``do_sample=True, temperature=0.7``. Default: greedy.
     """
     pad = pad_token_id(tokenizer, model.base)
-    ends = end_tokens(model, tokenizer)
+    ends = sorted({*end_tokens(model, tokenizer), *task.ends()})
     if not options.get("do_sample"):
         # A checkpoint's own generation settings may carry these; in greedy search they mean nothing but a warning.
         options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **options}

@@ -108,7 +108,7 @@ def _take_turns(model: LoRA, adapters: Sequence[str], batches: list[dict[str, Te
 
 def _timed(model: LoRA, name: str, batch: dict[str, Tensor], device: torch.device) -> float:
     started = time.perf_counter()
-    forward(model, to_device(batch, model), [name] * len(batch["input_ids"]))
+    forward(model, to_device(batch, model), name)
     if device.type != "cpu":  # kernels run behind; their end is what counts
         torch.accelerator.synchronize(device)
     return time.perf_counter() - started

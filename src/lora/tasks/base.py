@@ -95,6 +95,9 @@ class Task(ABC):
     # Whether the loss is the cross-entropy of each next token that ``labels`` of an example holds: such examples can be
     # packed into one row, and the head computed for supervised positions alone.
     next_token: ClassVar[bool] = False
+    # Whether label smoothing is of the cross-entropy of those tokens, and not of the task's own loss.
+    smooths_tokens: ClassVar[bool] = True
+    rows: ClassVar[int] = 1  # of a padded batch that one example makes
 
     @classmethod
     @abstractmethod
@@ -121,7 +124,7 @@ class Task(ABC):
         return None
 
     def remarks(self) -> list[str]:
-        """What a user should know of what was learned from the rows, in full sentences."""
+        """What a user should know of what was learned from the rows, or seen of the tokenizer, in full sentences."""
         return []
 
     @abstractmethod
@@ -134,6 +137,15 @@ class Task(ABC):
         Raises DataError where rows would become other tokens than those the adapter was trained with.
         """
         return self
+
+    def ends(self) -> list[int]:
+        """Token ids that end a generated answer, beside the model's and the tokenizer's own."""
+        return []
+
+    @property
+    def reference(self) -> bool:
+        """Whether the loss compares with the base: it then runs on the same examples, in the same batch."""
+        return False
 
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` (``num_labels``, ``id2label``, ``problem_type``)."""
@@ -151,7 +163,25 @@ class Task(ABC):
 
     @abstractmethod
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Loss sums (b,) in fp32 and numbers of supervised positions (b,): sums until the last division."""
+        """Loss sums (b,) in fp32 and numbers of supervised positions (b,): sums until the last division.
+
+        With ``reference`` this takes one more argument of that name, the base's outputs; so does ``predictions``.
+        """
+
+    def token_losses(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """With ``next_token``: cross-entropy sums and numbers of supervised tokens, of each padded row."""
+        return self.row_losses(outputs, batch)
+
+    def packed_loss(
+        self, losses: Tensor, examples: list[dict[str, Any]], reference: Tensor | None, label_smoothing: float
+    ) -> Tensor:
+        """With ``next_token``: the loss of ``examples``, summed, from those of their supervised tokens.
+
+        Args:
+            losses: (n,) cross-entropy, example by example.
+            reference: (n,) the same of the base; None where ``reference`` is false.
+        """
+        return losses.sum()
 
     @abstractmethod
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[Any]:

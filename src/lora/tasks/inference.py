@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lora.config import EVAL_BATCH_SIZE
 from lora.core.configs import text_config
+from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.errors import RoutingError
 from lora.model.heads import output_heads
@@ -72,25 +74,44 @@ def _together(
     padding_side: str, supervised: bool,
 ) -> dict[str, Outcome]:  # fmt: skip
     """`infer` with every adapter's rows in one batch. Raises RoutingError where the base cannot tell them apart."""
-    rows_each = max(1, batch_size // len(adapters))
+    runs = list(adapters)
+    if task.reference and supervised and BASE not in runs:
+        runs.append(BASE)
+    rows_each = max(1, batch_size // (len(runs) * task.rows))
     out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
     with evaluating(model), without_cache(model):
-        for indices in _batches(model, task, encoded, rows_each, len(adapters)):
+        for indices in _batches(model, task, encoded, rows_each, len(runs) * task.rows):
             batch = task.collate([encoded.examples[i] for i in indices], pad_token_id, padding_side)
             batch = to_device(batch, model)
-            repeated = {key: torch.cat([value] * len(adapters)) for key, value in batch.items()}
-            names = [name for name in adapters for _ in indices]
-            outputs = forward(model, repeated, names)
-            predictions = task.predictions(outputs, repeated)
-            sums, counts = task.row_losses(outputs, repeated) if supervised else (None, None)
+            rows = len(next(iter(batch.values())))
+            repeated = {key: torch.cat([value] * len(runs)) for key, value in batch.items()}
+            outputs = forward(model, repeated, [name for name in runs for _ in range(rows)])
+            if task.reference and supervised:
+                parts = _compared(task, outputs, batch, runs)
+            else:
+                sums, counts = task.row_losses(outputs, repeated) if supervised else (None, None)
+                parts = [(task.predictions(outputs, repeated), sums, counts)]
+            predictions = [prediction for part in parts for prediction in part[0]]
             for k, name in enumerate(adapters):
-                rows = slice(k * len(indices), (k + 1) * len(indices))
-                for index, prediction in zip(indices, predictions[rows], strict=True):
+                its = slice(k * len(indices), (k + 1) * len(indices))
+                for index, prediction in zip(indices, predictions[its], strict=True):
                     out[name].predictions[index] = prediction
-                if sums is not None and counts is not None:
-                    out[name].loss_sum += float(sums[rows].cpu().double().sum())
-                    out[name].count += int(counts[rows].sum())
+                if supervised:
+                    sums, counts = (torch.cat([part[place] for part in parts])[its] for place in (1, 2))
+                    out[name].loss_sum += float(sums.cpu().double().sum())
+                    out[name].count += int(counts.sum())
     return out
+
+
+def _compared(task: Task, outputs: Any, batch: dict[str, Tensor], runs: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Predictions, loss sums and counts of each of ``runs``, beside the base, which is one of them."""
+    each = [SimpleNamespace(logits=rows) for rows in outputs.logits.chunk(len(runs))]
+    compare: Any = task  # with ``reference``, as the contract has it
+    base = each[runs.index(BASE)]
+    return [
+        (compare.predictions(own, batch, reference=base), *compare.row_losses(own, batch, reference=base))
+        for own in each
+    ]
 
 
 LOGITS = 1 << 28  # of a batch; in fp32, in which losses are taken, they are 1 GiB
@@ -105,10 +126,14 @@ def _batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) 
         yield from (indices[start : start + most] for start in range(0, len(indices), most))
 
 
-def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str]) -> Any:
-    """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself."""
+def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str] | str) -> Any:
+    """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself.
+
+    ``adapters``: one name for each row, or one for all.
+    """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return model(**inputs, adapters=list(adapters))
+    rows = len(next(iter(inputs.values())))
+    return model(**inputs, adapters=[adapters] * rows if isinstance(adapters, str) else list(adapters))
 
 
 def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:

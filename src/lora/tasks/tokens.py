@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora.data.problems import Problems
+from lora.data.rendering import IGNORED
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Row
 from lora.tasks.sequence import REMEDY, cut_note
-
-IGNORED = -100  # what transformers and torch take for "no label here"
 
 
 @dataclass(frozen=True)

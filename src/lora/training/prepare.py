@@ -100,7 +100,7 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     train = task.encode(rows.train, tokenizer, length)
     held = task.encode(rows.held, tokenizer, length) if rows.held else None
     test = task.encode(rows.test, tokenizer, length) if rows.test else None
-    notes = [*rows.notes, *train.notes]
+    notes = [*rows.notes, *(note for note in task.remarks() if note not in rows.task.remarks()), *train.notes]
     for name, part in (("held-out", held), ("test", test)):
         notes += [f"{name} data: {note}" for note in (part.notes if part else [])]
     return Prepared(task, tokenizer, train, held, test, length, pad, "right", notes, digest(train))
