@@ -118,7 +118,8 @@ def main() -> None:
     rows = read_rows(train, test, DataConfig(), 0)
     print(*rows.notes, sep="\n")
     print(
-        f"{options.set}: {len(train)} rows to train on, {len(test)} to test; MiniLM, rank {RANK}, alpha {ALPHA}, all-linear, rate {RATE}, batch {BATCH}, "
+        f"{options.set}: {len(train)} rows to train on, {len(test)} to test\n"
+        f"MiniLM, rank {RANK}, alpha {ALPHA}, all-linear, rate {RATE}, batch {BATCH}, "
         f"{options.epochs:g} epochs, fp32"
     )
     results: dict[str, list[float]] = {"ours": [], "PEFT": []}

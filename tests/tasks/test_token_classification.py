@@ -84,6 +84,8 @@ def test_columns_that_are_named() -> None:
     assert (named.task, named.roles) == ("token-classification", {"tokens": "tokens", "tags": "marks"})
     asked = recognise([{"text": "a b", "tags": "O O"}] * 3, DataConfig(task="token-classification"))
     assert asked.roles == {"tokens": "text", "tags": "tags"}
+    data = [{"text": "a b", "label": "x", "tokens": ["a", "b"], "slots": ["O", "B-x"]}] * 3
+    assert recognise(data, DataConfig(task="token-classification")).roles == {"tokens": "tokens", "tags": "slots"}
     both = recognise([{**TAGGED, "pos_tags": ["X", "Y"]}] * 3, DataConfig())
     assert both.roles["tags"] == "ner_tags" and "Preferred over 'pos_tags'" in both.how
 

@@ -69,8 +69,8 @@ class TokenClassificationTask(Task):
         meant = asked or "tokens" in given or "tags" in given
         tokens = given.get("tokens") or table.get(*TOKENS, *(TEXT if meant else ()))
         found = [name for name in table.every(TAGS) if name != tokens]
-        if tokens and not meant:
-            found = [name for name in found if aligned(table, tokens, name)]
+        if tokens:  # a column may be called so and be the label of the whole text
+            found = [name for name in found if aligned(table, tokens, name)] or (found if meant else [])
         tags = given.get("tags") or next(iter(found), None)
         if tokens and tags:
             roles = {"tokens": tokens, "tags": tags}
