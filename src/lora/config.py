@@ -289,6 +289,14 @@ class RunConfig(Settings):
         gt=0,
         description="GiB that training may use beside the weights; default: 70 % of what is free when it begins",
     )
+    check: bool = Field(
+        default=True,
+        description="verify before training that it can succeed (see `lora check`), and after it what came of it",
+    )
+    probe: str | None = Field(
+        default=None,
+        description="general text on which base and adapter are compared after training; default: built-in",
+    )
     # Of the run and not of an adapter: they choose what the shared passes are computed by.
     compile: bool = Field(
         default=False, description="element-wise parts of decoders by torch's compiler: faster steps, a slow first one"

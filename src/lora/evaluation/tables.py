@@ -48,6 +48,12 @@ METRICS = {
     "loss": Metric("loss", better=-1),
     "perplexity": Metric("perplexity", ",.2f", -1),
     "token_accuracy": Metric("token accuracy"),
+    "margin": Metric("margin of rewards", ".4f"),
+    "reward_chosen": Metric("reward, chosen", ".4f", 0),
+    "reward_rejected": Metric("reward, rejected", ".4f", 0),
+    "likelihood_accuracy": Metric("chosen more likely per token"),
+    "loss_chosen": Metric("loss per token, chosen", better=0),
+    "loss_rejected": Metric("loss per token, rejected", better=0),
     "tokens": Metric("supervised tokens", ",.0f", None),
 }
 SPEED = {

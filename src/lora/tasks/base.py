@@ -33,7 +33,7 @@ class Encoded:
         examples: one dict per kept row: ``input_ids`` (list of int) and whatever else the task's ``collate`` needs.
         lengths: number of tokens of each example.
         supervised: number of supervised positions (tokens or labels) of each example.
-        truncated: how many rows were longer than ``max_length``.
+        truncated: how many rows were longer than ``max_length``, those left out among them.
         notes: what a user should know, in full sentences (truncation, dropped rows).
     """
 

@@ -165,7 +165,7 @@ class PairTask(Task):
     def _tokens(
         self, rows: list[Row], asked: list[tuple[list[Message], list[Message]]], tokenizer: Any, max_length: int
     ) -> tuple[list[tuple[int, list[int], list[list[int]]]], int, list[str]]:
-        """(row, prompt, answers) as token ids, how many prompts were cut, and notes. Raises DataError.
+        """(row, prompt, answers) as token ids, how many rows were too long, and notes. Raises DataError.
 
         ``asked``: of each row the messages, and answers to them.
         """
@@ -207,7 +207,7 @@ class PairTask(Task):
             raise DataError(f"{named(rows)}{notes[-1]} None is left; raise data.max_length")
         if cut:
             notes.append(cut_note(cut, len(rows), max_length, "and lost the beginning of their prompts"))
-        return out, cut, notes
+        return out, cut + dropped, notes
 
     def _renderer(self, tokenizer: Any) -> Renderer | None:
         if not self.chat:

@@ -94,8 +94,9 @@ class Made:
             notes.append("The tokenizer has no end token: the adapter will not learn where an answer ends.")
         supervision = [sum(label != IGNORED for label in example.get("labels", ())) for example in self.examples]
         return Encoded(
-            self.examples, [len(example["input_ids"]) for example in self.examples], supervision, self.truncated, notes
-        )
+            self.examples, [len(example["input_ids"]) for example in self.examples], supervision,
+            self.truncated + self.dropped, notes,
+        )  # fmt: skip
 
 
 def blocks(made: Made, frame: Frame, bodies: list[list[int]], max_length: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lora.core.attention import per_document
 from lora.core.randomness import seeded_dropout
 from lora.core.routing import BASE
-from lora.errors import ConfigError, RoutingError
+from lora.errors import ConfigError, RoutingError, TrainingError
 from lora.model.base import short
 from lora.model.fused import Fused
 from lora.model.kernels import Kernels
@@ -154,8 +154,15 @@ class Passes:
                 loss / s.trainee.supervised(s.trainee.batches(s.trainee.step))
                 for loss, s in zip(compute(shares), shares, strict=True)
             ]
+            total = _added(losses)
+            if not total.requires_grad:
+                names = ", ".join(share.trainee.name for share in shares)
+                raise TrainingError(
+                    f"no gradient reaches {names}: none of its modules took part in the forward pass; choose other "
+                    "targets"
+                )
             with attending:
-                _added(losses).backward()
+                total.backward()
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()  # else this would be the time that it takes to ask for the work
         seconds, tokens = time.perf_counter() - begun, sum(share.tokens for share in shares)

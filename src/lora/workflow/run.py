@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from lora.workflow.tuned import adapter_folder, base_of, task_of
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
     from lora.training.loop import FitResult
-    from lora.training.prepare import Rows
+    from lora.training.prepare import Prepared, Rows
     from lora.training.processes import Processes
 
 Say = Callable[[str], None]
@@ -81,10 +81,16 @@ def train(
     task = task_of(start) if start else None
     assert config.model and config.data.train, "checked among the places"
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task)
-    model, tokenizer = _load(config, rows.task, start)
+    model, tokenizer = load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     for line in [*model.summary().splitlines(), *prepared.notes]:
         say(line)
+    if config.probe:
+        from lora.checks.probe import probe_texts
+
+        probe_texts(config.probe)  # complains now, not after training
+    if config.check and not resume:
+        verify(model, {"default": (prepared, config)}, say)
     newest = run.checkpoints()[-1:] if resume else []
     with _refusals(config, run, processes):
         result = fit(
@@ -103,6 +109,8 @@ def train(
             f"the adapter is trained and saved ({run.adapter}), but not measured. For that: {how_to_resume(run.path)}"
         ) from None
     facts = facts_of(config, model, rows, result)
+    if config.check:
+        facts["checks_after_training"] = verify_trained(config, model, result, say)
     # The time of earlier parts is that of their training: what they measured, if they came to that, is not counted.
     facts["training"]["total_seconds"] = round(time.perf_counter() - begun + result.seconds_before, 1)
     return TrainResult(model, result, evaluation, write_report(run.path, facts, result.history, evaluation))
@@ -136,7 +144,7 @@ def _places(config: RunConfig, resume: bool, overwrite: bool) -> tuple[RunFolder
     return run, start
 
 
-def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
+def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
     """Base with its adapter, and tokenizer. What is chosen for this machine and model is written into ``config``.
 
     Raises:
@@ -165,6 +173,41 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
         config.adapter = found
     settle(config, base, dtype)
     return model, tokenizer
+
+
+def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say) -> None:
+    """Run the checks before training for each of ``jobs``, and say what they found worth a look.
+
+    Raises:
+        TrainingError: some failed.
+    """
+    from lora.checks.before import check_training, refuse_failed
+    from lora.training.processes import Processes
+
+    model.to(Processes().device)
+    begun, count = time.perf_counter(), 0
+    for name, (prepared, config) in jobs.items():
+        found = check_training(model, name, prepared, config.training, Path(config.output or "."))
+        for finding in found:
+            if finding.status == "note":
+                say(f"{name}: {finding}" if len(jobs) > 1 else str(finding))
+        refuse_failed(found)
+        count += sum(finding.status != "skipped" for finding in found)
+    say(f"{count} checks before training in {time.perf_counter() - begun:.1f} s.")
+
+
+def verify_trained(config: RunConfig, model: LoRA, result: FitResult, say: Say) -> dict[str, str]:
+    """Run the checks after training, say what they found worth a look, and give all by name for the report."""
+    from lora.checks.after import check_trained
+    from lora.checks.probe import probe_texts
+
+    assert result.output is not None
+    texts = probe_texts(config.probe) if config.probe else None
+    found = check_trained(model, result.adapter, result.output / "adapter", result.data, texts)
+    for finding in found:
+        if finding.status in ("note", "failed"):
+            say(str(finding))
+    return {finding.check: f"{finding.status}: {finding.said}" for finding in found}
 
 
 def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
@@ -264,6 +307,7 @@ def in_full(config: RunConfig) -> None:
     config.model = config.model and _absolute(config.model)
     config.data.train = config.data.train and _absolute(config.data.train)
     config.data.validation = config.data.validation and _absolute(config.data.validation)
+    config.probe = config.probe and _absolute(config.probe)
 
 
 def _absolute(place: str) -> str:
