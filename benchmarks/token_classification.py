@@ -16,7 +16,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from lora.data.sources import load_rows
 from lora.model.base import load_base, load_tokenizer
 from lora.tasks import Task
 from lora.tasks.inference import infer
-from lora.training.prepare import Prepared, prepare, read_rows
+from lora.training.prepare import Prepared, Rows, prepare, read_rows
 from lora.training.schedule import rate_at, warmup_steps
 
 RANK, ALPHA, BATCH = 16, 32, 16
@@ -44,9 +43,13 @@ def settings(epochs: float, seed: int) -> TrainingConfig:
     )
 
 
-def base_for(task: Task, seed: int) -> torch.nn.Module:
+def base_for(task: Task, seed: int, dropout: bool) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return load_base(minilm(), task.auto_class, torch.float32, task.model_options())
+    base = load_base(minilm(), task.auto_class, torch.float32, task.model_options())
+    for module in base.modules():
+        if isinstance(module, torch.nn.Dropout) and not dropout:
+            module.p = 0.0
+    return base
 
 
 def ours(prepared: Prepared, model: LoRA, epochs: float, seed: int) -> dict[str, Any]:
@@ -57,12 +60,12 @@ def ours(prepared: Prepared, model: LoRA, epochs: float, seed: int) -> dict[str,
     return prepared.task.metrics(out.predictions, prepared.task.targets(held.examples), out.loss_sum, out.count)
 
 
-def theirs(prepared: Prepared, start: Path, epochs: float, seed: int) -> dict[str, Any]:
+def theirs(prepared: Prepared, base: torch.nn.Module, start: Path, epochs: float, seed: int) -> dict[str, Any]:
     """PEFT's model, from our untrained adapter in ``start``, over the batches of `BatchPlan` with the rates of
     `rate_at`."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(base_for(prepared.task, seed), str(start), is_trainable=True)
+    model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
     s = settings(epochs, seed)
     plan = BatchPlan(prepared.train.lengths, BATCH, seed, s.length_grouped)
     total = round(epochs * len(plan))
@@ -100,6 +103,18 @@ def scored(model: torch.nn.Module, prepared: Prepared) -> dict[str, Any]:
     return task.metrics(predictions, task.targets(held.examples), loss_sum, count)
 
 
+def run(rows: Rows, seed: int, epochs: float, dropout: bool) -> dict[str, dict[str, Any]]:
+    """Metrics of both, trained from one and the same untrained adapter."""
+    model = LoRA(base_for(rows.task, seed, dropout), name=None)
+    model.add_adapter("default", rank=RANK, alpha=ALPHA, seed=seed)
+    prepared = prepare(model, rows, load_tokenizer(minilm()))
+    with tempfile.TemporaryDirectory() as start:
+        model.save_adapter("default", start)
+        found = {"ours": ours(prepared, model, epochs, seed)}
+        found["PEFT"] = theirs(prepared, base_for(rows.task, seed, dropout), Path(start), epochs, seed)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -107,6 +122,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--max-words", type=int, help="leave out longer sentences, of both files: less time")
+    parser.add_argument(
+        "--no-dropout", action="store_true", help="switch the base's own off: nothing is left to chance"
+    )
     options = parser.parse_args()
     quiet_libraries()
     folder = options.data / options.set
@@ -124,26 +142,13 @@ def main() -> None:
     )
     results: dict[str, list[float]] = {"ours": [], "PEFT": []}
     for seed in options.seeds:
-        model = LoRA(base_for(rows.task, seed), name=None)
-        model.add_adapter("default", rank=RANK, alpha=ALPHA, seed=seed)
-        prepared = prepare(model, rows, load_tokenizer(minilm()))
-        with tempfile.TemporaryDirectory() as start:
-            model.save_adapter("default", start)
-            for system in results:
-                begun = time.perf_counter()
-                mine = system == "ours"
-                metrics = (
-                    ours(prepared, model, options.epochs, seed)
-                    if mine
-                    else theirs(prepared, Path(start), options.epochs, seed)
-                )
-                results[system].append(metrics["f1"])
-                print(
-                    f"seed {seed} {system:<5} F1 {metrics['f1']:.4f} strict {metrics['f1_strict']:.4f} "
-                    f"macro {metrics['f1_macro']:.4f} loss {metrics['loss']:.4f} "
-                    f"({time.perf_counter() - begun:.0f} s)",
-                    flush=True,
-                )
+        for system, metrics in run(rows, seed, options.epochs, not options.no_dropout).items():
+            results[system].append(metrics["f1"])
+            print(
+                f"seed {seed} {system:<5} F1 {metrics['f1']:.4f} strict {metrics['f1_strict']:.4f} "
+                f"macro {metrics['f1_macro']:.4f} loss {metrics['loss']:.4f}",
+                flush=True,
+            )
     for system, values in results.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         print(f"{system:<5} F1 mean {statistics.mean(values):.4f} ± {spread:.4f}")
