@@ -14,6 +14,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 WORDS = [
@@ -44,6 +46,8 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         core.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
+    elif kind == "t5":
+        core.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 4)])
     ends = {"eos_token": "[EOS]"} if kind != "bert" else {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64, **ends
@@ -57,6 +61,13 @@ def save_base(folder: Path, kind: str = "bert", **settings: float) -> Path:
     size = len(WORDS) + len(SPECIAL)
     if kind == "bert":
         model = BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, pad_token_id=0, **shape))
+    elif kind == "t5":
+        model = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=size, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=0,
+                eos_token_id=4, decoder_start_token_id=0, **settings,
+            )
+        )  # fmt: skip
     else:
         of_kind = {"llama": (LlamaForCausalLM, LlamaConfig), "mistral": (MistralForCausalLM, MistralConfig)}
         model_class, config_class = of_kind[kind]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lora.overrides import load_config
     from lora.training.job import Job
     from lora.training.loop import fit
+    from lora.workflow.look import describe_data
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "LoraError",
     "RunConfig",
     "TrainingConfig",
+    "describe_data",
     "evaluate",
     "fit",
     "load_config",
@@ -40,6 +42,7 @@ _HOMES = {
     "LoraError": "lora.errors",
     "RunConfig": "lora.config",
     "TrainingConfig": "lora.config",
+    "describe_data": "lora.workflow.look",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",
     "load_config": "lora.overrides",

@@ -21,6 +21,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 # them.
 EVAL_BATCH_SIZE = 32  # rows of one forward pass: twice training's, as nothing is kept for a backward
 MAX_NEW_TOKENS = 128  # of a completion: a paragraph; more costs time with models that have not learned to stop
+NEARLY_THE_SAME = 0.8  # Jaccard index of word triples: below it questions of one form are alike, whatever is asked
 LATENCY_ROWS = 64  # rows timed one by one: a 95th percentile rests on the slowest few, with fewer on one alone
 
 
@@ -138,7 +139,7 @@ class DataConfig(Settings):
         le=0.9,
         description="share split off where no validation data is given, at most 0.9; 0: none",
     )
-    task: str = Field(default="auto", description=f"{', '.join(TASKS)}; auto reads it from the columns")
+    task: str = Field(default="auto", description=f"{', '.join(TASKS)}; auto reads it from the columns and the base")
     text_column: str | None = Field(default=None, description="column of the text (default: recognised)")
     text_pair_column: str | None = Field(default=None, description="column of a second text (default: recognised)")
     label_column: str | None = Field(default=None, description="column of the label(s) (default: recognised)")
@@ -243,6 +244,10 @@ class TrainingConfig(Settings):
     )
     length_grouped: bool = Field(default=True, description="batch rows of like length: less padding")
     seed: int = Field(default=0, ge=0, description="seeds initialisation, order and dropout")
+    # Enough to see what the adapter writes and whether it ends; small differences in a score of so few are chance.
+    generate_rows: int = Field(
+        default=32, ge=0, description="prompts answered for the report, where the task writes answers; 0: none"
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard events")
 
     @property

@@ -27,6 +27,7 @@ TASKS = {
     "chat": "lora.tasks.chat:ChatTask",
     "preference": "lora.tasks.preference:PreferenceTask",
     "reward": "lora.tasks.reward:RewardTask",
+    "seq2seq": "lora.tasks.seq2seq:Seq2SeqTask",
 }
 
 

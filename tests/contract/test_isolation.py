@@ -13,7 +13,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from compiler import needs_compiler
 from lora import LoRA, fit
@@ -29,11 +34,14 @@ def base(folder: Any, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     if "llama" in str(folder):
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if "t5" in str(folder):
+        return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, dtype=dtype)
 
 
 def rows(folder: Any, count: int, seed: int) -> list[dict[str, Any]]:
-    return stories(count, seed) if "llama" in str(folder) else labelled(count, seed, longest=5)
+    writes = any(kind in str(folder) for kind in ("llama", "t5"))
+    return stories(count, seed) if writes else labelled(count, seed, longest=5)
 
 
 def train(folder: Any, jobs: dict[str, Job], dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def mixed_jobs(folder: Any, variant: str, held: bool = True) -> dict[str, Job]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_together_as_alone(request: Any, kind: str, dtype: torch.dtype, variant: str) -> None:
     folder = request.getfixturevalue(kind)
     check(folder, mixed_jobs(folder, variant), dtype, at_once=4)
@@ -144,7 +152,7 @@ def test_beside_one_with_a_head_of_its_own(llama: Any, dtype: torch.dtype) -> No
     check(llama, jobs, dtype, at_once=3)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
     """The recomputed blocks draw the dropout of their forward again, their own and the base's."""
     folder = request.getfixturevalue(kind)
@@ -155,7 +163,7 @@ def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
         same_bits(name, checkpointed[name], result)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_under_any_memory_budget(request: Any, kind: str, monkeypatch: Any) -> None:
     """Recomputed layers and smaller passes, chosen for want of memory, change nothing; nor does whoever is waiting."""
     folder = request.getfixturevalue(kind)

@@ -13,7 +13,7 @@ from lora.checks.finding import Finding
 from lora.checks.probe import measure_probe
 from lora.core.routing import BASE
 from lora.errors import LoraError
-from lora.tasks.inference import evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, forward, to_device
 from lora.training.memory import free_memory, gib
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def _if_not(status: str, why: str, remedy: str) -> tuple[str, str]:
 
 def _batch(model: LoRA, prepared: Prepared, row: int) -> dict[str, Tensor]:
     examples = [prepared.train.examples[row]]
-    return to_device(prepared.task.collate(examples, prepared.pad_token_id, prepared.padding_side), model)
+    batch = collated(model, prepared.task, examples, prepared.pad_token_id, prepared.padding_side)
+    return to_device(batch, model)
 
 
 @torch.no_grad()

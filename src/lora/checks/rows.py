@@ -32,7 +32,7 @@ def supervised(data: Encoded, task: Task) -> Finding:
             "They cost time and teach nothing, while the loss of the others looks healthy.",
             "Look at them with `lora data show` and correct or remove them.",
         )  # fmt: skip
-    if not task.next_token:
+    if not task.generates:
         return Finding(name, "passed", f"{len(data)} examples")
     labels = [sum(label != IGNORED for label in example["labels"]) for example in data.examples]
     share = sum(labels) / max(1, sum(data.lengths))
@@ -49,8 +49,8 @@ def stops(model: LoRA, prepared: Prepared) -> Finding:
     """Whether the last token learned of each answer is one that stops generation."""
     task, data = prepared.task, prepared.train
     name = "answers end with a stop token"
-    if not task.next_token or task.inputs()[0].divisible:
-        return Finding(name, "skipped", "the task has no answers" if not task.next_token else "running text has no end")
+    if not task.generates or task.inputs()[0].divisible:
+        return Finding(name, "skipped", "the task has no answers" if not task.generates else "running text has no end")
     known = {*end_tokens(model, prepared.tokenizer), *task.ends()}
     last = [next(label for label in reversed(example["labels"]) if label != IGNORED) for example in data.examples]
     ended = sum(token in known for token in last)

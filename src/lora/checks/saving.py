@@ -17,7 +17,7 @@ from lora.checks.finding import Finding
 from lora.checks.steps import Trial
 from lora.core.routing import BASE
 from lora.errors import LoraError
-from lora.tasks.inference import evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, forward, to_device
 from lora.training.memory import gib
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def _logits(trial: Trial, name: str) -> Tensor:
     """(rows, ...) in fp32 of a short example."""
     (row,) = trial.short_rows(1)
     prepared = trial.prepared
-    batch = prepared.task.collate([trial.trainee.data.examples[row]], prepared.pad_token_id, prepared.padding_side)
+    examples = [trial.trainee.data.examples[row]]
+    batch = collated(trial.model, prepared.task, examples, prepared.pad_token_id, prepared.padding_side)
     with evaluating(trial.model):
         logits: Tensor = forward(trial.model, to_device(batch, trial.model), name).logits.float()
     return logits

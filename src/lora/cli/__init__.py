@@ -27,6 +27,7 @@ from lora.errors import Interrupted, LoraError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lora.cli.demo", "Fine-tune, evaluate and save a small model on built-in data."),
     "doctor": ("lora.cli.doctor", "Show what this machine has, what is missing and how to add it."),
+    "data": ("lora.cli.data", "Show what training would see of your data."),
     "check": ("lora.cli.check", "Verify before training that a run can succeed."),
     "train": ("lora.cli.train", "Fine-tune an adapter on your data."),
     "predict": ("lora.cli.predict", "Apply a trained adapter to new rows."),

@@ -61,7 +61,7 @@ def command(
     tuned, name, tokenizer, task = load_tuned(
         adapter, model, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
     )
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if task.next_token else {}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if task.generates else {}
     predictions = predict_iter(
         tuned, rows, adapter=name, tokenizer=tokenizer, task=task, batch_size=batch_size, **options
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
+from lora.core.configs import is_encoder_decoder
 from lora.core.routing import BASE
 from lora.data.problems import Problems
 from lora.data.rows import Origin, SourceRow
@@ -88,16 +89,16 @@ def predict_iter(
         tokenizer: default: that of the base model's folder.
         task: default: the one stored with the adapter.
         batch_size: rows of one forward pass.
-        max_length: tokens kept of a row; default: as in training, else what the model takes. Of a prompt: its last
-            ones; default: as many as leave room for the completion.
-        max_new_tokens: length of a completion; causal tasks only, as are all further options, which go to
+        max_length: tokens kept of a row; default: as in training, else what the model takes. Of a decoder's prompt: its
+            last ones; default: as many as leave room for the completion.
+        max_new_tokens: length of a completion; for tasks that write one, as are all further options, which go to
             ``generate``.
         on_note: called with what a user should know (rows that were cut); default: a warning in the log.
 
     Yields:
         classification: ``{"label", "score", "probabilities": {class: p}}``; multi-label:
         ``{"labels", "probabilities"}``; regression: ``{"value"}``; token classification: ``{"words", "tags",
-        "scores", "spans"}``; causal: ``{"prompt", "completion"}``, the completion without the prompt.
+        "scores", "spans"}``; causal and seq2seq: ``{"prompt", "completion"}``, the completion without the prompt.
 
     Raises:
         ConfigError, RoutingError: no task stored, which adapter is open, options that the task does not have.
@@ -108,12 +109,14 @@ def predict_iter(
     name, task = _task(model, adapter, task)
     tokenizer = tokenizer or tokenizer_of(model)
     task = task.with_tokenizer(tokenizer)
-    generates = task.auto_class.endswith("CausalLM")
     options = {**generation, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
-    if options and not generates:
+    if options and not task.generates:
         raise ConfigError(f"{', '.join(options)}: the task {task.name} gives a label or a number and generates nothing")
-    if generates:
+    if task.generates:
         options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+        if options["max_new_tokens"] < 1:
+            raise ConfigError(f"max_new_tokens is {options['max_new_tokens']}; it must be at least 1")
+    if task.generates and not is_encoder_decoder(model.base.config):
         length = prompt_length(model, tokenizer, max_length, options["max_new_tokens"])
     else:
         length = length_for(model, [name], tokenizer, max_length)
@@ -123,11 +126,11 @@ def predict_iter(
         encoded = task.encode(ready, tokenizer, length, supervised=False)
         for note in encoded.notes:
             on_note(note if len(chunk) < CHUNK and not done else f"Rows {done + 1} to {done + len(chunk)}: {note}")
-        if generates:
+        if task.generates:
             column = task.inputs()[0].column
             completions = complete(model, task, encoded, name, tokenizer, batch_size=batch_size, **options)
             yield from (
-                {"prompt": row[column], "completion": text} for row, text in zip(ready, completions, strict=True)
+                {"prompt": row[column], "completion": its.text} for row, its in zip(ready, completions, strict=True)
             )
         else:
             pad = pad_token_id(tokenizer, model.base)

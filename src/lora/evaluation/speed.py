@@ -20,7 +20,7 @@ from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.evaluation.factors import factor, median_ratio, p95_ratio, rate_ratio
 from lora.tasks.base import Encoded, Task
-from lora.tasks.inference import evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, forward, to_device
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -50,7 +50,7 @@ def measure_speed(
     """
 
     def collate(indices: Sequence[int]) -> dict[str, Tensor]:
-        return task.collate([encoded.examples[i] for i in indices], pad_token_id)
+        return collated(model, task, [encoded.examples[i] for i in indices], pad_token_id)
 
     singles = spread(len(encoded), rows)
     batches = in_order(encoded.lengths, batch_size)

@@ -35,6 +35,7 @@ class Encoded:
         supervised: number of supervised positions (tokens or labels) of each example.
         truncated: how many rows were longer than ``max_length``, those left out among them.
         notes: what a user should know, in full sentences (truncation, dropped rows).
+        answers: of each example the text that is its answer, as the data have it; empty where that is not kept.
     """
 
     examples: list[dict[str, Any]]
@@ -42,6 +43,7 @@ class Encoded:
     supervised: list[int]
     truncated: int = 0
     notes: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -91,13 +93,20 @@ class Task(ABC):
     greater_is_better: ClassVar[bool]
     # The numbers among `metrics`, any of which can pick the best checkpoint; empty: not known before the first time.
     measures: ClassVar[tuple[str, ...]] = ()
-    per_token: ClassVar[bool] = False  # whether the model's logits are of each token (b, t, ·), not of each row (b, ·)
+    per_token: ClassVar[bool] = False  # whether its labels are of single tokens: the logits are (b, t, c), not (b, c)
     # Whether the loss is the cross-entropy of each next token that ``labels`` of an example holds: such examples can be
     # packed into one row, and the head computed for supervised positions alone.
     next_token: ClassVar[bool] = False
     # Whether label smoothing is of the cross-entropy of those tokens, and not of the task's own loss.
     smooths_tokens: ClassVar[bool] = True
     rows: ClassVar[int] = 1  # of a padded batch that one example makes
+    generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
+
+    @classmethod
+    def suits(cls, base: Any) -> bool:
+        """Whether the task may be meant where the settings name none and the base has the configuration ``base``
+        (transformers'; None: not known)."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -160,6 +169,23 @@ class Task(ABC):
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """Pad ``examples`` to one batch of tensors: ``input_ids`` (b, t), ``attention_mask`` (b, t), ``labels``, …"""
+
+    def for_base(self, batch: dict[str, Tensor], base: Any) -> dict[str, Tensor]:
+        """``batch`` with what only the base model itself can make of it. Raises ModelError where it cannot."""
+        return batch
+
+    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+        """A supervised example without its (last) answer, as generation begins with it, and the tokens of that answer.
+
+        None: there is no answer to be written.
+        """
+        if not self.next_token:
+            return None
+        learned = [label != -100 for label in example["labels"]]
+        end = len(learned) - learned[::-1].index(True)
+        start = next((place + 1 for place in range(end - 1, -1, -1) if not learned[place]), 0)
+        ids = example["input_ids"]
+        return {**{key: example[key] for key in example if key != "labels"}, "input_ids": ids[:start]}, ids[start:end]
 
     @abstractmethod
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from lora.data.columns import TEXT, Claim, Sign, Table
 from lora.data.problems import Problems, is_missing, text_problem
@@ -15,7 +15,8 @@ from lora.tasks.tokens import Frame, Made, bare_ids, blocks, completions
 PLAIN_TEXT = ("text", "content", "document")  # a lone column of this name is text to model, whatever stands beside it
 PROMPTS = (
     ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
-    ("question", "answer"), ("source", "target"), ("input", "output"), ("input", "target"),
+    ("question", "answer"), ("source", "target"), ("input", "output"), ("input", "target"), ("document", "summary"),
+    ("article", "highlights"), ("text", "summary"),
 )  # fmt: skip
 WITH_CONTEXT = ("instruction", "prompt", "question")  # prompts that a context column may belong to
 CONTEXT = ("input", "context")  # joined below the prompt where the prompt is an instruction
@@ -32,7 +33,7 @@ class CausalTask(NextTokenTask):
     """
 
     name = "causal"
-    roles = ("text", "prompt", "context", "completion")
+    roles: ClassVar[tuple[str, ...]] = ("text", "prompt", "context", "completion")
     to_name = "data.prompt_column and data.completion_column to learn answers, or data.task causal for plain text"
 
     def __init__(
@@ -143,7 +144,12 @@ class CausalTask(NextTokenTask):
         else:
             ends = [frame.strip(ids, first=False) for ids in bare_ids(tokenizer, answers)]
             completions(made, frame, bodies, ends, max_length)
-        return made.encoded(max_length, frame, self.text is not None, supervised)
+        encoded = made.encoded(max_length, frame, self.text is not None, supervised)
+        encoded.answers = [answers[example["row"]] for example in encoded.examples] if answers else []
+        return encoded
+
+    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+        return super().asked(example) if self.text is None else None
 
 
 def prompt_and_completion(table: Table) -> tuple[str | None, str | None]:

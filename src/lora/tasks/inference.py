@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lora.config import EVAL_BATCH_SIZE
-from lora.core.configs import text_config
+from lora.core.configs import is_encoder_decoder, text_config
 from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.errors import RoutingError
@@ -81,7 +81,7 @@ def _together(
     out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
     with evaluating(model), without_cache(model):
         for indices in _batches(model, task, encoded, rows_each, len(runs) * task.rows):
-            batch = task.collate([encoded.examples[i] for i in indices], pad_token_id, padding_side)
+            batch = collated(model, task, [encoded.examples[i] for i in indices], pad_token_id, padding_side)
             batch = to_device(batch, model)
             rows = len(next(iter(batch.values())))
             repeated = {key: torch.cat([value] * len(runs)) for key, value in batch.items()}
@@ -119,11 +119,18 @@ LOGITS = 1 << 28  # of a batch; in fp32, in which losses are taken, they are 1 G
 
 def _batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) -> Iterator[list[int]]:
     """Batches of at most ``rows`` rows, fewer where each token has logits over a large vocabulary."""
-    width = getattr(text_config(getattr(model.base, "config", None)), "vocab_size", None) if task.next_token else None
+    width = getattr(text_config(getattr(model.base, "config", None)), "vocab_size", None) if task.generates else None
     for indices in in_order(encoded.lengths, rows):
         longest = encoded.lengths[indices[0]]
         most = len(indices) if width is None else max(1, LOGITS // (longest * width * copies))
         yield from (indices[start : start + most] for start in range(0, len(indices), most))
+
+
+def collated(
+    model: LoRA, task: Task, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+) -> dict[str, Tensor]:
+    """``examples`` as one batch with everything that this model takes. Raises ModelError as `Task.for_base`."""
+    return task.for_base(task.collate(examples, pad_token_id, padding_side), model.base)
 
 
 def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str] | str) -> Any:
@@ -140,11 +147,12 @@ def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
     """Why ``outputs`` of one row are not what ``task`` reads; None if they are."""
     logits = getattr(outputs, "logits", None)
     wanted = task.model_options().get("num_labels")
-    if not task.per_token and wanted is None:
+    of_tokens = task.generates or task.per_token
+    if not of_tokens and wanted is None:
         return None  # a task of one's own, of which no more is known
     # Logits of a language model are of each token too, but over its vocabulary.
-    vocabulary = task.per_token and wanted is not None and bool(output_heads(model.base))
-    if logits is None or logits.dim() != (3 if task.per_token else 2) or vocabulary:
+    vocabulary = task.per_token and bool(output_heads(model.base))
+    if logits is None or logits.dim() != (3 if of_tokens else 2) or vocabulary:
         found = type(model.base).__name__
         return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
     if wanted is None or logits.shape[-1] == wanted or logits.shape[-1] > wanted > 1:  # more are not read
@@ -175,12 +183,17 @@ def evaluating(model: LoRA) -> Iterator[None]:
 @contextmanager
 def without_cache(model: LoRA) -> Iterator[None]:
     """For the block the model keeps no keys and values for tokens to come, which nobody asks for."""
-    config = text_config(getattr(model.base, "config", None))
-    caches = getattr(config, "use_cache", None)
-    if caches:
-        config.use_cache = False
+    base: Any = model.base
+    config = getattr(base, "config", None)
+    configs = [text_config(config)]
+    if is_encoder_decoder(config) and hasattr(base, "get_decoder"):
+        configs.append(getattr(base.get_decoder(), "config", None))  # T5's has one of its own
+    caching = [its for its in configs if getattr(its, "use_cache", None)]
+    before = [its.use_cache for its in caching]
+    for its in caching:
+        its.use_cache = False
     try:
         yield
     finally:
-        if caches:
-            config.use_cache = caches
+        for its, value in zip(caching, before, strict=True):
+            its.use_cache = value

@@ -71,9 +71,12 @@ def _plain(row: Row) -> Row:
     return row
 
 
-def task_for(rows: list[Row], config: DataConfig) -> tuple[Task, str]:
-    """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError."""
-    columns = recognise(rows, config)
+def task_for(rows: list[Row], config: DataConfig, base: Any = None) -> tuple[Task, str]:
+    """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError.
+
+    ``base``: transformers' configuration of the base model.
+    """
+    columns = recognise(rows, config, base)
     task = _with_options(task_class(columns.task).from_rows(rows, columns.roles), config)
     return task, " ".join([columns.how, *task.remarks()])
 

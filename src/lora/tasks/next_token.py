@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lora.core.configs import is_encoder_decoder
 from lora.tasks.base import Task
 from lora.tasks.sequence import pad
 from lora.tasks.tokens import IGNORED
@@ -23,8 +24,12 @@ class NextTokenTask(Task):
     best_metric = "loss"
     greater_is_better = False
     measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
-    per_token = True
     next_token = True
+    generates = True
+
+    @classmethod
+    def suits(cls, base: Any) -> bool:
+        return not is_encoder_decoder(base)
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

@@ -7,6 +7,7 @@ are and the settings that name one.
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from lora.config import DataConfig
 from lora.data.columns import LABEL, TEXT, Claim, Columns, Sign, Table
@@ -16,8 +17,11 @@ from lora.registry import unknown
 from lora.tasks import TASKS, task_class
 
 
-def recognise(rows: list[Row], config: DataConfig) -> Columns:
+def recognise(rows: list[Row], config: DataConfig, base: Any = None) -> Columns:
     """Task and columns of ``rows``: what ``config`` names, else what the names and values say.
+
+    Args:
+        base: transformers' configuration of the base model: tasks that do not suit it are not meant, unless named.
 
     Raises DataError: a named column is not there, nothing is recognisable, or settings that contradict each other.
     """
@@ -28,7 +32,8 @@ def recognise(rows: list[Row], config: DataConfig) -> Columns:
     asked = config.task != "auto"
     if not asked:
         _refuse_mixture(table)
-    tasks = {config.task: task_class(config.task)} if asked else TASKS
+    fitting = {name: task for name, task in TASKS.items() if task.suits(base)}
+    tasks = {config.task: task_class(config.task)} if asked else fitting
     claims = [(name, claim) for name, task in tasks.items() if (claim := task.recognise(table, asked))]
     if not claims:
         raise _nothing(table)

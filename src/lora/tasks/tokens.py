@@ -17,6 +17,8 @@ from lora.errors import DataError
 from lora.tasks.base import Encoded, Row
 from lora.tasks.sequence import REMEDY, cut_note
 
+NO_END = "The tokenizer has no end token: the adapter will not learn where an answer ends."
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -91,7 +93,7 @@ class Made:
             whose = "texts" if plain else "prompts"
             notes.append(cut_note(self.truncated, total, max_length, f"and lost the beginning of their {whose}"))
         if supervised and not frame.end:
-            notes.append("The tokenizer has no end token: the adapter will not learn where an answer ends.")
+            notes.append(NO_END)
         supervision = [sum(label != IGNORED for label in example.get("labels", ())) for example in self.examples]
         return Encoded(
             self.examples, [len(example["input_ids"]) for example in self.examples], supervision,

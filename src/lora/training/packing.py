@@ -25,7 +25,7 @@ from lora.core.randomness import seed_of
 from lora.core.routing import BASE, Routing
 from lora.core.segments import Segment
 from lora.model.tree import inner
-from lora.tasks.inference import evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, forward, to_device
 from lora.tasks.tokens import IGNORED
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _leaks(packing: Packing, name: str, examples: list[dict[str, Any]], losses: 
 
 def _own_loss(model: LoRA, trainee: Trainee, prepared: Prepared, example: dict[str, Any]) -> Tensor:
     """The loss sum of one example's tokens by the model's own forward."""
-    batch = to_device(trainee.task.collate([example], prepared.pad_token_id, prepared.padding_side), model)
+    batch = to_device(collated(model, trainee.task, [example], prepared.pad_token_id, prepared.padding_side), model)
     sums, _ = trainee.task.token_losses(forward(model, batch, trainee.name), batch)
     return sums.sum()
 

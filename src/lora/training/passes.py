@@ -21,7 +21,7 @@ from lora.model.base import short
 from lora.model.fused import Fused
 from lora.model.kernels import Kernels
 from lora.model.rows import routing_of
-from lora.tasks.inference import to_device, without_cache
+from lora.tasks.inference import collated, to_device, without_cache
 from lora.training.blocks import Blocks, find_blocks, same
 from lora.training.packing import Packing, find_packing
 
@@ -70,8 +70,9 @@ class Share:
         times = 2 if self.trainee.task.reference else 1
         if self.packed:
             return times * sum(len(example["input_ids"]) for example in self.examples)
-        ids = next(iter(self.batch.values()))
-        return times * ids.shape[0] * (ids.shape[1] if ids.dim() > 1 else 1)
+        # Of an encoder-decoder those of its decoder too.
+        ids = [value for key, value in self.batch.items() if key.endswith("input_ids")] or [*self.batch.values()][:1]
+        return times * sum(value.shape[0] * (value.shape[1] if value.dim() > 1 else 1) for value in ids)
 
     @property
     def layout(self) -> Any:
@@ -129,7 +130,8 @@ class Passes:
         number, rows = found
 
         def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-            return to_device(trainee.task.collate(examples, prepared.pad_token_id, prepared.padding_side), self.model)
+            batch = collated(self.model, trainee.task, examples, prepared.pad_token_id, prepared.padding_side)
+            return to_device(batch, self.model)
 
         return Share(trainee, number, [trainee.data.examples[i] for i in rows], packed, collate)
 

@@ -49,8 +49,14 @@ class Prepared:
     digest: str  # of the training token ids: a resumed run must see the same data
 
 
-def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed: int, task: Task | None = None) -> Rows:
+def read_rows(
+    train: Data, held: Data | bool | None, settings: DataConfig, seed: int, task: Task | None = None, base: Any = None
+) -> Rows:
     """Read and understand the data; a held-out part is split off where none is given (``held=False``: none at all).
+
+    Args:
+        task: default: what the settings name, else what the columns are for on this kind of base.
+        base: transformers' configuration of the base model.
 
     Raises:
         DataError: files or rows that cannot be used, with file, line or row numbers.
@@ -70,7 +76,7 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
         held_rows = load_rows(str(held), "validation" if Path(held).is_dir() else None)
     # Before the split: what is wrong with a row is said of all rows at once.
     if task is None:
-        task, how = task_for(rows, settings)
+        task, how = task_for(rows, settings, base)
         notes.append(how)
     else:
         task = with_columns(task, settings)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lora.checks.finding import Finding
 from lora.config import RunConfig
 from lora.errors import ConfigError
+from lora.model.base import load_base_config
 from lora.overrides import each_adapter
 from lora.workflow import many, run
 from lora.workflow.tuned import adapter_folder, base_of, task_of
@@ -41,8 +42,9 @@ def check(config: RunConfig, say: Say | None = None) -> dict[str, list[Finding]]
     if missing:
         raise ConfigError("\n".join(missing))
     task = task_of(start) if start else None
+    kind = None if task or not config.model else load_base_config(config.model, config.trust_remote_code)
     rows = {
-        name: read_rows(each.data.train or "", each.data.validation, each.data, each.training.seed, task)
+        name: read_rows(each.data.train or "", each.data.validation, each.data, each.training.seed, task, kind)
         for name, each in configs.items()
     }
     if config.adapters:

@@ -12,7 +12,7 @@ from lora.config import DataConfig, RunConfig
 from lora.errors import ConfigError, DataError, Interrupted
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, holds_a_set, how_to_resume
-from lora.model.base import load_base, load_tokenizer
+from lora.model.base import load_base, load_base_config, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
@@ -49,13 +49,15 @@ def train_many(
     processes = Processes()
     say = say if say and processes.main else (lambda line: None)
     configs = _checked(config, resume, overwrite)
+    assert config.model, "checked"
+    kind = load_base_config(config.model, config.trust_remote_code)
     rows: dict[str, Rows] = {}
     problems = []
     for name, each in configs.items():
         assert each.data.train, "checked"
         try:
             with named_errors(name):
-                rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
+                rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed, base=kind)
         except DataError as error:
             problems.append(str(error))
     if problems:  # of all adapters, not of the first: they may be mended in one go

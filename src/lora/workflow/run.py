@@ -17,7 +17,7 @@ from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, how_to_resume
-from lora.model.base import load_base, load_tokenizer
+from lora.model.base import load_base, load_base_config, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.overrides import load_config, save_config
@@ -80,7 +80,9 @@ def train(
     run, start = _places(config, resume, overwrite)
     task = task_of(start) if start else None
     assert config.model and config.data.train, "checked among the places"
-    rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task)
+    # Which task is meant can depend on the kind of base; its weights are loaded when the data have been found good.
+    kind = None if task else load_base_config(config.model, config.trust_remote_code)
+    rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task, kind)
     model, tokenizer = load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     for line in [*model.summary().splitlines(), *prepared.notes]:
@@ -259,16 +261,21 @@ def measure(
     config: RunConfig, model: LoRA, tokenizer: Any, result: FitResult, latency: bool, say: Say, baseline: bool = True
 ) -> Evaluation | None:
     """Base beside tuned on the rows kept for it: test rows, else the held-out ones; None where there are neither."""
+    from lora.evaluation.answers import has_answers
     from lora.evaluation.evaluate import evaluate
 
     prepared = result.data
     measured = prepared.test or prepared.held
     if measured is None:
         return None
+    generate = config.training.generate_rows if has_answers(prepared.task, measured) else 0
+    if generate:
+        say(f"Up to {generate} prompts are answered for the report (training.generate_rows: 0 leaves that out).")
     evaluation = evaluate(
         model, measured, tokenizer=tokenizer, task=prepared.task, adapters=[result.adapter], latency=latency,
         baseline=baseline,
         batch_size=config.training.evaluation_rows, max_length=prepared.max_length,
+        generate=generate,
     )  # fmt: skip
     if prepared.test is None and result.best_step is not None:
         result.notes.append(
