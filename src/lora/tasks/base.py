@@ -231,6 +231,10 @@ class Task(ABC):
     def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
         """The true answer of each example, in the form that ``metrics`` compares with ``predictions``."""
 
+    def labels_in(self, target: Any) -> list[Any]:
+        """The labels that a target holds, as those of ``labels`` are counted: one, several, or one for each word."""
+        return target if isinstance(target, list) else [target]
+
     @abstractmethod
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Metrics of one adapter: a flat dict of floats, and nested ones for per-class and confusion tables."""

@@ -267,6 +267,9 @@ class TokenClassificationTask(Task):
             for example in examples
         ]
 
+    def labels_in(self, target: Any) -> list[Any]:
+        return list(target["tags"])
+
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Share of words tagged right; precision, recall and F1 of spans, over all and as a mean of the types.
 
