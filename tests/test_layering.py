@@ -21,7 +21,7 @@ LAYERS = [
     {"training", "evaluation"},
     {"checks"},
     {"workflow"},  # brings training and evaluation together, which do not know each other
-    {"tuning", "continual", "serving"},
+    {"tuning", "continual", "serving", "chat"},
     {"demo"},
     {"cli"},
     {"__main__"},

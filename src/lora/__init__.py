@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
+    from lora.evaluation.generate import generate
     from lora.evaluation.predict import predict
     from lora.model.lora import LoRA
     from lora.overrides import load_config
@@ -30,6 +31,7 @@ __all__ = [
     "describe_data",
     "evaluate",
     "fit",
+    "generate",
     "load_config",
     "predict",
 ]
@@ -45,6 +47,7 @@ _HOMES = {
     "describe_data": "lora.workflow.look",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",
+    "generate": "lora.evaluation.generate",
     "load_config": "lora.overrides",
     "predict": "lora.evaluation.predict",
 }

@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("lora.cli.check", "Verify before training that a run can succeed."),
     "train": ("lora.cli.train", "Fine-tune an adapter on your data."),
     "predict": ("lora.cli.predict", "Apply a trained adapter to new rows."),
+    "generate": ("lora.cli.generate", "Write texts for prompts, with one adapter or several."),
+    "chat": ("lora.cli.chat", "Talk to a base model and its adapters."),
     "eval": ("lora.cli.eval", "Measure an adapter beside its base model."),
     "merge": ("lora.cli.merge", "Write an adapter into a plain copy of its base model."),
     "inspect": ("lora.cli.inspect", "Show what an adapter folder or a base model holds."),

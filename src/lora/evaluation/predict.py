@@ -50,10 +50,10 @@ def predict(
     >>> predict(model, ["where is my parcel?"])
     [{"label": "delivery", "score": 0.93, "probabilities": {"delivery": 0.93, ...}}]
     """
-    given = _given(rows)
+    given = given_rows(rows)
     listed = given if isinstance(given, list) else list(given)
     name, task = _task(model, adapter, task)
-    _checked(task, listed, 0)
+    checked_rows(task, listed, 0)
     answers = predict_iter(
         model,
         listed,
@@ -77,6 +77,7 @@ def predict_iter(
     batch_size: int = EVAL_BATCH_SIZE,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
+    at_once: int | None = None,
     on_note: Callable[[str], None] = log.warning,
     **generation: Any,
 ) -> Iterator[dict[str, Any]]:
@@ -93,6 +94,7 @@ def predict_iter(
             last ones; default: as many as leave room for the completion.
         max_new_tokens: length of a completion; for tasks that write one, as are all further options, which go to
             ``generate``.
+        at_once: rows answered at a time, so many after another: their answers come out together; default: `CHUNK`.
         on_note: called with what a user should know (rows that were cut); default: a warning in the log.
 
     Yields:
@@ -120,12 +122,12 @@ def predict_iter(
         length = prompt_length(model, tokenizer, max_length, options["max_new_tokens"])
     else:
         length = length_for(model, [name], tokenizer, max_length)
-    done = 0
-    for chunk in _chunks(_given(rows), CHUNK):
-        ready = _checked(task, chunk, done)
+    done, at_once = 0, at_once or CHUNK
+    for chunk in chunks(given_rows(rows), at_once):
+        ready = checked_rows(task, chunk, done)
         encoded = task.encode(ready, tokenizer, length, supervised=False)
         for note in encoded.notes:
-            on_note(note if len(chunk) < CHUNK and not done else f"Rows {done + 1} to {done + len(chunk)}: {note}")
+            on_note(note if len(chunk) < at_once and not done else f"Rows {done + 1} to {done + len(chunk)}: {note}")
         if task.generates:
             column = task.inputs()[0].column
             completions = complete(model, task, encoded, name, tokenizer, batch_size=batch_size, **options)
@@ -153,7 +155,7 @@ def _task(model: LoRA, adapter: str | None, task: Task | None) -> tuple[str, Tas
     return names[0], task
 
 
-def _given(rows: Any) -> Iterable[Any]:
+def given_rows(rows: Any) -> Iterable[Any]:
     if isinstance(rows, str):
         raise DataError("rows is a single string; pass a list ([text]), or a pathlib.Path for a file")
     if isinstance(rows, Path):
@@ -163,13 +165,13 @@ def _given(rows: Any) -> Iterable[Any]:
     return rows
 
 
-def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
 
 
-def _checked(task: Task, rows: list[Any], before: int) -> list[Row]:
+def checked_rows(task: Task, rows: list[Any], before: int) -> list[Row]:
     """``rows`` as dicts that know their number. Raises DataError naming all at fault; ``before``: rows before these."""
     inputs = [given for given in task.inputs() if not given.optional]
     origin = Origin(unit="row")

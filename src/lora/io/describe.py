@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
 
 from lora.config import AdapterConfig
 from lora.errors import ConfigError
-from lora.io.peft import PREFIX
+from lora.io.peft import CONFIG, PREFIX, SIDECAR, WEIGHTS
 from lora.io.peft_load import read_folder, variant_of
 from lora.model.base import check_folder, loading
 from lora.model.heads import task_heads
@@ -41,6 +42,15 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         if key in stored.sidecar:
             out[key] = stored.sidecar[key]
     return out
+
+
+def files_sha256(folder: Path) -> str:
+    """SHA-256 over all that an adapter folder says of its adapter."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS, SIDECAR):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = False) -> dict[str, Any]:

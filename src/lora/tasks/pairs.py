@@ -152,6 +152,17 @@ class PairTask(Task):
             raise ValueError(f"{self.chosen} and {self.rejected} are the same: nothing is preferred")
         return prompt, [answer[0] for answer in answers]
 
+    def _question(self, row: Row) -> list[Message]:
+        """What is answered; of a whole conversation without a rejected answer, all up to its last answer."""
+        if self.prompt is not None or self.rejected in row:
+            return self._prompt(row) or self._pair(row)[0]
+        messages = named_error(self.chosen, to_messages, row)
+        while messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if not messages:
+            raise ValueError(f"{self.chosen} holds nothing to answer")
+        return self._with_system(messages)
+
     def _prompt(self, row: Row) -> list[Message] | None:
         if self.prompt is None:
             return None
@@ -222,7 +233,7 @@ class PairTask(Task):
         problems, examples, cut = Problems(rows), list[dict[str, Any]](), 0
         for index, row in enumerate(rows):
             try:
-                messages = self._prompt(row) or self._pair(row)[0]
+                messages = self._question(row)
                 if renderer is not None:
                     ids, shortened = last_exchanges(renderer, messages, None, max_length)
                 else:
