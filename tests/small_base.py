@@ -100,6 +100,25 @@ def labelled(count: int = 48, seed: int = 0, longest: int = 14) -> list[dict]:
     return rows
 
 
+def tagged(count: int = 48, seed: int = 0, longest: int = 8) -> list[dict]:
+    """Rows of words with the tags of spans: a colour or size with its animal, and heavenly bodies alone."""
+    random_ = random.Random(seed)
+    others = ["runs", "sleeps", "sings", "here", "there", "now", "then"]
+    rows = []
+    for _ in range(count):
+        words, tags = list[str](), list[str]()
+        for _ in range(random_.randint(1, longest)):
+            kind = random_.randrange(3)
+            if kind == 0:
+                words += [random_.choice(["big", "small", "red"]), random_.choice(["cat", "dog", "bird"])]
+                tags += ["B-animal", "I-animal"]
+            else:
+                words.append(random_.choice(["sun", "moon", "star"] if kind == 1 else others))
+                tags.append("B-sky" if kind == 1 else "O")
+        rows.append({"tokens": words, "tags": tags})
+    return rows
+
+
 def stories(count: int = 24, seed: int = 0) -> list[dict]:
     random_ = random.Random(seed)
 

@@ -128,7 +128,7 @@ class DataConfig(Settings):
 
     train: str | None = Field(
         default=None,
-        description="a jsonl, json, csv, tsv, parquet or txt file, a folder, or a hub id; "
+        description="a jsonl, json, csv, tsv, parquet, txt or conll file, a folder, or a hub id; "
         "'#500' takes the first 500 rows",
     )
     validation: str | None = Field(

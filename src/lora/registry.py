@@ -20,6 +20,7 @@ VARIANTS: dict[str, str | None] = {
 # Where the columns speak for several tasks equally, the first of them is taken.
 TASKS = {
     "classification": "lora.tasks.classification:ClassificationTask",
+    "token-classification": "lora.tasks.token_classification:TokenClassificationTask",
     "multi-label": "lora.tasks.multilabel:MultiLabelTask",
     "regression": "lora.tasks.regression:RegressionTask",
     "causal": "lora.tasks.causal:CausalTask",

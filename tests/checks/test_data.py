@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lora.checks.data import DataReport
 from lora.checks.lengths import spread
 from lora.config import DataConfig, TrainingConfig
 from lora.errors import ConfigError, DataError
-from small_base import labelled, save_base, stories, write_jsonl
+from small_base import labelled, save_base, stories, tagged, write_jsonl
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -129,6 +130,16 @@ def test_several_labels_and_numbers(bert: Path) -> None:
     assert report.answers.values.quantiles[100] == pytest.approx(7.95)
     assert sum(count for *_, count in report.answers.values.histogram) == 80
     assert "value" in report.to_text()
+
+
+def test_tags_are_counted_by_word(bert: Path) -> None:
+    rows = [*tagged(80), {"tokens": ["there"], "tags": ["O"]}]
+    report = lora.describe_data(rows, str(bert), validation=False, config=DataConfig(max_length=8))
+    counts = Counter(tag for row in rows for tag in row["tags"])
+    classes = {name: count["training"] for name, count in report.answers.classes.items()}
+    assert classes == {**counts, "I-sky": 0} and "hardly" not in kinds(report)
+    assert finding(report, "few").what == "1 label with fewer than 10 training words: I-sky (0)"
+    assert report.lengths.examples > 81 and "overlapping windows" in report.to_text()
 
 
 def test_what_max_length_does_is_counted_and_named(llama: Path) -> None:

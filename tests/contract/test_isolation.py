@@ -13,13 +13,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from compiler import needs_compiler
 from lora import LoRA, fit
 from lora.core.variant import variants
 from lora.training.job import Job
-from small_base import WORDS, labelled, save_base, stories, tokenizer
+from small_base import WORDS, labelled, save_base, stories, tagged, tokenizer
 from tiny_models import tiny
 
 VARIANTS = sorted(variants())
@@ -279,6 +284,23 @@ def test_heads_with_dropout_inside_and_of_different_width() -> None:
     for name in jobs:
         for key, parameter in run({name: jobs[name]})[name].items():
             assert torch.equal(parameter, together[name][key]), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_tags_of_different_sets(bert: Any, dtype: torch.dtype, monkeypatch: Any) -> None:
+    """Heads of different width over every token, sentences in several windows, words without supervision."""
+    load = AutoModelForTokenClassification.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification, "from_pretrained", lambda *a, **k: load(*a, **{**k, "num_labels": 5})
+    )
+    plain = [{**row, "tags": [tag[0] for tag in row["tags"]]} for row in tagged(32, 1)]
+    training = {"learning_rate": 1e-2, "batch_size": 8, "epochs": 2}
+    jobs = {
+        "five": Job(tagged(40, 0), tagged(12, 9), {"rank": 2, "dropout": 0.2}, {**training, "label_smoothing": 0.1}),
+        "three": Job(plain, False, {"rank": 4, "targets": "attention"}, {**training, "seed": 3}),
+        "cut": Job(tagged(40, 2), False, {"rank": 3}, {**training, "seed": 4}, columns={"max_length": 8}),
+    }
+    check(bert, jobs, dtype, at_once=3)
 
 
 def test_attention_dropout_in_shared_packed_rows(llama: Any, monkeypatch: Any) -> None:

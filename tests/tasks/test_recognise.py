@@ -261,7 +261,8 @@ def test_a_column_only_some_rows_have_is_seen() -> None:
             ["data.columns: 'lable' is unknown; did you mean 'label'?", "'zzz' is unknown; known: text, text_pair, "],
         ),
         (rows("a", "b"), {"columns": {"prompt": "aa"}}, ["data.columns.prompt: there is no column 'aa'"]),
-        ([{"tokens": ["a"], "tags": ["O"]}], {}, ["labels for single tokens"]),
+        ([{"tokens": ["a"]}], {"task": "token-classification"}, ["no tags column", "data.columns.tags"]),
+        ([{"tokens": ["a"], "other": ["O"]}], {}, ["no column is recognised", "{tokens: …, tags: …} to tag words"]),
     ],
 )
 def test_refusals(data: list[dict], config: dict[str, Any], parts: list[str]) -> None:

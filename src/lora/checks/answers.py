@@ -29,7 +29,7 @@ class Answers:
 
     Attributes:
         kind: ``label`` or ``labels`` (several) of known ones, ``number``, ``pairs`` of answers, or ``written`` texts.
-        classes: rows of each label, by split; the most frequent in training first.
+        classes: rows (or words) of each label, by split; the most frequent in training first.
         unlabelled: training rows without any of several labels.
         values: numbers, as they are spread.
         chosen, rejected: tokens of these answers.
@@ -86,7 +86,7 @@ def _labels(out: Answers, parts: Sequence[Part], task: Task) -> list[Finding]:
     counts: dict[str, Counter[str]] = {}
     for part in parts:
         targets = task.targets(part.encoded.examples)
-        lists = [value if isinstance(value, list) else [value] for value in targets]
+        lists = [task.labels_in(target) for target in targets]
         counts[part.name] = Counter(str(name) for names in lists for name in names)
         if part is parts[0]:
             out.unlabelled = sum(not names for names in lists)
@@ -94,15 +94,15 @@ def _labels(out: Answers, parts: Sequence[Part], task: Task) -> list[Finding]:
     names = [str(name) for name in getattr(task, "labels", [])]
     for name in sorted(names, key=lambda name: (-train[name], name)):
         out.classes[name] = {part: count[name] for part, count in counts.items()}
-    findings = []
+    findings, unit = [], "word" if task.per_token else "row"
     few = [name for name in out.classes if train[name] < FEW]
     if few:
-        what = f"{counted(len(few), 'label')} with fewer than {FEW} training rows: {_listed(few, train)}"
+        what = f"{counted(len(few), 'label')} with fewer than {FEW} training {unit}s: {_listed(few, train)}"
         findings.append(Finding("few", "look", what, "too few to learn from; collect more, or join labels"))
     for part in parts[1:]:
         missing = [name for name in out.classes if not counts[part.name][name]]
         if missing:
-            what = f"{counted(len(missing), 'label')} without a row in {part.name}: {_listed(missing, train)}"
+            what = f"{counted(len(missing), 'label')} without a {unit} in {part.name}: {_listed(missing, train)}"
             why = "metrics there say nothing of them"
             findings.append(Finding("missing", "look", what, why))
     top, total = next(iter(out.classes)), len(parts[0].encoded)

@@ -166,7 +166,7 @@ class Viewer:
             ]  # fmt: skip
         if not isinstance(labels, list):
             return [Stretch("text", self.pieces(ids, None)[0])]
-        if not self.task.next_token and IGNORED not in labels:  # a target beside its source
+        if self.task.generates and not self.task.next_token and IGNORED not in labels:  # a target beside its source
             return [
                 Stretch("source", self.pieces(ids, None)[0]), Stretch("target", self.pieces(labels, labels)[0]),
             ]  # fmt: skip

@@ -124,7 +124,7 @@ def look_at_lengths(
     out.padded = True if not task.next_token or training.packing is False else None
     out.padding = _padding(plan.epoch(0), encoded.examples, task, pad_token_id)
     findings = _cut(out, part, task, tokenizer)
-    if learned is not None:
+    if learned is not None and task.generates:
         hardly = sorted({encoded.examples[i].get("row", i) for i, count in enumerate(learned) if count <= 1})
         if hardly:
             what = f"{counted(len(hardly), 'row')} with a single token to learn"

@@ -106,7 +106,7 @@ def evaluate(
         metrics = {name: its | scores[name] for name, its in metrics.items()}
     return Evaluation(
         metrics=metrics,
-        rows=len(encoded),
+        rows=encoded.rows,
         truncated=encoded.truncated,
         notes=inputs.notes,
         task=task.name,

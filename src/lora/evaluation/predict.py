@@ -99,8 +99,8 @@ def predict_iter(
 
     Yields:
         classification: ``{"label", "score", "probabilities": {class: p}}``; multi-label:
-        ``{"labels", "probabilities"}``; regression: ``{"value"}``; causal and seq2seq: ``{"prompt", "completion"}``,
-        the completion without the prompt.
+        ``{"labels", "probabilities"}``; regression: ``{"value"}``; token classification: ``{"words", "tags",
+        "scores", "spans"}``; causal and seq2seq: ``{"prompt", "completion"}``, the completion without the prompt.
 
     Raises:
         ConfigError, RoutingError: no task stored, which adapter is open, options that the task does not have.
@@ -137,7 +137,7 @@ def predict_iter(
         else:
             pad = pad_token_id(tokenizer, model.base)
             found = infer(model, task, encoded, [name], pad_token_id=pad, batch_size=batch_size, supervised=False)
-            yield from (_answer(task, prediction) for prediction in found[name].predictions)
+            yield from task.answers(ready, encoded, found[name].predictions)
         done += len(chunk)
     if not done:
         raise DataError("there are no rows to predict on")
@@ -178,7 +178,10 @@ def checked_rows(task: Task, rows: list[Any], before: int) -> list[Row]:
     out: list[Row] = []
     for number, row in enumerate(rows, start=before + 1):
         cells = {inputs[0].column: row} if isinstance(row, str) else row if isinstance(row, Mapping) else {}
-        out.append(row if isinstance(row, SourceRow) else SourceRow(cells, origin, number))
+        if len(inputs) == 1 and list(cells) == ["text"]:  # a text alone, such as a txt file gives, is like a string
+            cells = {inputs[0].column: cells["text"]}
+        place = (row.origin, row.number) if isinstance(row, SourceRow) else (origin, number)
+        out.append(SourceRow(cells, *place))
     problems = Problems(out)
     for index, row in enumerate(rows):
         if isinstance(row, str) and len(inputs) > 1:
@@ -201,13 +204,3 @@ def _cell_problem(row: Row, given: Input) -> str | None:
         return f"no column {name!r} (there are: {', '.join(map(str, row)) or 'none'})"
     problem = given.problem(row[name])
     return f"{name} {problem}" if problem else None
-
-
-def _answer(task: Task, prediction: Any) -> dict[str, Any]:
-    """A task's prediction as a row of its own: probabilities by name, a bare number under ``value``."""
-    if not isinstance(prediction, dict):
-        return {"value": prediction}
-    labels = getattr(task, "labels", None)
-    if labels and "probabilities" in prediction:
-        return {**prediction, "probabilities": dict(zip(labels, prediction["probabilities"], strict=True))}
-    return dict(prediction)

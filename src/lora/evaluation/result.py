@@ -42,7 +42,7 @@ class Evaluation:
 
     Attributes:
         metrics: adapter name -> what `Task.metrics` gave, ``"base"`` first if it ran; ``evaluation[name]`` for short.
-        rows: examples measured on.
+        rows: rows measured on.
         truncated: rows that were longer than the model takes.
         task: name of the task; ``best_metric`` is the key of ``metrics`` that it is judged by.
         untrained_head: the base's task head was made up at random when it was loaded, so its answers are guesses.

@@ -32,7 +32,13 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("accuracy"),
+    "f1": Metric("F1"),
+    "precision": Metric("precision"),
+    "recall": Metric("recall"),
+    "f1_strict": Metric("F1 strict"),
     "f1_macro": Metric("F1 macro"),
+    "precision_macro": Metric("precision macro"),
+    "recall_macro": Metric("recall macro"),
     "f1_micro": Metric("F1 micro"),
     "f1_weighted": Metric("F1 weighted"),
     "hamming": Metric("wrong cells (Hamming loss)", better=-1),
@@ -146,7 +152,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
     if evaluation.reference:
         values, described = evaluation.reference["metrics"], _described(evaluation)
         # Of one label per row, F1 micro is the accuracy.
-        keys = ("accuracy", "f1_macro", *(["f1_micro"] if "hamming" in values else []), "rmse", "mae")
+        keys = ("accuracy", "f1", "f1_macro", *(["f1_micro"] if "hamming" in values else []), "rmse", "mae")
         metrics = {key: described.get(key, METRICS[key]) for key in keys if key in values}
         numbers = ", ".join(f"{metric.title} {shown(values[key], metric)}" for key, metric in metrics.items())
         out.append(f"For reference: {evaluation.reference['name']}: {numbers}.")
@@ -179,14 +185,14 @@ def per_class(evaluation: Evaluation, name: str) -> Grid | None:
     if not classes:
         return None
     base = evaluation[evaluation.base]["per_class"] if evaluation.base else None
-    headers = ["class", "rows", "precision", "recall", "F1"] + (
+    headers = ["class", "support", "precision", "recall", "F1"] + (
         [f"F1 {evaluation.label(BASE)}", "difference"] if base else []
     )
     grid = Grid(f"Per class: {name}", headers, [])
     order = list(classes)
     if len(order) > MATRIX:
         order.sort(key=lambda each: (not classes[each]["support"], classes[each]["f1"]))
-        grid.below.append("Sorted by F1, the worst first; classes without a row last.")
+        grid.below.append("Sorted by F1, the worst first; classes without support last.")
     form = Metric("")
     for each in order:
         row = classes[each]

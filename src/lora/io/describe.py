@@ -107,6 +107,7 @@ def _auto_class(config: Any) -> str:
         "ForCausalLM": "AutoModelForCausalLM",
         "LMHeadModel": "AutoModelForCausalLM",
         "ForSequenceClassification": "AutoModelForSequenceClassification",
+        "ForTokenClassification": "AutoModelForTokenClassification",
         "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
         "ForImageClassification": "AutoModelForImageClassification",
     }.items():

@@ -48,6 +48,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def rows(self) -> int:
+        """How many rows the examples come from; a long one may have become several, which then say their ``row``."""
+        return len({example.get("row", place) for place, example in enumerate(self.examples)})
+
 
 @dataclass(frozen=True)
 class Input:
@@ -88,6 +93,7 @@ class Task(ABC):
     greater_is_better: ClassVar[bool]
     # The numbers among `metrics`, any of which can pick the best checkpoint; empty: not known before the first time.
     measures: ClassVar[tuple[str, ...]] = ()
+    per_token: ClassVar[bool] = False  # whether its labels are of single tokens: the logits are (b, t, c), not (b, c)
     # Whether the loss is the cross-entropy of each next token that ``labels`` of an example holds: such examples can be
     # packed into one row, and the head computed for supervised positions alone.
     next_token: ClassVar[bool] = False
@@ -205,11 +211,29 @@ class Task(ABC):
 
     @abstractmethod
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[Any]:
-        """One prediction per row, as plain Python: what ``metrics`` and ``lora predict`` consume."""
+        """One prediction per row, as plain Python: what ``metrics`` and ``answers`` consume."""
+
+    def answers(self, rows: list[Row], encoded: Encoded, predictions: list[Any]) -> list[dict[str, Any]]:
+        """What ``lora predict`` says of each of ``rows``, JSON-serialisable.
+
+        ``encoded``: these rows; ``predictions``: one per example of it. A task that makes several examples of a row
+        puts them together again. Here: probabilities by name, a bare number under ``value``.
+        """
+        labels, out = getattr(self, "labels", None), []
+        for said in predictions:
+            answer = dict(said) if isinstance(said, dict) else {"value": said}
+            if labels and "probabilities" in answer:
+                answer["probabilities"] = dict(zip(labels, answer["probabilities"], strict=True))
+            out.append(answer)
+        return out
 
     @abstractmethod
     def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
         """The true answer of each example, in the form that ``metrics`` compares with ``predictions``."""
+
+    def labels_in(self, target: Any) -> list[Any]:
+        """The labels that a target holds, as those of ``labels`` are counted: one, several, or one for each word."""
+        return target if isinstance(target, list) else [target]
 
     @abstractmethod
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lora.core.configs import is_encoder_decoder, text_config
 from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.errors import RoutingError
+from lora.model.heads import output_heads
 from lora.tasks.base import Encoded, Task
 
 if TYPE_CHECKING:
@@ -146,9 +147,12 @@ def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
     """Why ``outputs`` of one row are not what ``task`` reads; None if they are."""
     logits = getattr(outputs, "logits", None)
     wanted = task.model_options().get("num_labels")
-    if not task.generates and wanted is None:
+    of_tokens = task.generates or task.per_token
+    if not of_tokens and wanted is None:
         return None  # a task of one's own, of which no more is known
-    if logits is None or logits.dim() != (3 if task.generates else 2):
+    # Logits of a language model are of each token too, but over its vocabulary.
+    vocabulary = task.per_token and bool(output_heads(model.base))
+    if logits is None or logits.dim() != (3 if of_tokens else 2) or vocabulary:
         found = type(model.base).__name__
         return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
     if wanted is None or logits.shape[-1] == wanted or logits.shape[-1] > wanted > 1:  # more are not read

@@ -58,11 +58,12 @@ def as_rows(data: Any, what: str) -> list[Row]:
 
 
 def _plain(row: Row) -> Row:
-    """``row`` with numbers of numpy, torch or decimal as Python's own: by its type it is told what a label is."""
+    """``row`` with numbers of numpy, torch or decimal as Python's own, and vectors as lists: by its type it is told
+    what a label is."""
     changed = {
-        key: float(value) if isinstance(value, Decimal) else value.item()
+        key: float(value) if isinstance(value, Decimal) else value.tolist()
         for key, value in row.items()
-        if isinstance(value, Decimal) or (hasattr(value, "item") and getattr(value, "shape", None) == ())
+        if isinstance(value, Decimal) or (hasattr(value, "tolist") and getattr(value, "ndim", None) in (0, 1))
     }
     if changed:
         row = copy.copy(row)

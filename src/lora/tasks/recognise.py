@@ -23,8 +23,7 @@ def recognise(rows: list[Row], config: DataConfig, base: Any = None) -> Columns:
     Args:
         base: transformers' configuration of the base model: tasks that do not suit it are not meant, unless named.
 
-    Raises DataError: a named column is not there, nothing is recognisable, data of a kind that no task reads
-    (labels of single tokens), or settings that contradict each other.
+    Raises DataError: a named column is not there, nothing is recognisable, or settings that contradict each other.
     """
     if not rows:
         raise DataError("there are no rows")
@@ -83,8 +82,6 @@ def _refuse_mixture(table: Table) -> None:
 
 
 def _nothing(table: Table) -> DataError:
-    if table.get("tokens") and table.get("tags"):
-        return table.error("labels for single tokens (tokens, tags) are not supported yet in this version")
     text = table.get(*TEXT)
     what = "no column is recognised"
     if text:

@@ -329,7 +329,7 @@ def _notes(prepared: Prepared, settings: TrainingConfig) -> dict[str, Any]:
     return {
         "task": prepared.task.state(),
         "max_length": prepared.max_length,
-        "trained_on": {"rows": len(prepared.train), "digest": prepared.digest},
+        "trained_on": {"rows": prepared.train.rows, "digest": prepared.digest},
         "training": settings.model_dump(mode="json"),
     }
 

@@ -293,8 +293,9 @@ def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> d
         "config": config.model_dump(mode="json"),
         "adapter": model.summary(result.adapter),
         "data": {
-            "sources": rows.sources, "train_rows": len(result.data.train), "held_out_rows": len(result.data.held or []),
-            "test_rows": len(result.data.test or []),
+            "sources": rows.sources, "train_rows": result.data.train.rows,
+            "held_out_rows": result.data.held.rows if result.data.held else 0,
+            "test_rows": result.data.test.rows if result.data.test else 0,
         },
         "notes": result.notes,
         "training": {
