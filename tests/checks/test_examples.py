@@ -53,7 +53,7 @@ def text(stretch: Stretch) -> str:
     return "".join(piece.text for piece in stretch.pieces)
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), min_size=1, max_size=30))
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd<["), min_size=1, max_size=30))
 def test_tokens_of_single_bytes_show_whole_characters(given: str) -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer(given, add_special_tokens=False)["input_ids"]
