@@ -147,7 +147,7 @@ def _decide(
     kept = measure(passes, _sample(passes, largest, rows))
     passing = COPIES[largest.packed] * kept.largest
     memory = Memory(
-        budget, (kept.whole + passing) / kept.tokens, _head_bytes(passes.model) if largest.packed else 0,
+        budget, (kept.whole + passing) / kept.tokens, head_bytes(passes.model) if largest.packed else 0,
         max(state_bytes(p) for p in participants), tokens,
     )  # fmt: skip
     whole, again = memory.needed(tokens, adapters), None
@@ -206,7 +206,7 @@ def state_bytes(participant: Participant) -> int:
     return sum(copies * p.numel() * p.element_size() for p in participant.trainee.parameters.values())
 
 
-def _head_bytes(model: LoRA) -> int:
+def head_bytes(model: LoRA) -> int:
     """Of the logits that a packed pass holds at a time; what another kind of head keeps is counted in the pass."""
     head: Any = inner(model.base.get_output_embeddings())  # type: ignore[operator]
     return chunk_bytes_of(head.weight) if hasattr(head, "weight") else 0
@@ -215,16 +215,17 @@ def _head_bytes(model: LoRA) -> int:
 def measure(passes: Passes, share: Share) -> Kept:
     """Count what autograd would keep of a pass with ``share``; nothing is computed beyond the forward."""
     model = passes.model
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     # By weak references: while one is held, no other storage can be taken for the one that it was made of.
+    own = {StorageWeakRef(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers())}
     outside, inputs = dict[StorageWeakRef, int](), dict[StorageWeakRef, int]()
     layers: list[dict[StorageWeakRef, int]] = []  # of each layer computed what it keeps
     depth = 0  # of layers within layers: the outermost is recomputed
 
     def note(tensor: Tensor, where: dict[StorageWeakRef, int]) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            where[StorageWeakRef(storage)] = storage.nbytes()
+        reference = StorageWeakRef(storage)
+        if reference not in own:
+            where[reference] = storage.nbytes()
 
     def enter(_: Any, args: Any, kwargs: Any) -> None:
         nonlocal depth
