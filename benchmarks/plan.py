@@ -24,8 +24,8 @@ import torch
 
 import speed_models as models
 from lora import AdapterConfig, Job, LoRA, TrainingConfig, fit
-from lora.checks.plan import made_up
 from lora.checks.rehearsal import Rehearsed, Role, rehearse
+from lora.checks.stand_in import made_up
 from lora.cli import quiet_libraries
 from lora.cli.demo import demo_base
 
@@ -107,7 +107,7 @@ def roles(case: Case) -> dict[str, Role]:
     )  # fmt: skip
     prepared = made_up(
         "classification" if case.base == "minilm" else "causal", case.length, 2 * case.batch * case.accumulation,
-        case.held,
+        case.held, models.CLASSES,
     )
     role = Role(prepared, AdapterConfig(rank=case.rank, variant=case.variant), training)
     return {f"adapter{number}": role for number in range(case.adapters)}
@@ -115,7 +115,7 @@ def roles(case: Case) -> dict[str, Role]:
 
 def predicted(case: Case) -> Rehearsed:
     shape = functools.partial(make, case.base, case.dtype, "meta")
-    return rehearse(shape, roles(case), budget=lambda loaded: 1e12, at_once=case.adapters)
+    return rehearse(shape, roles(case), case.recompute)
 
 
 def train(case: Case) -> None:
@@ -169,7 +169,7 @@ def main() -> None:
     quiet_libraries()
     if options.predict:
         found = predicted(CASES[options.only])
-        print(json.dumps({"peak": found.peak, "tensors": found.ledger.peak}))
+        print(json.dumps({"peak": found.held, "tensors": found.tensors}))
         return
     if options.measure:
         print(json.dumps({"peak": measured(CASES[options.only])}))

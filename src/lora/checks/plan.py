@@ -1,24 +1,324 @@
-"""What a training run will need, before anything is loaded."""
+"""``lora plan``: what a training run will need, before anything is loaded."""
 
 from __future__ import annotations
 
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from lora.tasks import Encoded, Task, task_class
-from lora.training.prepare import Prepared
+import torch
+
+from lora.checks.rehearsal import Rehearsed, Role, rehearse
+from lora.checks.stand_in import longer, rows_for
+from lora.config import RunConfig
+from lora.core.configs import text_config
+from lora.errors import ConfigError
+from lora.model.base import base_config, shape_of_base
+from lora.overrides import each_adapter, load_config
+from lora.tasks import Task
+from lora.training.device import choose_dtype
+from lora.training.memory import MEMORY_SHARE, decide, free_bytes
+
+SLOWER = 2.5  # times the products alone: what a step takes at the most, as seen in benchmarks/README.md
+MOST_ROWS = 1024  # of a batch that is looked for
 
 
-def made_up(task: str, length: int, rows: int, held: int = 0, labels: int = 8) -> Prepared:
-    """Rows of ``length`` tokens, all of them supervised, where there are no data."""
-    kind: Any = task_class(task)
-    made: Task
-    if task == "causal":
-        made = kind(text="text")
-    else:
-        made = kind.from_rows([{"text": "-", "label": f"{n}"} for n in range(labels)], {"text": "text", "label": "label"})
-    example = {"input_ids": [1] * length, "labels": [1] * length} if task == "causal" else {"input_ids": [1] * length, "label": "0"}
+@dataclass
+class RunPlan:
+    """What a run needs; sizes in bytes, times in seconds.
 
-    def some(count: int) -> Encoded:
-        return Encoded([example] * count, [length] * count, [length - 1 if task == "causal" else 1] * count)
+    Attributes:
+        fits: whether ``peak`` is within ``available``.
+        memory: part -> bytes; they add up to ``peak``.
+        peak: above what the process has before the base is loaded.
+        process: what that is.
+        available: memory there is for ``peak``.
+        phases: the most that tensors take in each.
+        parameters, trainable: numbers; ``trainable`` by kind of module.
+        recompute: whether layers are recomputed in the backward, as settings or `fit` itself will have it.
+        says: what `fit` will say of the memory.
+        batch, length: of the largest batch: rows, tokens of the longest.
+        operations: of a token, forward and backward.
+        speed: operations a second of a matrix product of the model's own shape, measured here; None: not for here.
+        step_seconds: least and most that a step may take.
+        disk: adapter, checkpoint, and the whole run with the checkpoints that it keeps.
+        largest_batch, largest_length: at this length and at this batch; 0: none fits.
+        remedies: (what to change beside those before, peak that results), until it fits.
+        notes: where the figures come from.
+    """
 
-    return Prepared(made, None, some(rows), some(held) if held else None, None, length, 0, "right", [], "")
+    model: str
+    fits: bool
+    peak: float
+    process: float
+    available: float
+    memory: dict[str, float]
+    phases: dict[str, float]
+    parameters: int
+    trainable: dict[str, int]
+    packed: bool
+    recompute: bool
+    says: str | None
+    adapters: int
+    at_once: int
+    batch: int
+    length: int
+    tokens: int
+    operations: float
+    speed: float | None
+    step_seconds: tuple[float, float] | None
+    steps: int | None
+    disk: dict[str, float]
+    largest_batch: int | None = None
+    largest_length: int | None = None
+    remedies: list[tuple[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def plan(
+    config: RunConfig | str | Path, *, length: int | None = None, device_gib: float | None = None, search: bool = True
+) -> RunPlan:
+    """What the run of ``config`` will need. Nothing is loaded: of the base its configuration is read.
+
+    >>> lora.plan("run.yaml").peak
+    >>> lora.plan(RunConfig(model="BASE"), length=1024, device_gib=24).largest_batch
+
+    Args:
+        config: as for ``lora train``, or its YAML file; data may be left out.
+        length: tokens of a row, in place of those of the data.
+        device_gib: memory of a device that one does not have here; None: what is free here.
+        search: look for the largest batch and length, and for what makes it fit.
+
+    Raises:
+        ConfigError, DataError, ModelError: as training would.
+    """
+    config = load_config(config) if isinstance(config, (str, Path)) else config.model_copy(deep=True)
+    return _Planner(config, length, device_gib).plan(search)
+
+
+class _Planner:
+    """The runs that are rehearsed for one plan."""
+
+    def __init__(self, config: RunConfig, length: int | None, device_gib: float | None) -> None:
+        if not config.model:
+            raise ConfigError("model: is needed")
+        self.config, self.device_gib = config, device_gib
+        self.configs = each_adapter(config) if config.adapters else {"default": config}
+        self.rows = {name: rows_for(each, length) for name, each in self.configs.items()}
+        self.at_once = min(config.at_once or len(self.configs), len(self.configs))
+        self.process = _resident()
+        first = next(iter(self.rows.values()))
+        self.task: Task = first.prepared.task
+        self.base = base_config(config.model, config.trust_remote_code)
+        for key, value in self.task.model_options().items():
+            setattr(self.base, key, value)
+        self.dtype = choose_dtype(config.training.dtype)
+        self.available = (2**30 * device_gib - self.process) if device_gib else free_bytes(_device())
+
+    def _roles(self, change: Mapping[str, Any]) -> dict[str, Role]:
+        """The adapters with ``change``: batch, length, rank, targets."""
+        out = {}
+        for name, each in self.configs.items():
+            training, adapter, rows = each.training.model_copy(), each.adapter.model_copy(deep=True), self.rows[name]
+            prepared = rows.prepared
+            if "batch" in change or "length" in change:
+                training.batch_size = change.get("batch", training.batch_size)
+                longest = max(prepared.train.lengths)
+                prepared = longer(rows, change.get("length", longest), training.batch_size)
+            if "rank" in change:
+                adapter.rank = min(adapter.rank, change["rank"])
+            if "targets" in change:
+                adapter.targets = change["targets"]
+            out[name] = Role(prepared, adapter, training)
+        return out
+
+    def run(self, recompute: bool, change: Mapping[str, Any] | None = None) -> Rehearsed:
+        """Rehearse with ``change``."""
+        change = change or {}
+        dtype = change.get("dtype", self.dtype)
+        assert self.config.model
+
+        def shape() -> Any:
+            base = copy.deepcopy(self.base)
+            return shape_of_base(
+                self.config.model or "", base, self.task.auto_class, dtype, self.config.trust_remote_code
+            )
+
+        return rehearse(shape, self._roles(change), recompute, self.at_once)
+
+    def _chosen(self) -> bool | None:
+        """What the settings say of recomputing layers; see `lora.training.memory.plan`."""
+        asked = [each.training.gradient_checkpointing for each in self.configs.values()]
+        return True if True in asked else False if False in asked else None
+
+    def plan(self, search: bool) -> RunPlan:
+        chosen = self._chosen()
+        found = self.run(bool(chosen))
+        loaded = sum(found.weights.values()) + found.adapters
+        budget = MEMORY_SHARE * max(0.0, self.available - loaded)
+        if self.config.memory_gib is not None:
+            budget = self.config.memory_gib * 2**30
+        several = len(self.configs) > 1
+        decided = decide(found.needs, budget, self.at_once, chosen, "the base", found.recomputes, several)
+        if decided.recompute and not chosen:
+            found = self.run(True)
+        out = self._told(found, decided.recompute, decided.note)
+        if search:
+            again = decided.recompute or (chosen is None and found.recomputes)
+            out.largest_batch = _largest(
+                lambda rows: self.run(again, {"batch": rows}).held, self.available, out.batch, MOST_ROWS
+            )
+            out.largest_length = _largest(
+                lambda tokens: self.run(again, {"batch": out.batch, "length": tokens}).held, self.available, out.length,
+                getattr(text_config(self.base), "max_position_embeddings", None) or 2**17,
+            )  # fmt: skip
+            if not out.fits:
+                out.remedies = self._remedies(out, found.recomputes)
+        return out
+
+    def _told(self, found: Rehearsed, recompute: bool, note: str | None) -> RunPlan:
+        name, rows = max(self.rows.items(), key=lambda item: max(item[1].prepared.train.lengths))
+        settings = self.configs[name].training
+        files, checkpoints = found.files, settings.keep_checkpoints
+        # While a checkpoint is written the one that it takes the place of is still there.
+        run = files[0] * 2 + files[1] * (checkpoints + 1)
+        speed = None if self.device_gib else _speed(self.base, self.dtype, found.tokens)
+        per_token = found.operations / max(1, found.tokens)
+        seconds = None
+        if speed is not None:
+            least = per_token * sum(r.tokens for r in self.rows.values()) / len(self.rows) * settings.accumulation / speed
+            seconds = (least, SLOWER * least)
+        return RunPlan(
+            model=self.config.model or "", fits=found.held <= self.available, peak=found.held, process=self.process,
+            available=self.available, memory=_parts(found), parameters=int(found.parameters),
+            phases={phase: value.peak for phase, value in found.phases.items()},
+            trainable={kind: int(count) for kind, count in found.trainable.items()}, packed=found.packed,
+            recompute=recompute, says=note, adapters=len(self.configs), at_once=self.at_once,
+            batch=settings.batch_size, length=max(rows.prepared.train.lengths), tokens=found.tokens,
+            operations=per_token, speed=speed, step_seconds=seconds,
+            steps=max((r.steps for r in self.rows.values() if r.steps), default=None),
+            disk={"adapter": files[0], "checkpoint": files[1], "run": run * len(self.configs)},
+            notes=self._notes(found),
+        )  # fmt: skip
+
+    def _notes(self, found: Rehearsed) -> list[str]:
+        notes = [f"{name}: {rows.note}." if len(self.rows) > 1 else f"Rows: {rows.note}."
+                 for name, rows in self.rows.items()]  # fmt: skip
+        if found.why and self.task.next_token:
+            notes.append(f"Rows are padded: {found.why}.")
+        if len(self.configs) > self.at_once or (len(self.configs) > 1 and self.config.at_once is None):
+            notes.append(f"{self.at_once} adapters are taken to train at once, a batch of each in one pass; at_once limits it.")
+        if self.device_gib:
+            notes.append("Reckoned as on this machine's device: another may keep other tensors for its attention.")
+        return notes
+
+    def _remedies(self, plan: RunPlan, can: bool) -> list[tuple[str, float]]:
+        """Changes one on top of the other, until it fits."""
+        out: list[tuple[str, float]] = []
+        recompute, change = plan.recompute, dict[str, Any]()
+
+        def enough(words: str) -> bool:
+            out.append((words, self.run(recompute, change).held))
+            return out[-1][1] <= self.available
+
+        if not recompute and can:
+            recompute = True
+            if enough("gradient_checkpointing: true"):
+                return out
+        for key, least in (("batch", 1), ("length", 64)):
+            start = getattr(plan, key)
+            if start <= least:
+                continue
+            fitting = _largest(lambda n, key=key: self.run(recompute, {**change, key: n}).held,  # type: ignore[misc]
+                               self.available, max(least, start // 2), start)  # fmt: skip
+            change[key] = max(least, fitting)
+            more = f", accumulation: {math.ceil(start / change[key])} times as much" if key == "batch" else ""
+            if enough(f"{'batch_size' if key == 'batch' else 'max_length'}: {change[key]}{more}"):
+                return out
+        rank = max(each.adapter.rank for each in self.configs.values())
+        for key, value, words, of_use in (
+            ("dtype", torch.bfloat16, "dtype: bfloat16", self.dtype == torch.float32),
+            ("rank", 8, "rank: 8", rank > 8),
+            ("targets", "attention", "targets: attention", True),
+        ):
+            if of_use:
+                change[key] = value
+                if enough(words):
+                    return out
+        return out
+
+
+def _parts(found: Rehearsed) -> dict[str, float]:
+    """What the peak is made of, by when it comes."""
+    parts: dict[str, float] = {f"base weights, {kind}": size for kind, size in found.weights.items()}
+    parts["adapters, float32"] = found.adapters
+    parts["gradients"] = found.state / 3
+    parts["optimiser state"] = found.state * 2 / 3
+    if found.best:
+        parts["best parameters so far"] = found.best
+    parts["activations kept for the backward"] = found.kept
+    if found.packed:
+        parts["chunk of the head's logits"] = found.needs.head
+    rest = found.tensors - sum(parts.values())
+    # Gradients, say, are not all there yet when the peak comes.
+    parts["what comes and goes beside these" if rest >= 0 else "less what is not there at the same time"] = rest
+    if found.held > found.tensors:
+        parts["held on to by the C library"] = found.held - found.tensors
+    return parts
+
+
+def _largest(peak: Callable[[int], float], available: float, start: int, most: int) -> int:
+    """The largest whole number up to ``most`` whose ``peak`` is within what is available; 0: not even 1 is."""
+    below, above = 0, most + 1  # fits; does not
+    guess, known = min(start, most), list[tuple[int, float]]()
+    for _ in range(6):
+        found = peak(guess)
+        known = sorted([*known, (guess, found)])[-3:]
+        below, above = (max(below, guess), above) if found <= available else (below, min(above, guess))
+        if above - below <= max(1, below // 50):
+            break
+        if len(known) == 1:
+            guess = min(most, 2 * guess) if found <= available else max(1, guess // 2)
+        else:
+            (one, low), (other, high) = known[-2:]
+            slope = max(1.0, (high - low) / max(1, other - one))
+            guess = int(other + (available - high) / slope)
+        guess = min(above - 1, max(below + 1, guess))
+    return below
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _resident() -> float:
+    import psutil
+
+    return float(psutil.Process().memory_info().rss)
+
+
+def _speed(config: Any, dtype: torch.dtype, tokens: int) -> float:
+    """Operations a second of a product as a layer of the base computes it, within a second."""
+    text = text_config(config)
+    width = min(4096, getattr(text, "hidden_size", None) or 512)
+    inner = min(4096, getattr(text, "intermediate_size", None) or 4 * width)
+    rows = max(16, min(tokens, 1024))
+    x, weight = (torch.ones(shape, dtype=dtype, device=_device()) for shape in ((rows, width), (inner, width)))
+    best, end = math.inf, time.perf_counter() + 1
+    torch.nn.functional.linear(x, weight)
+    while time.perf_counter() < end:
+        begun = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * rows * width * inner / best
+

@@ -1,31 +1,34 @@
 """A run of `fit` rehearsed on tensors without contents: what it keeps, what comes and goes, and how much it computes.
 
-It is the code of training itself that runs (`Passes`, `Mixer`, `Trainee`, `memory.plan`): what changes there changes
+It is the code of training itself that runs (`Passes`, `Mixer`, `Trainee`, `memory.needs`): what changes there changes
 here. Two steps are taken, both on the largest batch: from the second on there are moments beside it.
+
+Of a deep model two shallow ones are rehearsed, with its own widths; what they differ by, the layers in between take,
+and so does every further layer. Where layers are not alike, all of them run.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lora.checks.heap import is_glibc, resident
-from lora.checks.shells import Ledger, Shells
+from lora.checks.shells import Ledger, Phase, Shells
 from lora.config import AdapterConfig, TrainingConfig
-from lora.model.kernels import choose
+from lora.core.configs import text_config
+from lora.io.peft import adapter_tensors
 from lora.model.lora import LoRA
 from lora.model.targets import block_part
 from lora.model.tree import unwrapped_modules
 from lora.tasks import Encoded
 from lora.tasks.inference import infer
 from lora.training.checks import untouched_modules
-from lora.training.memory import Memory, head_bytes, plan, recomputing, training_mode
+from lora.training.memory import Needs, can_recompute, needs, recomputing, training_mode
 from lora.training.mixer import Mixer
 from lora.training.participant import Participant
 from lora.training.passes import Passes, Share
@@ -33,6 +36,8 @@ from lora.training.prepare import Prepared
 from lora.training.processes import Processes
 
 STEPS = 2
+SHALLOW = 8  # layers; with so many or fewer all of them are rehearsed
+LONGEST_PERIOD = 8  # of kinds of layers that take turns
 
 
 @dataclass(frozen=True)
@@ -49,89 +54,125 @@ class Rehearsed:
     """What a run came to; bytes, unless said otherwise.
 
     Attributes:
-        ledger: all that tensors took, and the phases: ``probe``, ``forward``, ``pass``, ``update``, ``evaluation``.
-        peak: the most that the process holds for tensors: on a CPU with glibc more than the tensors themselves.
+        phases: ``loading``, ``probe``, ``measurement``, ``forward``, ``pass``, ``update``, ``evaluation``, ``saving``; of
+            each the one that took most.
         weights: of the base, by type.
         parameters: of the base, a tied tensor counted once.
-        trainable: of all adapters, by kind of module.
-        adapters: parameters of those in training at once and of those that wait.
-        gradients, moments, best: beside the parameters of those in training at once.
+        trainable: parameters of all adapters, by kind of module.
+        adapters: of all; ``state``: gradients and moments of those in training at once, ``best``: their copies.
         kept: what a pass keeps for its backward.
-        head: of the logits of a packed pass that are held at a time.
-        tokens: of the largest pass, padding included; ``places`` adapters have a batch in it.
-        supervised: of these tokens, those with a label.
-        operations: of a pass, forward and backward.
-        packed: whether rows go without padding; else ``why``.
-        recompute: whether layers are recomputed in the backward.
-        budget: of `fit`, beside the weights; None: it measures nothing, since everything was said.
-        note: what `fit` says of the memory.
+        files: of an adapter's folder and of a checkpoint, the largest of all.
+        tokens: of the largest pass, padding included; ``supervised``: those of them with a label.
+        operations: of that pass, forward and backward.
+        needs: what `fit` itself would measure.
+        packed: whether rows go without padding; else ``why`` says why not.
     """
 
-    ledger: Ledger
-    peak: int
-    weights: dict[str, int]
-    parameters: int
-    trainable: dict[str, int]
-    adapters: int
-    gradients: int
-    moments: int
-    best: int
-    kept: int
-    head: int
+    phases: dict[str, Phase]
+    weights: dict[str, float]
+    parameters: float
+    trainable: dict[str, float]
+    adapters: float
+    state: float
+    best: float
+    kept: float
+    files: tuple[float, float]
     tokens: int
-    places: int
     supervised: int
-    operations: int
+    operations: float
+    needs: Needs
     packed: bool
     why: str | None
-    recompute: bool
-    budget: float | None
-    note: str | None
+    recomputes: bool
+
+    @property
+    def tensors(self) -> float:
+        """The most that tensors took."""
+        return max(phase.peak for phase in self.phases.values())
+
+    @property
+    def held(self) -> float:
+        """The most that the process holds for them: on a CPU with glibc more than they take."""
+        return max(phase.held for phase in self.phases.values())
 
 
 def rehearse(
-    shape: Callable[[], nn.Module], roles: Mapping[str, Role], *, budget: Callable[[float], float],
-    at_once: int | None = None, compile: bool = False, liger: bool = False,
-) -> Rehearsed:  # fmt: skip
+    shape: Callable[[], nn.Module], roles: Mapping[str, Role], recompute: bool, at_once: int | None = None
+) -> Rehearsed:
     """Run a run on shells.
 
     Args:
         shape: makes the base on the meta device.
-        budget: what `fit` may use beside the weights, in bytes, of the bytes that weights and adapters take.
-        at_once: how many adapters train at the same time; None: all.
+        recompute: whether layers are recomputed in the backward.
+        at_once: how many adapters train at the same time, with a batch of each in one pass; None: all.
 
     Raises:
         ConfigError, TargetError, ModelError: as training would.
     """
-    shells, processes = Shells(), Processes()
-    base = shape()
-    shells.hollow(base, processes.device)
-    with shells.making():
-        model = LoRA(base, name=None)
-        for name, role in roles.items():
-            model.add_adapter(name, role.adapter.model_copy(deep=True), seed=role.training.seed)
-    loaded = shells.ledger.alive
-    # On the CPU kernels are chosen for it; those that would have to be compiled keep the same tensors.
-    passes = _Watched(model, choose(processes.device, False, liger) if processes.device.type == "cuda" else None)
-    passes.ledger = shells.ledger
-    with shells:
-        participants, why = _participants(model, passes, roles, processes, shells.ledger)
-        allowed = budget(loaded)
-        with training_mode(model), shells.ledger.phase("measurement"):
-            planned = plan(passes, participants, processes, allowed / 2**30, at_once)
-        places = participants[: at_once or len(participants)]
-        with training_mode(model), recomputing(model, planned.recompute):
-            tokens, supervised, operations, together = _steps(passes, places, shells.ledger, planned.memory)
-        for participant in places:
-            _evaluation(model, participant, shells.ledger)
-    return Rehearsed(
-        ledger=shells.ledger, peak=_held(shells.ledger, processes.device), weights=_by_type(base, model),
-        parameters=model.base_parameter_count(), trainable=_by_kind(model),
-        **_beside(model, participants, places), kept=_kept(shells.ledger),
-        head=head_bytes(model) if participants[0].packed else 0, tokens=tokens, places=together, supervised=supervised,
-        operations=operations, packed=all(p.packed for p in participants), why=why, recompute=planned.recompute,
-        budget=None if planned.memory is None else planned.memory.budget, note=planned.note,
-    )  # fmt: skip
+    layers = _layers(shape())
+    period = _period(layers)
+    alike = all(role.adapter.layers is None and not role.adapter.rank_pattern for role in roles.values())
+    if len(layers) <= max(SHALLOW, 3 * (period or 0)) or period is None or not alike:
+        return _rehearse(shape(), roles, recompute, at_once)
+    depth, more = (2, 4) if period == 1 else (period, 2 * period)
+    shallow, deeper = (_rehearse(_cut(shape(), count), roles, recompute, at_once) for count in (depth, more))
+    found: Rehearsed = _along(shallow, deeper, (len(layers) - depth) / (more - depth))
+    return found
+
+
+# -- depth -------------------------------------------------------------------------------------------------------------
+
+
+def _lists(base: nn.Module) -> list[nn.ModuleList]:
+    """The lists of repeated layers: the longest, and those as long as it (an encoder's and a decoder's)."""
+    lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
+    most = max((len(module) for module in lists), default=0)
+    return [module for module in lists if len(module) == most]
+
+
+def _layers(base: nn.Module) -> list[Any]:
+    """What each layer is: shapes of its parameters, and of what kind the configuration says it is."""
+    kinds = getattr(text_config(getattr(base, "config", None)), "layer_types", None) or []
+    out = []
+    for number, group in enumerate(zip(*_lists(base), strict=True)):
+        shapes = [(name, tuple(p.shape)) for layer in group for name, p in layer.named_parameters()]
+        out.append((kinds[number] if number < len(kinds) else None, shapes))
+    return out
+
+
+def _period(layers: Sequence[Any]) -> int | None:
+    """After how many layers their kinds repeat; None: they do not."""
+    for period in range(1, LONGEST_PERIOD + 1):
+        if all(one == other for one, other in zip(layers, layers[period:], strict=False)):
+            return period
+    return None
+
+
+def _cut(base: nn.Module, depth: int) -> nn.Module:
+    """``base`` with the first layers alone."""
+    text = text_config(getattr(base, "config", None))
+    for layers in _lists(base):
+        for key in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
+            if getattr(text, key, None) == len(layers):
+                setattr(text, key, depth)
+        del layers[depth:]
+    return base
+
+
+def _along(low: Any, high: Any, times: float) -> Any:
+    """``low`` and ``times`` the difference to ``high``, in all numbers."""
+    if isinstance(low, dict):
+        return {key: _along(low[key], high[key], times) for key in low}
+    if isinstance(low, tuple):
+        return tuple(_along(one, other, times) for one, other in zip(low, high, strict=True))
+    if is_dataclass(low) and not isinstance(low, type):
+        return type(low)(**{f.name: _along(getattr(low, f.name), getattr(high, f.name), times) for f in fields(low)})
+    if isinstance(low, (int, float)) and not isinstance(low, bool):
+        return type(low)(low + times * (high - low))
+    return low
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
 
 
 class _Watched(Passes):
@@ -152,44 +193,69 @@ class _Watched(Passes):
             return super()._in_blocks(shares)
 
 
+def _rehearse(base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None) -> Rehearsed:
+    shells, processes = Shells(), Processes()
+    ledger = shells.ledger
+    with ledger.phase("loading"):
+        shells.hollow(base, processes.device)
+        with shells.making():
+            model = LoRA(base, name=None)
+            for name, role in roles.items():
+                model.add_adapter(name, role.adapter.model_copy(deep=True), seed=role.training.seed)
+    passes = _Watched(model)
+    passes.ledger = ledger
+    with shells:
+        participants, why = _participants(model, passes, roles, processes)
+        places = participants[: at_once or len(participants)]
+        with training_mode(model):
+            with ledger.phase("measurement"):
+                measured = needs(passes, participants)
+            with recomputing(model, recompute and can_recompute(model)):
+                tokens, supervised, operations = _steps(passes, places)
+        files = max(_end(model, participant, ledger) for participant in participants)
+    on_cpu = processes.device.type == "cpu"
+    phases = _phases(ledger, on_cpu and is_glibc())
+    active = _bytes(places)
+    return Rehearsed(
+        phases=phases, weights=_by_type(base, model), parameters=model.base_parameter_count(),
+        trainable=_by_kind(model), adapters=_bytes(participants), state=3 * active,
+        best=_bytes([p for p in places if p.evaluate is not None]),
+        kept=phases["forward"].after - phases["forward"].before, files=files, tokens=tokens, supervised=supervised,
+        operations=operations, needs=measured, packed=all(p.packed for p in participants),
+        why=why, recomputes=can_recompute(model),
+    )  # fmt: skip
+
+
 def _participants(
-    model: LoRA, passes: Passes, roles: Mapping[str, Role], processes: Processes, ledger: Ledger
+    model: LoRA, passes: _Watched, roles: Mapping[str, Role], processes: Processes
 ) -> tuple[list[Participant], str | None]:
     """Everybody, ready to begin as after `training.begin.enter`; and why rows are padded, if they are."""
     out, why = [], None
     for name, role in roles.items():
         settings = role.training.model_copy()
-        settings.learning_rate = settings.learning_rate or 1e-3
+        settings.learning_rate = settings.learning_rate or 1e-3  # whatever it is, it takes no memory
         participant = Participant(model, name, role.prepared, settings, processes)
-        participant.ready()
-        with ledger.phase("probe"):
+        with passes.ledger.phase("probe"):
+            participant.ready()
             padded = passes.why_padded(participant.trainee, participant.prepared)
-        participant.packed = padded is None
-        why = why or padded
+        participant.packed, why = padded is None, why or padded
         out.append(participant)
     return out, why
 
 
-def _steps(
-    passes: Passes, participants: Sequence[Participant], ledger: Ledger, memory: Memory | None
-) -> tuple[int, int, int, int]:
-    """Take steps; returns tokens and supervised ones of the largest pass, its operations, and the batches in it."""
-    mixer = Mixer(passes)
-    if len(participants) > 1:
-        assert memory is not None, "measured for several"
-        mixer.most_tokens = memory.most_tokens(len(participants))
-    shares = [_next(passes, participant) for participant in participants]
-    found = (0, 0, 0, 0)
+def _steps(passes: _Watched, participants: Sequence[Participant]) -> tuple[int, int, int]:
+    """Take steps; returns tokens and supervised positions of the largest pass, and its operations."""
+    mixer, ledger, found = Mixer(passes), passes.ledger, (0, 0, 0)
+    shares = [passes.next_share(p.trainee, p.prepared, p.packed) for p in participants]
+    batches = [share for share in shares if share is not None]
     for _ in range(STEPS):
         # With accumulation gradients are there while the next batch runs.
         for _ in range(min(2, max(len(p.trainee.batches(0)) for p in participants))):
             before = ledger.operations
             with ledger.phase("pass"):
-                for done in mixer.run(shares):
-                    tokens = sum(share.tokens for share in done)
-                    labels = sum(p.trainee.supervised(p.trainee.batches(0)[:1]) for p in participants
-                                 if any(share.trainee is p.trainee for share in done))  # fmt: skip
-                    found = max(found, (tokens, labels, ledger.operations - before, len(done)))
+                for done in mixer.run(batches):
+                    labels = sum(s.trainee.supervised(s.trainee.batches(0)[:1]) for s in done)
+                    found = max(found, (sum(s.tokens for s in done), labels, ledger.operations - before))
                     before = ledger.operations
         for participant in participants:
             untouched_modules(participant.trainee)  # complains where no gradient comes
@@ -199,39 +265,42 @@ def _steps(
     return found
 
 
-def _next(passes: Passes, participant: Participant) -> Share:
-    share = passes.next_share(participant.trainee, participant.prepared, participant.packed)
-    assert share is not None, "nobody has begun"
-    return share
-
-
-def _evaluation(model: LoRA, participant: Participant, ledger: Ledger) -> None:
-    """Its largest batch, as `fit` would run it after an epoch; and a copy of the best parameters."""
-    held = participant.prepared.held
-    if held is None or participant.evaluate is None:
-        return
-    trainee = participant.trainee
-    trainee.best_tensors = {key: tensor.detach().clone() for key, tensor in trainee.parameters.items()}
-    rows = sorted(range(len(held)), key=lambda i: -held.lengths[i])[: participant.settings.evaluation_rows]
-    largest = Encoded(*([values[i] for i in rows] for values in (held.examples, held.lengths, held.supervised)))
-    with ledger.phase("evaluation"):
-        infer(
-            model, participant.prepared.task, largest, [participant.name],
-            pad_token_id=participant.prepared.pad_token_id, batch_size=len(rows),
-            padding_side=participant.prepared.padding_side,
-        )  # fmt: skip
+def _end(model: LoRA, participant: Participant, ledger: Ledger) -> tuple[int, int]:
+    """Its largest evaluation, a copy of the best parameters, a checkpoint; returns bytes of its two folders."""
+    trainee, prepared, held = participant.trainee, participant.prepared, participant.prepared.held
+    if held is not None and participant.evaluate is not None:
+        trainee.best_tensors = {key: tensor.detach().clone() for key, tensor in trainee.parameters.items()}
+        rows = sorted(range(len(held)), key=lambda i: -held.lengths[i])[: participant.settings.evaluation_rows]
+        largest = Encoded(*([values[i] for i in rows] for values in (held.examples, held.lengths, held.supervised)))
+        with ledger.phase("evaluation"):
+            infer(
+                model, prepared.task, largest, [participant.name], pad_token_id=prepared.pad_token_id,
+                batch_size=len(rows), padding_side=prepared.padding_side,
+            )  # fmt: skip
+    with ledger.phase("saving"):
+        adapter = sum(t.numel() * t.element_size() for t in adapter_tensors(model, participant.name).values())
+    return adapter, adapter + sum(t.numel() * t.element_size() for t in trainee.tensors().values())
 
 
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
-def _held(ledger: Ledger, device: torch.device) -> int:
-    return resident(ledger.events) if device.type == "cpu" and is_glibc() else ledger.peak
+def _phases(ledger: Ledger, glibc: bool) -> dict[str, Phase]:
+    """Of each name the most."""
+    out: dict[str, Phase] = {}
+    spans = [(phase.start, phase.stop) for _, phase in ledger.phases]
+    held = resident(ledger.events, spans) if glibc else [phase.peak for _, phase in ledger.phases]
+    for (name, phase), most in zip(ledger.phases, held, strict=True):
+        phase.held = max(most, phase.peak)
+        before = out.get(name)
+        if before is not None:
+            phase.held = max(phase.held, before.held)
+        out[name] = phase if before is None or phase.peak >= before.peak else replace(before, held=phase.held)
+    return out
 
 
-def _kept(ledger: Ledger) -> int:
-    forward = ledger.phases["forward"]
-    return forward.after - forward.before
+def _bytes(participants: Sequence[Participant]) -> int:
+    return sum(t.numel() * t.element_size() for p in participants for t in p.trainee.parameters.values())
 
 
 def _by_type(base: nn.Module, model: LoRA) -> dict[str, int]:
@@ -239,7 +308,7 @@ def _by_type(base: nn.Module, model: LoRA) -> dict[str, int]:
     tensors = {id(t): t for t in (*base.parameters(), *base.buffers()) if id(t) not in own}
     out: Counter[str] = Counter()
     for tensor in tensors.values():
-        out[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
+        out[re.sub(r"^torch\.", "", str(tensor.dtype))] += tensor.numel() * tensor.element_size()
     return dict(out)
 
 
@@ -253,11 +322,3 @@ def _by_kind(model: LoRA) -> dict[str, int]:
             out["trained in full"] += sum(p.numel() for p in module.parameters())
     return dict(out)
 
-
-def _beside(model: LoRA, everyone: Sequence[Participant], places: Sequence[Participant]) -> dict[str, Any]:
-    def parameters(participants: Sequence[Participant]) -> int:
-        return sum(t.numel() * t.element_size() for p in participants for t in p.trainee.parameters.values())
-
-    active = parameters(places)
-    best = parameters([p for p in places if p.evaluate is not None and p.prepared.held is not None])
-    return {"adapters": parameters(everyone), "gradients": active, "moments": 2 * active, "best": best}

@@ -37,11 +37,20 @@ _BY_PLACES = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_
 
 @dataclass(eq=False)
 class Phase:
-    """A part of the work: bytes alive at its beginning, the most within it, and those alive at its end."""
+    """A part of the work.
+
+    Attributes:
+        before, peak, after: bytes alive at its beginning, at the most, and at its end.
+        start, stop: its place among the ledger's events.
+        held: the most that the process holds meanwhile (see `lora.checks.heap`).
+    """
 
     before: int
     peak: int
     after: int = 0
+    start: int = 0
+    stop: int = 0
+    held: int = 0
 
 
 @dataclass
@@ -53,14 +62,14 @@ class Ledger:
         peak: the most so far.
         events: in order, a size for a tensor made, and minus its number (from 1) for one given back.
         operations: multiplications and additions of matrix products, two for each pair of numbers.
-        phases: of each name the one with the highest peak.
+        phases: by name, in order.
     """
 
     alive: int = 0
     peak: int = 0
     events: list[int] = field(default_factory=list)
     operations: int = 0
-    phases: dict[str, Phase] = field(default_factory=dict)
+    phases: list[tuple[str, Phase]] = field(default_factory=list)
     _made: int = 0
     _open: list[Phase] = field(default_factory=list)
 
@@ -82,15 +91,14 @@ class Ledger:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Watch the block as ``name``."""
-        phase = Phase(self.alive, self.alive)
+        phase = Phase(self.alive, self.alive, start=len(self.events))
         self._open.append(phase)
         try:
             yield
         finally:
             self._open.remove(phase)
-            phase.after = self.alive
-            if name not in self.phases or self.phases[name].peak < phase.peak:
-                self.phases[name] = phase
+            phase.after, phase.stop = self.alive, len(self.events)
+            self.phases.append((name, phase))
 
 
 class Shell(Tensor):
