@@ -1,12 +1,13 @@
 """What the C library holds of main memory while tensors come and go: more than they take.
 
 glibc cuts pieces out of one heap, which grows at its end and shrinks there alone: a freed piece below something in use
-stays with the process, to be used again for what fits in. Large pieces are mapped by themselves and go back at once, but
-"large" grows with each that is freed, up to 32 MB (its manual, 3.2.3.6, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD).
+stays with the process, to be used again for what fits in. Large pieces are mapped by themselves and go back at once;
+but "large" grows with each that is freed, up to 32 MB (its manual, 3.2.3.6, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD).
 
-What costs most: torch asks for addresses that are multiples of 64, and for that glibc takes 96 bytes more than it keeps.
-What is left over goes to small objects, of which one comes with every tensor. A piece with such a neighbour is, when it
-is freed, 96 bytes short for another tensor of its size. Followed here are the rules of malloc.c (2.36) for that.
+What costs most: torch asks for addresses that are multiples of 64, and for that glibc takes 96 bytes more than it
+keeps. What is left over goes to small objects, of which some come with every tensor. A piece with such a neighbour is,
+when it is freed, 96 bytes short for another tensor of its size. Followed here are the rules of malloc.c (2.36) for
+that; it is a model, and the objects' sizes are fitted to measurements (benchmarks/plan.py).
 """
 
 from __future__ import annotations

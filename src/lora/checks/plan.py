@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,12 @@ from lora.training.memory import MEMORY_SHARE, decide, free_bytes
 
 SLOWER = 2.5  # times the products alone: what a step takes at the most, as seen in benchmarks/README.md
 MOST_ROWS = 1024  # of a batch that is looked for
+
+# What a phase other than a pass is to a reader.
+PEAKS = {
+    "loading": "making the adapters", "probe": "trying the longest rows in several ways before training",
+    "measurement": "measuring before training", "evaluation": "an evaluation", "saving": "saving",
+}  # fmt: skip
 
 
 @dataclass
@@ -173,16 +179,34 @@ class _Planner:
         out = self._told(found, decided.recompute, decided.note)
         if search:
             again = decided.recompute or (chosen is None and found.recomputes)
-            out.largest_batch = _largest(
-                lambda rows: self.run(again, {"batch": rows}).held, self.available, out.batch, MOST_ROWS
-            )
-            out.largest_length = _largest(
-                lambda tokens: self.run(again, {"batch": out.batch, "length": tokens}).held, self.available, out.length,
-                getattr(text_config(self.base), "max_position_embeddings", None) or 2**17,
-            )  # fmt: skip
+            out.largest_batch, out.largest_length = self._largest(again, out, {}, MOST_ROWS, self._longest())
             if not out.fits:
                 out.remedies = self._remedies(out, found.recomputes)
         return out
+
+    def _longest(self) -> int:
+        return getattr(text_config(self.base), "max_position_embeddings", None) or 2**17
+
+    def _largest(
+        self, recompute: bool, plan: RunPlan, change: Mapping[str, Any], most: int, longest: int
+    ) -> tuple[int, int]:
+        """The largest batch at the length of ``plan`` and the largest length at its batch that fit; 0: none.
+
+        What a run takes is a line in its rows and a parabola in their length: they are drawn through small runs.
+        """
+        batch, length = change.get("batch", plan.batch), change.get("length", plan.length)
+
+        def peak(rows: int, tokens: int) -> float:
+            return self.run(recompute, {**change, "batch": rows, "length": tokens}).held
+
+        rows = (batch // 2, batch) if batch > 1 else (1, 2)
+        lengths = (length // 4, length // 2, length) if length >= 256 else (length, 2 * length, 4 * length)
+        lengths = tuple(min(tokens, longest) for tokens in lengths)
+        known = {(b, t): peak(b, t) for b, t in {*((b, length) for b in rows), *((batch, t) for t in lengths)}}
+        return (
+            _root([(b, known[b, length]) for b in rows], self.available, most),
+            _root([(t, known[batch, t]) for t in sorted(set(lengths))], self.available, longest),
+        )
 
     def _told(self, found: Rehearsed, recompute: bool, note: str | None) -> RunPlan:
         name, rows = max(self.rows.items(), key=lambda item: max(item[1].prepared.train.lengths))
@@ -194,7 +218,9 @@ class _Planner:
         per_token = found.operations / max(1, found.tokens)
         seconds = None
         if speed is not None:
-            least = per_token * sum(r.tokens for r in self.rows.values()) / len(self.rows) * settings.accumulation / speed
+            least = (
+                per_token * sum(r.tokens for r in self.rows.values()) / len(self.rows) * settings.accumulation / speed
+            )
             seconds = (least, SLOWER * least)
         return RunPlan(
             model=self.config.model or "", fits=found.held <= self.available, peak=found.held, process=self.process,
@@ -215,7 +241,9 @@ class _Planner:
         if found.why and self.task.next_token:
             notes.append(f"Rows are padded: {found.why}.")
         if len(self.configs) > self.at_once or (len(self.configs) > 1 and self.config.at_once is None):
-            notes.append(f"{self.at_once} adapters are taken to train at once, a batch of each in one pass; at_once limits it.")
+            notes.append(
+                f"{self.at_once} adapters are taken to train at once, a batch of each in one pass; at_once limits it."
+            )
         if self.device_gib:
             notes.append("Reckoned as on this machine's device: another may keep other tensors for its attention.")
         return notes
@@ -233,14 +261,13 @@ class _Planner:
             recompute = True
             if enough("gradient_checkpointing: true"):
                 return out
-        for key, least in (("batch", 1), ("length", 64)):
+        for number, (key, least) in enumerate((("batch", 1), ("length", 64))):
             start = getattr(plan, key)
             if start <= least:
                 continue
-            fitting = _largest(lambda n, key=key: self.run(recompute, {**change, key: n}).held,  # type: ignore[misc]
-                               self.available, max(least, start // 2), start)  # fmt: skip
+            fitting = self._largest(recompute, plan, change, plan.batch, plan.length)[number]
             change[key] = max(least, fitting)
-            more = f", accumulation: {math.ceil(start / change[key])} times as much" if key == "batch" else ""
+            more = f", accumulation {math.ceil(start / change[key])} times as large" if key == "batch" else ""
             if enough(f"{'batch_size' if key == 'batch' else 'max_length'}: {change[key]}{more}"):
                 return out
         rank = max(each.adapter.rank for each in self.configs.values())
@@ -258,40 +285,40 @@ class _Planner:
 
 def _parts(found: Rehearsed) -> dict[str, float]:
     """What the peak is made of, by when it comes."""
+    name, phase = max(found.phases.items(), key=lambda item: item[1].held)
     parts: dict[str, float] = {f"base weights, {kind}": size for kind, size in found.weights.items()}
     parts["adapters, float32"] = found.adapters
-    parts["gradients"] = found.state / 3
-    parts["optimiser state"] = found.state * 2 / 3
-    if found.best:
-        parts["best parameters so far"] = found.best
-    parts["activations kept for the backward"] = found.kept
-    if found.packed:
-        parts["chunk of the head's logits"] = found.needs.head
-    rest = found.tensors - sum(parts.values())
-    # Gradients, say, are not all there yet when the peak comes.
-    parts["what comes and goes beside these" if rest >= 0 else "less what is not there at the same time"] = rest
-    if found.held > found.tensors:
-        parts["held on to by the C library"] = found.held - found.tensors
-    return parts
+    rest = phase.peak - sum(parts.values())
+    if name in ("pass", "forward", "update"):
+        parts |= {"gradients": found.state / 3, "optimiser state": found.state * 2 / 3}
+        parts["activations kept for the backward"] = found.kept
+        if found.packed:
+            parts["chunk of the head's logits"] = found.needs.head
+        # Not all of them are there when the peak comes: gradients are still to be made, or the chunk is gone.
+        parts["what comes and goes, less what is not there at the peak"] = phase.peak - sum(parts.values())
+    else:
+        parts[f"{PEAKS[name]}, where the peak is"] = rest
+    parts["held on to by the C library"] = phase.held - phase.peak
+    return {part: size for part, size in parts.items() if size}
 
 
-def _largest(peak: Callable[[int], float], available: float, start: int, most: int) -> int:
-    """The largest whole number up to ``most`` whose ``peak`` is within what is available; 0: not even 1 is."""
-    below, above = 0, most + 1  # fits; does not
-    guess, known = min(start, most), list[tuple[int, float]]()
-    for _ in range(6):
-        found = peak(guess)
-        known = sorted([*known, (guess, found)])[-3:]
-        below, above = (max(below, guess), above) if found <= available else (below, min(above, guess))
-        if above - below <= max(1, below // 50):
-            break
-        if len(known) == 1:
-            guess = min(most, 2 * guess) if found <= available else max(1, guess // 2)
-        else:
-            (one, low), (other, high) = known[-2:]
-            slope = max(1.0, (high - low) / max(1, other - one))
-            guess = int(other + (available - high) / slope)
-        guess = min(above - 1, max(below + 1, guess))
+def _root(points: list[tuple[int, float]], available: float, most: int) -> int:
+    """The largest whole number up to ``most`` at which the polynomial through ``points`` is within what is available.
+
+    0: not even 1 is.
+    """
+
+    def value(x: float) -> float:
+        total = 0.0
+        for place, (here, found) in enumerate(points):
+            others = [other for number, (other, _) in enumerate(points) if number != place]
+            total += found * math.prod((x - other) / (here - other) for other in others)
+        return total
+
+    below, above = 0, most + 1
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if value(middle) <= available else (below, middle)
     return below
 
 
@@ -321,4 +348,3 @@ def _speed(config: Any, dtype: torch.dtype, tokens: int) -> float:
             torch.accelerator.synchronize()
         best = min(best, time.perf_counter() - begun)
     return 2 * rows * width * inner / best
-

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lora.checks.heap import is_glibc, resident
 from lora.checks.shells import Ledger, Phase, Shells
 from lora.config import AdapterConfig, TrainingConfig
 from lora.core.configs import text_config
+from lora.core.loss import fewer_blocks
 from lora.io.peft import adapter_tensors
 from lora.model.lora import LoRA
 from lora.model.targets import block_part
@@ -28,7 +31,7 @@ from lora.model.tree import unwrapped_modules
 from lora.tasks import Encoded
 from lora.tasks.inference import infer
 from lora.training.checks import untouched_modules
-from lora.training.memory import Needs, can_recompute, needs, recomputing, training_mode
+from lora.training.memory import Needs, can_recompute, layers_of, needs, recomputing, training_mode
 from lora.training.mixer import Mixer
 from lora.training.participant import Participant
 from lora.training.passes import Passes, Share
@@ -37,6 +40,7 @@ from lora.training.processes import Processes
 
 STEPS = 2
 SHALLOW = 8  # layers; with so many or fewer all of them are rehearsed
+STATE = 5056  # bytes of the state of torch's generator on the CPU
 LONGEST_PERIOD = 8  # of kinds of layers that take turns
 
 
@@ -54,8 +58,8 @@ class Rehearsed:
     """What a run came to; bytes, unless said otherwise.
 
     Attributes:
-        phases: ``loading``, ``probe``, ``measurement``, ``forward``, ``pass``, ``update``, ``evaluation``, ``saving``; of
-            each the one that took most.
+        phases: ``loading``, ``probe``, ``measurement``, ``forward``, ``pass``, ``update``, ``evaluation`` and
+            ``saving``; of each the one that took most.
         weights: of the base, by type.
         parameters: of the base, a tied tensor counted once.
         trainable: parameters of all adapters, by kind of module.
@@ -69,9 +73,9 @@ class Rehearsed:
     """
 
     phases: dict[str, Phase]
-    weights: dict[str, float]
+    weights: dict[str, int]
     parameters: float
-    trainable: dict[str, float]
+    trainable: dict[str, int]
     adapters: float
     state: float
     best: float
@@ -114,7 +118,7 @@ def rehearse(
     alike = all(role.adapter.layers is None and not role.adapter.rank_pattern for role in roles.values())
     if len(layers) <= max(SHALLOW, 3 * (period or 0)) or period is None or not alike:
         return _rehearse(shape(), roles, recompute, at_once)
-    depth, more = (2, 4) if period == 1 else (period, 2 * period)
+    depth, more = (2, 3) if period == 1 else (period, 2 * period)
     shallow, deeper = (_rehearse(_cut(shape(), count), roles, recompute, at_once) for count in (depth, more))
     found: Rehearsed = _along(shallow, deeper, (len(layers) - depth) / (more - depth))
     return found
@@ -204,14 +208,15 @@ def _rehearse(base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_on
                 model.add_adapter(name, role.adapter.model_copy(deep=True), seed=role.training.seed)
     passes = _Watched(model)
     passes.ledger = ledger
-    with shells:
+    with shells, fewer_blocks():
         participants, why = _participants(model, passes, roles, processes)
         places = participants[: at_once or len(participants)]
         with training_mode(model):
             with ledger.phase("measurement"):
                 measured = needs(passes, participants)
-            with recomputing(model, recompute and can_recompute(model)):
-                tokens, supervised, operations = _steps(passes, places)
+            again = recompute and can_recompute(model)
+            with recomputing(model, again), _generator_states(model, again) as states:
+                tokens, supervised, operations = _steps(passes, places, states)
         files = max(_end(model, participant, ledger) for participant in participants)
     on_cpu = processes.device.type == "cpu"
     phases = _phases(ledger, on_cpu and is_glibc())
@@ -243,7 +248,22 @@ def _participants(
     return out, why
 
 
-def _steps(passes: _Watched, participants: Sequence[Participant]) -> tuple[int, int, int]:
+@contextmanager
+def _generator_states(model: LoRA, recompute: bool) -> Iterator[list[Tensor]]:
+    """What torch's checkpointing keeps for each layer without an operator that could be seen; to be emptied after a
+    backward."""
+    states: list[Tensor] = []
+
+    def keep(*_: Any) -> None:
+        states.append(torch.empty(STATE, dtype=torch.uint8))
+
+    with ExitStack() as hooks:
+        for module in layers_of(model) if recompute else []:
+            hooks.callback(module.register_forward_pre_hook(keep).remove)
+        yield states
+
+
+def _steps(passes: _Watched, participants: Sequence[Participant], states: list[Tensor]) -> tuple[int, int, int]:
     """Take steps; returns tokens and supervised positions of the largest pass, and its operations."""
     mixer, ledger, found = Mixer(passes), passes.ledger, (0, 0, 0)
     shares = [passes.next_share(p.trainee, p.prepared, p.packed) for p in participants]
@@ -257,6 +277,7 @@ def _steps(passes: _Watched, participants: Sequence[Participant]) -> tuple[int, 
                     labels = sum(s.trainee.supervised(s.trainee.batches(0)[:1]) for s in done)
                     found = max(found, (sum(s.tokens for s in done), labels, ledger.operations - before))
                     before = ledger.operations
+                    states.clear()
         for participant in participants:
             untouched_modules(participant.trainee)  # complains where no gradient comes
             with ledger.phase("update"):
@@ -271,7 +292,9 @@ def _end(model: LoRA, participant: Participant, ledger: Ledger) -> tuple[int, in
     if held is not None and participant.evaluate is not None:
         trainee.best_tensors = {key: tensor.detach().clone() for key, tensor in trainee.parameters.items()}
         rows = sorted(range(len(held)), key=lambda i: -held.lengths[i])[: participant.settings.evaluation_rows]
-        largest = Encoded(*([values[i] for i in rows] for values in (held.examples, held.lengths, held.supervised)))
+        largest = Encoded(
+            [held.examples[i] for i in rows], [held.lengths[i] for i in rows], [held.supervised[i] for i in rows]
+        )
         with ledger.phase("evaluation"):
             infer(
                 model, prepared.task, largest, [participant.name], pad_token_id=prepared.pad_token_id,
@@ -321,4 +344,3 @@ def _by_kind(model: LoRA) -> dict[str, int]:
         for module in model.owned(name).values():
             out["trained in full"] += sum(p.numel() for p in module.parameters())
     return dict(out)
-

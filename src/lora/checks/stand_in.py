@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 from lora.config import RunConfig
@@ -79,8 +80,8 @@ def rows_for(config: RunConfig, length: int | None) -> Rows:
         return Rows(made, config.training.max_steps, batch * length, f"made-up rows of {length:,} tokens")
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed)
     tokenizer: Any = load_tokenizer(config.model or "", config.trust_remote_code)
-    most = longest_row(tokenizer, _Configured(base_config(config.model or "", config.trust_remote_code)),
-                       config.data.max_length)  # type: ignore[arg-type]  # fmt: skip
+    stand_in: Any = SimpleNamespace(config=base_config(config.model or "", config.trust_remote_code))
+    most = longest_row(tokenizer, stand_in, config.data.max_length)
     task = rows.task.with_tokenizer(tokenizer)
     chosen, share = _sample(rows.train)
     train = task.encode(chosen, tokenizer, most)
@@ -121,10 +122,3 @@ def _sample(rows: list[Row]) -> tuple[list[Row], float]:
     step = (len(order) - LONGEST) / (LARGE - LONGEST)
     chosen = [*order[:LONGEST], *(order[LONGEST + int(place * step)] for place in range(LARGE - LONGEST))]
     return [rows[i] for i in chosen], LARGE / len(rows)
-
-
-class _Configured:
-    """Stands for a model of which only the configuration is known."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
