@@ -18,7 +18,8 @@ LAYERS = [
     {"model"},
     {"io", "data"},
     {"tasks"},
-    {"training", "evaluation", "checks"},
+    {"training", "evaluation"},
+    {"checks"},  # rehearses training
     {"workflow"},  # brings training and evaluation together, which do not know each other
     {"tuning", "continual", "serving"},
     {"demo"},

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora.checks.plan import plan
     from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "fit",
     "load_config",
+    "plan",
     "predict",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",
     "load_config": "lora.overrides",
+    "plan": "lora.checks.plan",
     "predict": "lora.evaluation.predict",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping
@@ -150,13 +149,10 @@ class _Planner:
         """Rehearse with ``change``."""
         change = change or {}
         dtype = change.get("dtype", self.dtype)
-        assert self.config.model
 
         def shape() -> Any:
-            base = copy.deepcopy(self.base)
-            return shape_of_base(
-                self.config.model or "", base, self.task.auto_class, dtype, self.config.trust_remote_code
-            )
+            name, remote = self.config.model or "", self.config.trust_remote_code
+            return shape_of_base(name, self.base, self.task.auto_class, dtype, remote)
 
         return rehearse(shape, self._roles(change), recompute, self.at_once)
 

@@ -9,6 +9,7 @@ and so does every further layer. Where layers are not alike, all of them run.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,9 +119,14 @@ def rehearse(
     alike = all(role.adapter.layers is None and not role.adapter.rank_pattern for role in roles.values())
     if len(layers) <= max(SHALLOW, 3 * (period or 0)) or period is None or not alike:
         return _rehearse(shape(), roles, recompute, at_once)
-    depth, more = (2, 3) if period == 1 else (period, 2 * period)
+    depth, more = (2, 6) if period == 1 else (period, 2 * period)
     shallow, deeper = (_rehearse(_cut(shape(), count), roles, recompute, at_once) for count in (depth, more))
     found: Rehearsed = _along(shallow, deeper, (len(layers) - depth) / (more - depth))
+    for name, phase in found.phases.items():
+        # What the C library holds beside tensors is no line in the layers: in proportion, as with the deeper one.
+        sample, loaded = deeper.phases[name], deeper.phases["loading"].after
+        share = (sample.held - sample.peak) / max(1, sample.peak - loaded)
+        phase.held = int(phase.peak + share * max(0, phase.peak - found.phases["loading"].after))
     return found
 
 
@@ -153,7 +159,8 @@ def _period(layers: Sequence[Any]) -> int | None:
 
 
 def _cut(base: nn.Module, depth: int) -> nn.Module:
-    """``base`` with the first layers alone."""
+    """A copy of ``base``, its configuration included, with the first layers alone."""
+    base = copy.deepcopy(base)
     text = text_config(getattr(base, "config", None))
     for layers in _lists(base):
         for key in ("num_hidden_layers", "num_layers", "num_decoder_layers"):

@@ -102,17 +102,17 @@ class Ledger:
 
 
 class Shell(Tensor):
-    """A tensor without contents: ``inner``, on torch's meta device, that says it is on ``place``."""
+    """A tensor without contents: ``core``, on torch's meta device, that says it is on ``place``."""
 
-    inner: Tensor
+    core: Tensor
     place: torch.device
 
     @staticmethod
-    def __new__(cls, inner: Tensor, place: torch.device) -> Shell:
+    def __new__(cls, core: Tensor, place: torch.device) -> Shell:
         self: Shell = Tensor._make_subclass(  # type: ignore[attr-defined]
-            cls, inner, inner.requires_grad, dispatch_device=True, device_for_backend_keys=place
+            cls, core, core.requires_grad, dispatch_device=True, device_for_backend_keys=place
         )
-        self.inner, self.place = inner, place
+        self.core, self.place = core, place
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -185,8 +185,8 @@ def _described(value: Any) -> Any:
 def _inner(value: Any, shells: dict[int, Shell]) -> Any:
     """``value`` with meta tensors for tensors; of shells it is noted whose they are."""
     if isinstance(value, Shell):
-        shells[id(value.inner)] = value
-        return value.inner
+        shells[id(value.core)] = value
+        return value.core
     if isinstance(value, Tensor):
         return value.new_empty_strided(value.shape, value.stride(), device=META)
     if isinstance(value, (list, tuple)):
