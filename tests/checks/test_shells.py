@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -92,31 +93,29 @@ def test_a_step_keeps_what_it_keeps_with_numbers(arch: str) -> None:
     shells = Shells()
     shells.hollow(hollow, CPU)
     real = model_class(config_class(**arguments))
-    kept: list[int] = []
-    for model, mode in ((real, None), (hollow, shells)):
-        sizes: dict[int, int] = {}
-        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-
-        def pack(t: Tensor, sizes: dict[int, int] = sizes, own: set[int] = own) -> Tensor:
-            if (key := t.untyped_storage()._cdata) not in own:
-                sizes[key] = t.untyped_storage().nbytes()
-            return t
-
-        def step(model: nn.Module = model, pack: Any = pack) -> None:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                out = model.eval()(**inputs).logits
-            out.float().sum().backward()
-
-        if mode is None:
-            step()
-        else:
-            with mode:
-                step()
-        kept.append(sum(sizes.values()))
-    assert kept[0] == kept[1]
+    before = _kept(real, inputs, nullcontext())
+    assert before == _kept(hollow, inputs, shells)
     for (name, one), other in zip(real.named_parameters(), hollow.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None), name
         assert one.grad is None or one.grad.shape == other.grad.shape, name  # type: ignore[union-attr]
+
+
+def _kept(model: nn.Module, inputs: Any, mode: Any) -> int:
+    """Bytes that autograd keeps of a step."""
+    sizes: dict[int, int] = {}
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with mode:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = model.eval()(**inputs).logits
+        out.float().sum().backward()
+    return sum(sizes.values())
 
 
 # -- the C library's heap ---------------------------------------------------------------------------------------------
