@@ -41,9 +41,9 @@ def role(length: int = 64, batch: int = 4, rank: int = 4, **training: Any) -> di
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_deep_model_is_told_from_two_shallow_ones(recompute: bool, monkeypatch: Any) -> None:
-    told = rehearse(shape(12), role(), recompute)
+    told = rehearse(shape(16), role(), recompute)
     monkeypatch.setattr(rehearsal, "SHALLOW", 99)
-    whole = rehearse(shape(12), role(), recompute)
+    whole = rehearse(shape(16), role(), recompute)
     assert told.parameters == whole.parameters and told.weights == whole.weights and told.trainable == whole.trainable
     assert told.operations == pytest.approx(whole.operations, rel=1e-6) and told.files == whole.files
     assert told.kept == pytest.approx(whole.kept, rel=1e-3)

@@ -289,7 +289,8 @@ def _parts(found: Rehearsed) -> dict[str, float]:
         parts |= {"gradients": found.state / 3, "optimiser state": found.state * 2 / 3}
         parts["activations kept for the backward"] = found.kept
         if found.packed:
-            parts["chunk of the head's logits"] = found.needs.head
+            # Of few supervised positions there is less than a whole chunk.
+            parts["chunk of the head's logits"] = min(found.needs.head, max(0, phase.peak - sum(parts.values())))
         # Not all of them are there when the peak comes: gradients are still to be made, or the chunk is gone.
         parts["what comes and goes, less what is not there at the peak"] = phase.peak - sum(parts.values())
     else:

@@ -40,7 +40,7 @@ from lora.training.prepare import Prepared
 from lora.training.processes import Processes
 
 STEPS = 2
-SHALLOW = 8  # layers; with so many or fewer all of them are rehearsed
+SHALLOW = 12  # layers; with so many or fewer all of them are rehearsed
 STATE = 5056  # bytes of the state of torch's generator on the CPU
 LONGEST_PERIOD = 8  # of kinds of layers that take turns
 
@@ -122,11 +122,12 @@ def rehearse(
     depth, more = (2, 6) if period == 1 else (period, 2 * period)
     shallow, deeper = (_rehearse(_cut(shape(), count), roles, recompute, at_once) for count in (depth, more))
     found: Rehearsed = _along(shallow, deeper, (len(layers) - depth) / (more - depth))
+    # What the C library holds beside tensors is no line in the layers: in proportion to a pass, as with the deeper one.
+    sample, loaded = deeper.phases["pass"], deeper.phases["loading"].after
+    share = (sample.held - sample.peak) / max(1, sample.peak - loaded)
     for name, phase in found.phases.items():
-        # What the C library holds beside tensors is no line in the layers: in proportion, as with the deeper one.
-        sample, loaded = deeper.phases[name], deeper.phases["loading"].after
-        share = (sample.held - sample.peak) / max(1, sample.peak - loaded)
-        phase.held = int(phase.peak + share * max(0, phase.peak - found.phases["loading"].after))
+        beside = share * max(0, phase.peak - found.phases["loading"].after) if name in ("pass", "forward") else 0
+        phase.held = int(phase.peak + beside)
     return found
 
 
