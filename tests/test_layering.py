@@ -19,7 +19,7 @@ LAYERS = [
     {"io", "data"},
     {"tasks"},
     {"training", "evaluation"},
-    {"checks"},
+    {"checks"},  # rehearses training
     {"workflow"},  # brings training and evaluation together, which do not know each other
     {"tuning", "continual", "serving", "chat"},
     {"demo"},

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora.checks.plan import plan
     from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
@@ -33,6 +34,7 @@ __all__ = [
     "fit",
     "generate",
     "load_config",
+    "plan",
     "predict",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "fit": "lora.training.loop",
     "generate": "lora.evaluation.generate",
     "load_config": "lora.overrides",
+    "plan": "lora.checks.plan",
     "predict": "lora.evaluation.predict",
 }
 

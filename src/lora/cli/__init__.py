@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lora.cli.demo", "Fine-tune, evaluate and save a small model on built-in data."),
     "doctor": ("lora.cli.doctor", "Show what this machine has, what is missing and how to add it."),
     "data": ("lora.cli.data", "Show what training would see of your data."),
+    "plan": ("lora.cli.plan", "Say what a training run will need, before anything is loaded."),
     "check": ("lora.cli.check", "Verify before training that a run can succeed."),
     "train": ("lora.cli.train", "Fine-tune an adapter on your data."),
     "predict": ("lora.cli.predict", "Apply a trained adapter to new rows."),
@@ -125,7 +126,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 2, (
             "error: out of memory. Smaller: --batch-size (with --accumulation to keep the step's size), --max-length; "
-            f"slower but leaner: --gradient-checkpointing\n{_first_line(error)}".rstrip()
+            "slower but leaner: --gradient-checkpointing. `lora plan` with the same options says what fits\n"
+            f"{_first_line(error)}".rstrip()
         )
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("lora"):
         return 2, f"error: the package {error.name!r} is not installed; `lora doctor` names the command that adds it"

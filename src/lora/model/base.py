@@ -56,6 +56,24 @@ def load_base(
         )
 
 
+def shape_of_base(
+    name: str, config: Any, auto_class: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """Base model ``name`` of ``config`` on torch's meta device: shapes alone, no weight is read or made.
+
+    Raises:
+        ModelError: transformers has no such model for this configuration.
+    """
+    import transformers
+
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    with loading(name, f"cannot be made as {auto_class}"), torch.device("meta"):
+        model: nn.Module = getattr(transformers, auto_class).from_config(
+            config, **({} if dtype is None else {"dtype": dtype}), **options
+        )
+    return model
+
+
 @contextmanager
 def loading(name: str, failure: str) -> Iterator[None]:
     """Turn whatever transformers raises into ModelError; a hub that does not answer is not waited for."""
