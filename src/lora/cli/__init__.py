@@ -27,8 +27,8 @@ from lora.errors import Interrupted, LoraError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lora.cli.demo", "Fine-tune, evaluate and save a small model on built-in data."),
     "doctor": ("lora.cli.doctor", "Show what this machine has, what is missing and how to add it."),
-    "plan": ("lora.cli.plan", "Say what a training run will need, before anything is loaded."),
     "train": ("lora.cli.train", "Fine-tune an adapter on your data."),
+    "plan": ("lora.cli.plan", "Say what a training run will need, before anything is loaded."),
     "predict": ("lora.cli.predict", "Apply a trained adapter to new rows."),
     "eval": ("lora.cli.eval", "Measure an adapter beside its base model."),
     "merge": ("lora.cli.merge", "Write an adapter into a plain copy of its base model."),
