@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import lora
 from lora import LoRA, RunConfig
 from lora.checks import plan as planning
-from lora.checks import rehearsal
+from lora.checks import rehearsal, stand_in
 from lora.checks.plan import _root
 from lora.checks.rehearsal import Role, rehearse
-from lora.checks.stand_in import made_up
+from lora.checks.stand_in import longer, made_up
 from lora.config import AdapterConfig, TrainingConfig
 from lora.errors import ConfigError
 from small_base import labelled, save_base, stories, write_jsonl
@@ -49,6 +49,16 @@ def test_a_deep_model_is_told_from_two_shallow_ones(recompute: bool, monkeypatch
     assert told.kept == pytest.approx(whole.kept, rel=1e-3)
     assert told.phases["pass"].peak == pytest.approx(whole.phases["pass"].peak, rel=1e-2)
     assert told.needs.kept.whole == pytest.approx(whole.needs.kept.whole, rel=1e-3)
+
+
+def test_layers_that_are_told_apart_all_run() -> None:
+    everyone = role()
+    last = {"a": Role(everyone["a"].prepared, AdapterConfig(rank=4, layers="15"), everyone["a"].training)}
+    named = AdapterConfig(rank=4, targets=r".*layers\.15\..*_proj")
+    by_name = {"a": Role(everyone["a"].prepared, named, everyone["a"].training)}
+    one, other, every = (rehearse(shape(16), roles, False) for roles in (last, by_name, everyone))
+    assert one.trainable == other.trainable == {kind: count // 16 for kind, count in every.trainable.items()}
+    assert one.kept < every.kept / 4, "below it no gradient flows"
 
 
 def test_operations_are_those_of_the_reference() -> None:
@@ -118,6 +128,26 @@ def test_what_does_not_fit_comes_with_remedies(tmp_path: Path, monkeypatch: Any)
     found = lora.plan(config, length=64, device_gib=0.5 * own.peak / 2**30)
     assert not found.fits and found.remedies[0][0] == "gradient_checkpointing: true"
     assert found.remedies[-1][1] <= found.available, "and with the last it fits"
+
+
+def test_rows_of_another_length_have_all_that_a_row_has() -> None:
+    rows = made_up("classification", 5, 3, held=2)
+    rows.train.examples[0] = {"input_ids": [7] * 5, "token_type_ids": [0] * 5, "label": "0"}
+    made = longer(rows, 9, TrainingConfig(batch_size=4, eval_batch_size=6))
+    assert made.train.examples[3] == {"input_ids": [1] * 9, "token_type_ids": [0] * 9, "label": "0"}
+    assert made.train.lengths == [9] * 4 and made.held is not None and len(made.held) == 6
+
+
+def test_of_much_data_a_sample_is_tokenised(tmp_path: Path, monkeypatch: Any) -> None:
+    base = save_base(tmp_path / "base", "bert")
+    data = write_jsonl(tmp_path / "rows.jsonl", labelled(90))
+    config = RunConfig(model=str(base), data={"train": str(data), "held_out": 0}, training={"epochs": 1})
+    whole = lora.plan(config, search=False)
+    monkeypatch.setattr(stand_in, "LARGE", 40)
+    monkeypatch.setattr(stand_in, "LONGEST", 10)
+    found = lora.plan(config, search=False)
+    assert "90 rows, 40 of them tokenised" in found.notes[0]
+    assert (found.length, found.steps) == (whole.length, whole.steps) and found.peak == pytest.approx(whole.peak, 0.1)
 
 
 def test_a_parabola_is_followed_to_where_it_ends() -> None:

@@ -142,7 +142,7 @@ class Heap:
 
 def resident(events: Iterable[int], spans: Iterable[tuple[int, int]]) -> list[int]:
     """The most bytes that a process holds within each of ``spans`` (from event, to event), while tensors come and go by
-    ``events`` (see `lora.checks.shells.Ledger`)."""
+    ``events`` (see `lora.checks.ledger.Ledger`)."""
     heap, number, held = Heap(_fixed()), 0, [0]
     for event in events:
         heap.peak = 0

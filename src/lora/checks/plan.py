@@ -23,7 +23,7 @@ from lora.training.device import choose_dtype
 from lora.training.memory import MEMORY_SHARE, decide, free_bytes
 
 SLOWER = 2.5  # times the products alone: what a step takes at the most, as seen in benchmarks/README.md
-MOST_ROWS = 1024  # of a batch that is looked for
+MOST_ROWS, LONGEST = 1024, 1 << 17  # rows of a batch and tokens of a row that are looked for
 
 # What a phase other than a pass is to a reader.
 PEAKS = {
@@ -113,9 +113,14 @@ class _Planner:
     """The runs that are rehearsed for one plan."""
 
     def __init__(self, config: RunConfig, length: int | None, device_gib: float | None) -> None:
+        if config.start:
+            raise ConfigError(
+                "start: a plan is of a fresh adapter; leave it out, and give the model and its adapter's rank"
+            )
         if not config.model:
             raise ConfigError("model: is needed")
         self.config, self.device_gib = config, device_gib
+        self._peaks: dict[Any, float] = {}
         self.configs = each_adapter(config) if config.adapters else {"default": config}
         self.rows = {name: rows_for(each, length) for name, each in self.configs.items()}
         self.at_once = min(config.at_once or len(self.configs), len(self.configs))
@@ -134,10 +139,10 @@ class _Planner:
         for name, each in self.configs.items():
             training, adapter, rows = each.training.model_copy(), each.adapter.model_copy(deep=True), self.rows[name]
             prepared = rows.prepared
+            training.batch_size = change.get("batch", training.batch_size)
+            training.eval_batch_size = change.get("evaluation", training.eval_batch_size)
             if "batch" in change or "length" in change:
-                training.batch_size = change.get("batch", training.batch_size)
-                longest = max(prepared.train.lengths)
-                prepared = longer(rows, change.get("length", longest), training.batch_size)
+                prepared = longer(prepared, change.get("length", max(prepared.train.lengths)), training)
             if "rank" in change:
                 adapter.rank = min(adapter.rank, change["rank"])
             if "targets" in change:
@@ -145,7 +150,7 @@ class _Planner:
             out[name] = Role(prepared, adapter, training)
         return out
 
-    def run(self, recompute: bool, change: Mapping[str, Any] | None = None) -> Rehearsed:
+    def run(self, recompute: bool, change: Mapping[str, Any] | None = None, brief: bool = False) -> Rehearsed:
         """Rehearse with ``change``."""
         change = change or {}
         dtype = change.get("dtype", self.dtype)
@@ -154,7 +159,7 @@ class _Planner:
             name, remote = self.config.model or "", self.config.trust_remote_code
             return shape_of_base(name, self.base, self.task.auto_class, dtype, remote)
 
-        return rehearse(shape, self._roles(change), recompute, self.at_once)
+        return rehearse(shape, self._roles(change), recompute, self.at_once, brief)
 
     def _chosen(self) -> bool | None:
         """What the settings say of recomputing layers; see `lora.training.memory.plan`."""
@@ -175,34 +180,39 @@ class _Planner:
         out = self._told(found, decided.recompute, decided.note)
         if search:
             again = decided.recompute or (chosen is None and found.recomputes)
-            out.largest_batch, out.largest_length = self._largest(again, out, {}, MOST_ROWS, self._longest())
+            rows, length = (self._largest(key, again, out, {}) for key in ("batch", "length"))
+            # Found by shallower runs: they do not contradict the run itself.
+            if again == out.recompute:
+                rows, length = (
+                    max(found, own) if out.fits else min(found, own - 1)
+                    for found, own in ((rows, out.batch), (length, out.length))
+                )
+            out.largest_batch, out.largest_length = rows, length
             if not out.fits:
-                out.remedies = self._remedies(out, found.recomputes)
+                out.remedies = self._remedies(out, found)
         return out
 
-    def _longest(self) -> int:
-        return getattr(text_config(self.base), "max_position_embeddings", None) or 2**17
-
-    def _largest(
-        self, recompute: bool, plan: RunPlan, change: Mapping[str, Any], most: int, longest: int
-    ) -> tuple[int, int]:
-        """The largest batch at the length of ``plan`` and the largest length at its batch that fit; 0: none.
+    def _largest(self, key: str, recompute: bool, plan: RunPlan, change: Mapping[str, Any]) -> int:
+        """The largest batch at the length of ``plan``, or the largest length at its batch, that fits; 0: none.
 
         What a run takes is a line in its rows and a parabola in their length: they are drawn through small runs.
         """
-        batch, length = change.get("batch", plan.batch), change.get("length", plan.length)
+        fixed = {"batch": plan.batch, "length": plan.length, **change}
+        start = fixed[key]
+        if key == "batch":
+            most, tried = MOST_ROWS, [start // 2, start] if start > 1 else [1, 2]
+        else:
+            most = getattr(text_config(self.base), "max_position_embeddings", None) or LONGEST
+            tried = [start // 4, start // 2, start] if start >= 256 else [start, 2 * start, 4 * start]
+        found = [(n, self._peak(recompute, {**fixed, key: n})) for n in sorted({min(n, most) for n in tried})]
+        return _root(found, self.available, most)
 
-        def peak(rows: int, tokens: int) -> float:
-            return self.run(recompute, {**change, "batch": rows, "length": tokens}).held
-
-        rows = (batch // 2, batch) if batch > 1 else (1, 2)
-        lengths = (length // 4, length // 2, length) if length >= 256 else (length, 2 * length, 4 * length)
-        lengths = tuple(min(tokens, longest) for tokens in lengths)
-        known = {(b, t): peak(b, t) for b, t in {*((b, length) for b in rows), *((batch, t) for t in lengths)}}
-        return (
-            _root([(b, known[b, length]) for b in rows], self.available, most),
-            _root([(t, known[batch, t]) for t in sorted(set(lengths))], self.available, longest),
-        )
+    def _peak(self, recompute: bool, change: Mapping[str, Any]) -> float:
+        """Of a run with ``change``, by few layers."""
+        key = (recompute, *sorted((name, str(value)) for name, value in change.items()))
+        if key not in self._peaks:
+            self._peaks[key] = self.run(recompute, change, brief=True).held
+        return self._peaks[key]
 
     def _told(self, found: Rehearsed, recompute: bool, note: str | None) -> RunPlan:
         name, rows = max(self.rows.items(), key=lambda item: max(item[1].prepared.train.lengths))
@@ -244,36 +254,39 @@ class _Planner:
             notes.append("Reckoned as on this machine's device: another may keep other tensors for its attention.")
         return notes
 
-    def _remedies(self, plan: RunPlan, can: bool) -> list[tuple[str, float]]:
+    def _remedies(self, plan: RunPlan, found: Rehearsed) -> list[tuple[str, float]]:
         """Changes one on top of the other, until it fits."""
         out: list[tuple[str, float]] = []
         recompute, change = plan.recompute, dict[str, Any]()
 
         def enough(words: str) -> bool:
-            out.append((words, self.run(recompute, change).held))
+            out.append((words, self._peak(recompute, change)))
             return out[-1][1] <= self.available
 
-        if not recompute and can:
+        if found.highest == "evaluation":
+            change["evaluation"] = 1
+            if enough("eval_batch_size: 1"):
+                return out
+        if not recompute and found.recomputes:
             recompute = True
             if enough("gradient_checkpointing: true"):
                 return out
-        for number, (key, least) in enumerate((("batch", 1), ("length", 64))):
+        for key, least in (("batch", 1), ("length", 64)):
             start = getattr(plan, key)
             if start <= least:
                 continue
-            fitting = self._largest(recompute, plan, change, plan.batch, plan.length)[number]
-            change[key] = max(least, fitting)
-            more = f", accumulation {math.ceil(start / change[key])} times as large" if key == "batch" else ""
-            if enough(f"{'batch_size' if key == 'batch' else 'max_length'}: {change[key]}{more}"):
+            value = change[key] = min(start, max(least, self._largest(key, recompute, plan, change)))
+            words = f"batch_size: {value}, accumulation: {math.ceil(start / value)} times as much"
+            if enough(words if key == "batch" else f"max_length: {value}"):
                 return out
         rank = max(each.adapter.rank for each in self.configs.values())
-        for key, value, words, of_use in (
+        for key, new, words, of_use in (
             ("dtype", torch.bfloat16, "dtype: bfloat16", self.dtype == torch.float32),
             ("rank", 8, "rank: 8", rank > 8),
             ("targets", "attention", "targets: attention", True),
         ):
             if of_use:
-                change[key] = value
+                change[key] = new
                 if enough(words):
                     return out
         return out
@@ -281,7 +294,7 @@ class _Planner:
 
 def _parts(found: Rehearsed) -> dict[str, float]:
     """What the peak is made of, by when it comes."""
-    name, phase = max(found.phases.items(), key=lambda item: item[1].held)
+    name, phase = found.highest, found.phases[found.highest]
     parts: dict[str, float] = {f"base weights, {kind}": size for kind, size in found.weights.items()}
     parts["adapters, float32"] = found.adapters
     rest = phase.peak - sum(parts.values())
@@ -300,22 +313,26 @@ def _parts(found: Rehearsed) -> dict[str, float]:
 
 
 def _root(points: list[tuple[int, float]], available: float, most: int) -> int:
-    """The largest whole number up to ``most`` at which the polynomial through ``points`` is within what is available.
+    """The largest whole number up to ``most`` at which the line or parabola through ``points`` is within
+    what is available.
 
     0: not even 1 is.
     """
 
+    (start, low), (stop, high) = points[0], points[-1]
+    slope, bend = (high - low) / max(1, stop - start), 0.0
+    if len(points) == 3:
+        middle, between = points[1]
+        bend = (slope - (between - low) / (middle - start)) / (stop - middle)
+        bend = max(0.0, bend)  # bent the other way it would be chance: it would turn down again
+
     def value(x: float) -> float:
-        total = 0.0
-        for place, (here, found) in enumerate(points):
-            others = [other for number, (other, _) in enumerate(points) if number != place]
-            total += found * math.prod((x - other) / (here - other) for other in others)
-        return total
+        return low + slope * (x - start) + bend * (x - start) * (x - stop)
 
     below, above = 0, most + 1
     while above - below > 1:
-        middle = (below + above) // 2
-        below, above = (middle, above) if value(middle) <= available else (below, middle)
+        half = (below + above) // 2
+        below, above = (half, above) if value(half) <= available else (below, half)
     return below
 
 

@@ -9,21 +9,21 @@ and so does every further layer. Where layers are not alike, all of them run.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lora.checks.depth import cut, extended, layers_of, period_of
 from lora.checks.heap import is_glibc, resident
-from lora.checks.shells import Ledger, Phase, Shells
+from lora.checks.ledger import Ledger, Phase
+from lora.checks.shells import Shells
 from lora.config import AdapterConfig, TrainingConfig
-from lora.core.configs import text_config
 from lora.core.loss import fewer_blocks
 from lora.io.peft import adapter_tensors
 from lora.model.lora import LoRA
@@ -32,7 +32,7 @@ from lora.model.tree import unwrapped_modules
 from lora.tasks import Encoded
 from lora.tasks.inference import infer
 from lora.training.checks import untouched_modules
-from lora.training.memory import Needs, can_recompute, layers_of, needs, recomputing, training_mode
+from lora.training.memory import Needs, can_recompute, needs, recomputed_layers, recomputing, training_mode
 from lora.training.mixer import Mixer
 from lora.training.participant import Participant
 from lora.training.passes import Passes, Share
@@ -42,7 +42,6 @@ from lora.training.processes import Processes
 STEPS = 2
 SHALLOW = 12  # layers; with so many or fewer all of them are rehearsed
 STATE = 5056  # bytes of the state of torch's generator on the CPU
-LONGEST_PERIOD = 8  # of kinds of layers that take turns
 
 
 @dataclass(frozen=True)
@@ -96,92 +95,56 @@ class Rehearsed:
         return max(phase.peak for phase in self.phases.values())
 
     @property
+    def highest(self) -> str:
+        """The phase in which the process holds most."""
+        return max(self.phases, key=lambda name: self.phases[name].held)
+
+    @property
     def held(self) -> float:
-        """The most that the process holds for them: on a CPU with glibc more than they take."""
-        return max(phase.held for phase in self.phases.values())
+        """The most that the process holds for tensors: on a CPU with glibc more than they take."""
+        return self.phases[self.highest].held
 
 
 def rehearse(
-    shape: Callable[[], nn.Module], roles: Mapping[str, Role], recompute: bool, at_once: int | None = None
-) -> Rehearsed:
+    shape: Callable[[], nn.Module], roles: Mapping[str, Role], recompute: bool, at_once: int | None = None,
+    brief: bool = False,
+) -> Rehearsed:  # fmt: skip
     """Run a run on shells.
 
     Args:
         shape: makes the base on the meta device.
         recompute: whether layers are recomputed in the backward.
         at_once: how many adapters train at the same time, with a batch of each in one pass; None: all.
+        brief: of a deep model still fewer layers, which says less of what the C library holds.
 
     Raises:
         ConfigError, TargetError, ModelError: as training would.
     """
-    layers = _layers(shape())
-    period = _period(layers)
-    alike = all(role.adapter.layers is None and not role.adapter.rank_pattern for role in roles.values())
+    layers = layers_of(shape())
+    period = period_of(layers)
+    alike = not any(_tells_layers_apart(role.adapter) for role in roles.values())
     if len(layers) <= max(SHALLOW, 3 * (period or 0)) or period is None or not alike:
         return _rehearse(shape(), roles, recompute, at_once)
-    depth, more = (2, 6) if period == 1 else (period, 2 * period)
-    shallow, deeper = (_rehearse(_cut(shape(), count), roles, recompute, at_once) for count in (depth, more))
-    found: Rehearsed = _along(shallow, deeper, (len(layers) - depth) / (more - depth))
+    depth, more = (period, 2 * period) if period > 1 else (1, 3) if brief else (2, 6)
+    shallow, deeper = (_rehearse(cut(shape(), count), roles, recompute, at_once) for count in (depth, more))
+    found: Rehearsed = extended(shallow, deeper, (len(layers) - depth) / (more - depth))
     # What the C library holds beside tensors is no line in the layers: in proportion to a pass, as with the deeper one.
     sample, loaded = deeper.phases["pass"], deeper.phases["loading"].after
     share = (sample.held - sample.peak) / max(1, sample.peak - loaded)
     for name, phase in found.phases.items():
         beside = share * max(0, phase.peak - found.phases["loading"].after) if name in ("pass", "forward") else 0
         phase.held = int(phase.peak + beside)
+    if (evaluation := found.phases.get("evaluation")) is not None:
+        # What it held for passes it still holds while an evaluation takes large pieces, which are mapped by themselves.
+        evaluation.held += max(0, found.phases["pass"].held - evaluation.before)
     return found
 
 
-# -- depth -------------------------------------------------------------------------------------------------------------
-
-
-def _lists(base: nn.Module) -> list[nn.ModuleList]:
-    """The lists of repeated layers: the longest, and those as long as it (an encoder's and a decoder's)."""
-    lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
-    most = max((len(module) for module in lists), default=0)
-    return [module for module in lists if len(module) == most]
-
-
-def _layers(base: nn.Module) -> list[Any]:
-    """What each layer is: shapes of its parameters, and of what kind the configuration says it is."""
-    kinds = getattr(text_config(getattr(base, "config", None)), "layer_types", None) or []
-    out = []
-    for number, group in enumerate(zip(*_lists(base), strict=True)):
-        shapes = [(name, tuple(p.shape)) for layer in group for name, p in layer.named_parameters()]
-        out.append((kinds[number] if number < len(kinds) else None, shapes))
-    return out
-
-
-def _period(layers: Sequence[Any]) -> int | None:
-    """After how many layers their kinds repeat; None: they do not."""
-    for period in range(1, LONGEST_PERIOD + 1):
-        if all(one == other for one, other in zip(layers, layers[period:], strict=False)):
-            return period
-    return None
-
-
-def _cut(base: nn.Module, depth: int) -> nn.Module:
-    """A copy of ``base``, its configuration included, with the first layers alone."""
-    base = copy.deepcopy(base)
-    text = text_config(getattr(base, "config", None))
-    for layers in _lists(base):
-        for key in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
-            if getattr(text, key, None) == len(layers):
-                setattr(text, key, depth)
-        del layers[depth:]
-    return base
-
-
-def _along(low: Any, high: Any, times: float) -> Any:
-    """``low`` and ``times`` the difference to ``high``, in all numbers."""
-    if isinstance(low, dict):
-        return {key: _along(low[key], high[key], times) for key in low}
-    if isinstance(low, tuple):
-        return tuple(_along(one, other, times) for one, other in zip(low, high, strict=True))
-    if is_dataclass(low) and not isinstance(low, type):
-        return type(low)(**{f.name: _along(getattr(low, f.name), getattr(high, f.name), times) for f in fields(low)})
-    if isinstance(low, (int, float)) and not isinstance(low, bool):
-        return type(low)(low + times * (high - low))
-    return low
+def _tells_layers_apart(adapter: AdapterConfig) -> bool:
+    """Whether an adapter may sit otherwise on one layer than on another: by number, as far as can be seen."""
+    named = (adapter.targets, adapter.exclude, adapter.modules_to_save, adapter.rank_pattern, adapter.alpha_pattern)
+    return adapter.layers is not None or any(re.search(r"\d", str([*value] if isinstance(value, dict) else value))
+                                             for value in named)  # fmt: skip
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
@@ -266,7 +229,7 @@ def _generator_states(model: LoRA, recompute: bool) -> Iterator[list[Tensor]]:
         states.append(torch.empty(STATE, dtype=torch.uint8))
 
     with ExitStack() as hooks:
-        for module in layers_of(model) if recompute else []:
+        for module in recomputed_layers(model) if recompute else []:
             hooks.callback(module.register_forward_pre_hook(keep).remove)
         yield states
 

@@ -13,12 +13,13 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lora.checks.ledger import Ledger
 
 aten: Any = torch.ops.aten
 META = torch.device("meta")
@@ -32,73 +33,9 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
     aten.mm: (0, 1), aten.bmm: (0, 1), aten.addmm: (1, 2), aten.addmm_: (1, 2), aten.baddbmm: (1, 2),
     aten.baddbmm_: (1, 2),
 }  # fmt: skip
+# Operators that make a tensor as large as their argument for themselves: no operator of its own shows it.
+_WITHIN = (aten.logsumexp,)
 _BY_PLACES = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
-
-
-@dataclass(eq=False)
-class Phase:
-    """A part of the work.
-
-    Attributes:
-        before, peak, after: bytes alive at its beginning, at the most, and at its end.
-        start, stop: its place among the ledger's events.
-        held: the most that the process holds meanwhile (see `lora.checks.heap`).
-    """
-
-    before: int
-    peak: int
-    after: int = 0
-    start: int = 0
-    stop: int = 0
-    held: int = 0
-
-
-@dataclass
-class Ledger:
-    """What tensors took.
-
-    Attributes:
-        alive: bytes of tensors alive now.
-        peak: the most so far.
-        events: in order, a size for a tensor made, and minus its number (from 1) for one given back.
-        operations: multiplications and additions of matrix products, two for each pair of numbers.
-        phases: by name, in order.
-    """
-
-    alive: int = 0
-    peak: int = 0
-    events: list[int] = field(default_factory=list)
-    operations: int = 0
-    phases: list[tuple[str, Phase]] = field(default_factory=list)
-    _made: int = 0
-    _open: list[Phase] = field(default_factory=list)
-
-    def make(self, size: int) -> int:
-        """Count a tensor of ``size`` bytes; returns its number."""
-        self._made += 1
-        self.events.append(size)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        for phase in self._open:
-            phase.peak = max(phase.peak, self.alive)
-        return self._made
-
-    def give_back(self, number: int, size: int) -> None:
-        """Tensor ``number`` is no more."""
-        self.events.append(-number)
-        self.alive -= size
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Watch the block as ``name``."""
-        phase = Phase(self.alive, self.alive, start=len(self.events))
-        self._open.append(phase)
-        try:
-            yield
-        finally:
-            self._open.remove(phase)
-            phase.after, phase.stop = self.alive, len(self.events)
-            self.phases.append((name, phase))
 
 
 class Shell(Tensor):
@@ -215,6 +152,10 @@ class Shells(TorchDispatchMode):
         self._known: dict[int, Any] = {}
         self._making = False  # whether nothing that is made has contents
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and each operator would pay for that
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:
             return args[0].place
@@ -231,6 +172,9 @@ class Shells(TorchDispatchMode):
         return out
 
     def _count(self, func: Any, args: Any) -> None:
+        if func.overloadpacket in _WITHIN:
+            size = args[0].numel() * args[0].element_size()
+            self.ledger.give_back(self.ledger.make(size), size)
         factors = _PRODUCTS.get(func.overloadpacket)
         if factors is not None:
             self.ledger.operations += 2 * args[factors[0]].numel() * args[factors[1]].shape[-1]

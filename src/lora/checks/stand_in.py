@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from lora.config import RunConfig
+from lora.config import RunConfig, TrainingConfig
 from lora.errors import ConfigError
 from lora.model.base import load_base_config, load_tokenizer, longest_row
 from lora.tasks import Encoded, Row, Task, task_class
@@ -100,19 +100,18 @@ def rows_for(config: RunConfig, length: int | None) -> Rows:
     return Rows(prepared, steps, batch * sum(usual) / len(usual), note)
 
 
-def longer(rows: Rows, length: int, batch: int) -> Prepared:
-    """Made-up rows in place of ``rows``, for a batch of ``batch`` rows of ``length`` tokens."""
-    held = rows.prepared.held
-    made = made_up(rows.prepared.task.name, length, batch, 1 if held else 0)
-    task, train = rows.prepared.task, made.train
-    example = {**rows.prepared.train.examples[0], "input_ids": [1] * length}
-    for key, value in example.items():  # what there is of each token: labels, types of tokens
-        if isinstance(value, list):
-            example[key] = ([*value] * (length // max(1, len(value)) + 1))[:length] if key != "label" else value
-    if "labels" in example:
-        example["labels"] = [1] * length
-    encoded = Encoded([example] * batch, train.lengths, train.supervised)
-    return replace(rows.prepared, task=task, train=encoded, held=None, max_length=length)
+def longer(prepared: Prepared, length: int, training: TrainingConfig) -> Prepared:
+    """``prepared`` with rows of ``length`` tokens for one batch in place of its own, held-out ones included."""
+    own = prepared.train.examples[0]
+    of_tokens = [key for key, value in own.items() if isinstance(value, list) and len(value) == len(own["input_ids"])]
+    example = {**own, **{key: [int(key in ("input_ids", "labels"))] * length for key in of_tokens}}
+    supervised = length - 1 if prepared.task.next_token else prepared.train.supervised[0]
+
+    def some(count: int) -> Encoded:
+        return Encoded([example] * count, [length] * count, [supervised] * count)
+
+    held = some(training.evaluation_rows) if prepared.held else None
+    return replace(prepared, train=some(training.batch_size), held=held, max_length=length)
 
 
 def _sample(rows: list[Row]) -> tuple[list[Row], float]:

@@ -284,7 +284,7 @@ def measure(passes: Passes, share: Share) -> Kept:
         note(tensor, layers[-1] if depth else outside)
 
     with ExitStack() as hooks:
-        for module in layers_of(model):
+        for module in recomputed_layers(model):
             hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(leave).remove)
         hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing))
@@ -296,7 +296,7 @@ def measure(passes: Passes, share: Share) -> Kept:
     return Kept(share.tokens, sum(whole.values()), recomputed, max(whole.values(), default=0))
 
 
-def layers_of(model: LoRA) -> list[torch.nn.Module]:
+def recomputed_layers(model: LoRA) -> list[torch.nn.Module]:
     """The modules of the base that transformers recomputes one by one."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
