@@ -13,7 +13,7 @@ from rich.console import Console
 from chat_tokenizer import byte_tokenizer
 from lora.checks.drawing_examples import Way, draw_examples
 from lora.checks.examples import Choice, Example, Piece, Stretch, Viewer, by_learning, choose
-from lora.checks.findings import Part
+from lora.checks.remarks import Part
 from lora.data.rendering import IGNORED
 from lora.data.rows import located
 from lora.errors import ConfigError

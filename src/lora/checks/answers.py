@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from lora.checks.findings import Finding, Level, Part, counted, found, share
 from lora.checks.lengths import Spread, spread
+from lora.checks.remarks import Level, Part, Remark, counted, found, share
 from lora.checks.texts import Said, plain
 from lora.tasks import Row, Task
 from lora.tasks.pairs import PairTask
@@ -67,9 +67,9 @@ def several_answers(kind: Kind) -> Level:
     return levels.get(kind, "note")
 
 
-def look_at_answers(parts: Sequence[Part], said: Sequence[Sequence[Said]], task: Task) -> tuple[Answers, list[Finding]]:
+def look_at_answers(parts: Sequence[Part], said: Sequence[Sequence[Said]], task: Task) -> tuple[Answers, list[Remark]]:
     """What the rows of ``parts`` teach; the first is training, and ``said`` is what each row says."""
-    out, findings = Answers(kind_of(task)), list[Finding]()
+    out, findings = Answers(kind_of(task)), list[Remark]()
     examples = parts[0].encoded.examples
     if out.kind in ("label", "labels"):
         findings += _labels(out, parts, task)
@@ -82,7 +82,7 @@ def look_at_answers(parts: Sequence[Part], said: Sequence[Sequence[Said]], task:
     return out, findings
 
 
-def _labels(out: Answers, parts: Sequence[Part], task: Task) -> list[Finding]:
+def _labels(out: Answers, parts: Sequence[Part], task: Task) -> list[Remark]:
     counts: dict[str, Counter[str]] = {}
     for part in parts:
         targets = task.targets(part.encoded.examples)
@@ -98,18 +98,18 @@ def _labels(out: Answers, parts: Sequence[Part], task: Task) -> list[Finding]:
     few = [name for name in out.classes if train[name] < FEW]
     if few:
         what = f"{counted(len(few), 'label')} with fewer than {FEW} training {unit}s: {_listed(few, train)}"
-        findings.append(Finding("few", "look", what, "too few to learn from; collect more, or join labels"))
+        findings.append(Remark("few", "look", what, "too few to learn from; collect more, or join labels"))
     for part in parts[1:]:
         missing = [name for name in out.classes if not counts[part.name][name]]
         if missing:
             what = f"{counted(len(missing), 'label')} without a {unit} in {part.name}: {_listed(missing, train)}"
             why = "metrics there say nothing of them"
-            findings.append(Finding("missing", "look", what, why))
+            findings.append(Remark("missing", "look", what, why))
     top, total = next(iter(out.classes)), len(parts[0].encoded)
     if out.kind == "label" and train[top] > 0.8 * total:
         what = f"{share(train[top], total)} of the training rows have the label {top!r}"
         why = "to answer that always has this accuracy; look at macro F1"
-        findings.append(Finding("one_sided", "look", what, why))
+        findings.append(Remark("one_sided", "look", what, why))
     return findings
 
 
@@ -118,7 +118,7 @@ def _listed(names: list[str], counts: Counter[str]) -> str:
     return ", ".join(f"{name} ({counts[name]})" for name in names[:NAMED]) + more
 
 
-def _pairs(out: Answers, part: Part, said: Sequence[Said]) -> list[Finding]:
+def _pairs(out: Answers, part: Part, said: Sequence[Said]) -> list[Remark]:
     both = [_answer_lengths(example) for example in part.encoded.examples]
     out.chosen, out.rejected = spread([one for one, _ in both]), spread([other for _, other in both])
     longer = sum((one > other) + (one == other) / 2 for one, other in both) / len(both)
@@ -128,7 +128,7 @@ def _pairs(out: Answers, part: Part, said: Sequence[Said]) -> list[Finding]:
         which = "longer" if longer > 0.5 else "shorter"
         what = f"the chosen answer is the {which} one in {share(max(longer, 1 - longer), 1)} of the pairs"
         why = f"what is learned may be to write {which} answers, whatever is in them"
-        findings.append(Finding("length_bias", "look", what, why))
+        findings.append(Remark("length_bias", "look", what, why))
     same = [i for i, row in enumerate(said) if len(row.answers) == 2 and plain(row.answers[0]) == plain(row.answers[1])]
     if same:
         what = f"{counted(len(same), 'pair')} that differ in case or white space alone"
@@ -144,7 +144,7 @@ def _answer_lengths(example: dict[str, Any]) -> tuple[int, int]:
     return len(example["chosen"]), len(example["rejected"])
 
 
-def _conversations(out: Answers, rows: Sequence[Row], said: Sequence[Said]) -> list[Finding]:
+def _conversations(out: Answers, rows: Sequence[Row], said: Sequence[Said]) -> list[Remark]:
     talks = [(index, row.messages) for index, row in enumerate(said) if row.messages]
     out.turns = spread([len(messages) for _, messages in talks])
     out.roles = dict(Counter(message["role"] for _, messages in talks for message in messages).most_common())

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lora.checks.findings import Finding, Level, counted, found, share
+from lora.checks.remarks import Level, Remark, counted, found, share
 from lora.data.rows import Row
 
 QUOTES = 2  # places quoted of each finding
@@ -116,7 +116,7 @@ def special_check(specials: Iterable[str]) -> Check | None:
     )  # fmt: skip
 
 
-def look_at_characters(rows: Sequence[Row], texts: Sequence[Sequence[str]], specials: Iterable[str]) -> list[Finding]:
+def look_at_characters(rows: Sequence[Row], texts: Sequence[Sequence[str]], specials: Iterable[str]) -> list[Remark]:
     """What is odd in ``texts``, those of each of the ``rows``."""
     special = special_check(specials)
     checks = [*([special] if special else []), *CHECKS]

@@ -10,8 +10,8 @@ from lora.checks.answers import Answers, kind_of, look_at_answers, several_answe
 from lora.checks.characters import look_at_characters, scripts
 from lora.checks.duplicates import Duplicates, look_for_duplicates
 from lora.checks.examples import Choice, Example, Viewer, choose, ids_of, special_ids
-from lora.checks.findings import Finding, Level, Part, counted, found, share
 from lora.checks.lengths import Lengths, look_at_lengths
+from lora.checks.remarks import Level, Part, Remark, counted, found, share
 from lora.checks.texts import columns_of, read
 from lora.config import NEARLY_THE_SAME, TrainingConfig
 from lora.data.batches import BatchPlan
@@ -48,10 +48,10 @@ class DataReport:
     duplicates: Duplicates
     scripts: dict[str, float]
     unknown: float | None
-    findings: list[Finding]
+    findings: list[Remark]
     examples: list[Example] = field(default_factory=list)
 
-    def at(self, level: Level) -> list[Finding]:
+    def at(self, level: Level) -> list[Remark]:
         return [finding for finding in self.findings if finding.level == level]
 
     @property
@@ -124,7 +124,7 @@ def look(
     )  # fmt: skip
 
 
-def _unknown(part: Part, tokenizer: Any) -> tuple[float | None, list[Finding]]:
+def _unknown(part: Part, tokenizer: Any) -> tuple[float | None, list[Remark]]:
     """The share of unknown tokens, and where they are."""
     unknown = tokenizer.unk_token_id
     if unknown is None:

@@ -14,8 +14,8 @@ from rich.text import Text
 from lora.checks.answers import Answers
 from lora.checks.data import DataReport
 from lora.checks.drawing_examples import draw_examples
-from lora.checks.findings import Finding, counted, share
 from lora.checks.lengths import Lengths, Spread
+from lora.checks.remarks import Remark, counted, share
 
 BAR = 22  # characters of the longest bar
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -190,7 +190,7 @@ def _findings(report: DataReport, console: Console) -> None:
     console.print(Text.assemble((f"{mark} ", style), (report.verdict, style)))
 
 
-def _finding(finding: Finding, console: Console) -> None:
+def _finding(finding: Remark, console: Console) -> None:
     mark, style = MARKS[finding.level]
     line = Text.assemble(
         (finding.what[:1].upper() + finding.what[1:], "" if finding.level == "note" else "bold"), ": ", finding.why

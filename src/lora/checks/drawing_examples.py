@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lora.checks.characters import visible
 from lora.checks.examples import Example, Piece, Stretch
-from lora.checks.findings import counted
+from lora.checks.remarks import counted
 
 HEAD, TAIL = 40, 20  # tokens shown of a longer run
 RUN = 80  # tokens of a run that is still shown whole

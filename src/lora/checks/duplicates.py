@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora.checks.findings import Finding, Level, Part, counted, found, located, quote, share, where
 from lora.checks.minhash import nearest
+from lora.checks.remarks import Level, Part, Remark, counted, found, located, quote, share, where
 from lora.checks.texts import Said, plain
 from lora.data.rows import Row
 
@@ -36,14 +36,14 @@ class Duplicates:
 
 def look_for_duplicates(
     parts: Sequence[Part], said: Sequence[Sequence[Said]], threshold: float, several: Level
-) -> tuple[Duplicates, list[Finding]]:
+) -> tuple[Duplicates, list[Remark]]:
     """Duplicates of ``parts``, the first of which is training.
 
     Args:
         said: of each part its rows.
         several: how bad different answers to one input are; ``note``: they may all be good.
     """
-    out, findings = Duplicates(threshold), list[Finding]()
+    out, findings = Duplicates(threshold), list[Remark]()
     for part, rows in zip(parts, said, strict=True):
         again = _repeated(rows)
         out.repeated[part.name] = len(again)
@@ -60,7 +60,7 @@ def look_for_duplicates(
 
 def _across(
     out: Duplicates, train: Part, known: Sequence[Said], part: Part, rows: Sequence[Said]
-) -> list[Finding]:  # fmt: skip
+) -> list[Remark]:  # fmt: skip
     """Rows of ``part`` that are in training, the same or nearly so: into ``out``, and as findings."""
     first = {row.key: index for index, row in reversed(list(enumerate(known))) if row.key}
     leaked = [index for index, row in enumerate(rows) if row.key in first]
@@ -124,7 +124,7 @@ def _repeated(rows: Sequence[Said]) -> list[int]:
     return out
 
 
-def _contradictions(parts: Sequence[Part], said: Sequence[Sequence[Said]], several: Level) -> list[Finding]:
+def _contradictions(parts: Sequence[Part], said: Sequence[Sequence[Said]], several: Level) -> list[Remark]:
     """Inputs with more than one answer, and pairs of answers that are preferred either way."""
     rows: list[Row] = [row for part in parts for row in part.rows]
     flat = [row for of_part in said for row in of_part]
@@ -157,7 +157,7 @@ def _contradictions(parts: Sequence[Part], said: Sequence[Sequence[Said]], sever
 
 def _told(
     kind: str, level: Level, what: str, why: str, groups: list[list[int]], rows: Sequence[Row], flat: Sequence[Said]
-) -> Finding:  # fmt: skip
+) -> Remark:  # fmt: skip
     quotes = [
         f"{quote(flat[members[0]].asked, 44)}: "
         + "; ".join(f"{quote(' / '.join(flat[i].answers), 28)} ({where(rows, [i])})" for i in _differing(members, flat))

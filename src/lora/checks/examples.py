@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora.checks.findings import Part, where
 from lora.checks.lengths import WHOLE
+from lora.checks.remarks import Part, where
 from lora.checks.texts import columns_of, messages_in
 from lora.data.rendering import IGNORED
 from lora.data.rows import SourceRow

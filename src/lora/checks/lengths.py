@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.checks.findings import Finding, Part, counted, found, share, where
+from lora.checks.remarks import Part, Remark, counted, found, share, where
 from lora.data.batches import BatchPlan
 from lora.data.rendering import IGNORED
 from lora.tasks import Encoded, Task
@@ -109,7 +109,7 @@ def learned_tokens(examples: Sequence[dict[str, Any]]) -> list[int] | None:
 
 def look_at_lengths(
     part: Part, task: Task, tokenizer: Any, max_length: int, pad_token_id: int, training: Any
-) -> tuple[Lengths, list[Finding]]:
+) -> tuple[Lengths, list[Remark]]:
     """Lengths of the training examples, and what is to be said of them. ``training``: a `TrainingConfig`."""
     encoded = part.encoded
     learned = learned_tokens(encoded.examples)
@@ -146,7 +146,7 @@ def _padding(batches: list[list[int]], examples: list[dict[str, Any]], task: Tas
     return float(1 - sums[0] / sums[1])
 
 
-def _cut(out: Lengths, part: Part, task: Task, tokenizer: Any) -> list[Finding]:
+def _cut(out: Lengths, part: Part, task: Task, tokenizer: Any) -> list[Remark]:
     """What became of rows that are too long: into ``out``, and as findings."""
     encoded = part.encoded
     kept, number = _by_row(encoded, range(len(part.rows)))

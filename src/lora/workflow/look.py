@@ -8,7 +8,7 @@ from typing import Any
 
 from lora.checks.data import DataReport, look
 from lora.checks.examples import Choice
-from lora.checks.findings import Part
+from lora.checks.remarks import Part
 from lora.config import NEARLY_THE_SAME, DataConfig, TrainingConfig
 from lora.errors import ConfigError
 from lora.model.base import load_base_config, load_tokenizer

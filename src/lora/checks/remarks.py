@@ -26,7 +26,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Remark:
     """Something found in rows.
 
     Attributes:
@@ -52,10 +52,10 @@ class Finding:
 def found(
     kind: str, level: Level, what: str, why: str, rows: Sequence[Row], indices: Sequence[int],
     quotes: Sequence[str] = (),
-) -> Finding:  # fmt: skip
+) -> Remark:  # fmt: skip
     """A finding at the 0-based ``indices`` of ``rows``."""
     at = [located(rows, index) for index in indices[:LISTED]]
-    return Finding(kind, level, what, why, len(indices), where(rows, indices), at, list(quotes))
+    return Remark(kind, level, what, why, len(indices), where(rows, indices), at, list(quotes))
 
 
 def located(rows: Sequence[Row], index: int) -> dict[str, Any]:
