@@ -1,0 +1,95 @@
+"""Conversations, preferences and rewards by the real command: train, evaluate and predict in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat_base import save_chat_base, sentences
+from small_base import write_jsonl
+
+SRC = str(Path(__file__).parents[2] / "src")
+CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def lora(*arguments: Any, folder: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conversations")
+    save_chat_base(folder / "base")
+    asked, said = sentences(40, 1), sentences(40, 2)
+    turns = [
+        [{"from": "human", "value": asked[i]}, {"from": "gpt", "value": f"{said[i]} now"},
+         {"from": "human", "value": "red"}, {"from": "gpt", "value": "blue"}]
+        for i in range(40)
+    ]  # fmt: skip
+    write_jsonl(folder / "talk.jsonl", [{"conversations": its} for its in turns])
+    pairs = [{"prompt": asked[i], "chosen": f"cat {said[i]}", "rejected": f"dog {said[i]}"} for i in range(40)]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    return folder
+
+
+COMMON = ["--model", "base", "--dtype", "float32", "--max-steps", 6, "--learning-rate", "2e-2", "--rank", 4]
+
+
+def test_a_chat_adapter_and_its_format(place: Path) -> None:
+    options = ["--options", "learn: last, system_prompt: be small"]
+    done = lora("train", *COMMON, "--data", "talk.jsonl", "--output", "chat", *options, folder=place)
+    assert done.returncode == 0, done.stderr
+    assert "Task chat: messages from column 'conversations'" in done.stderr
+    assert done.stderr.count("Chat template: the tokenizer's own.") == 1
+    kept = json.loads((place / "chat/adapter/lora.json").read_text())["task"]
+    assert kept["learn"] == "last" and "<|im_start|>" in kept["format"]["template"] and kept["format"]["golden"]
+    # The base's template changes afterwards: the adapter is still asked in its own.
+    file = place / "base/chat_template.jinja"
+    before = file.read_text()
+    asked = [{"conversations": [{"from": "human", "value": "red sun"}]}]
+    write_jsonl(place / "asked.jsonl", asked)
+    first = lora("predict", "chat", "--data", "asked.jsonl", "--max-new-tokens", 6, folder=place)
+    file.write_text("{{ 'something else' }}")
+    try:
+        second = lora("predict", "chat", "--data", "asked.jsonl", "--max-new-tokens", 6, folder=place)
+    finally:
+        file.write_text(before)
+    assert first.returncode == 0 and first.stdout == second.stdout, second.stderr
+    (row,) = [json.loads(line) for line in first.stdout.splitlines()]
+    assert row["completion"] and "<|im_" not in row["completion"]
+    measured = lora("eval", "chat", "--data", "talk.jsonl", "--generate", 4, "--max-new-tokens", 6, folder=place)
+    assert measured.returncode == 0 and "ROUGE-L" in measured.stdout, measured.stderr
+
+
+def test_preferences_with_the_base_as_reference(place: Path) -> None:
+    done = lora(
+        "train", *COMMON, "--data", "pairs.jsonl", "--output", "preferred", "--options", "beta: 0.5", folder=place
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((place / "preferred/report.json").read_text())["evaluation"]["metrics"]
+    assert report["default"]["margin"] > 0 == report["base"]["margin"] and report["base"]["accuracy"] == 0.5
+    assert json.loads((place / "preferred/adapter/lora.json").read_text())["task"]["beta"] == 0.5
+    refused = lora("train", *COMMON, "--data", "pairs.jsonl", "--output", "x", "--options", "betta: 1", folder=place)
+    assert refused.returncode == 2 and "data.options.betta: unknown setting; did you mean 'beta'?" in refused.stderr
+
+
+def test_rewards(place: Path) -> None:
+    done = lora("train", *COMMON, "--data", "pairs.jsonl", "--task", "reward", "--output", "reward", folder=place)
+    assert done.returncode == 0, done.stderr
+    write_jsonl(
+        place / "answers.jsonl", [{"prompt": "red sun", "completion": f"{word} now"} for word in ("cat", "dog")]
+    )
+    scored = lora("predict", "reward", "--data", "answers.jsonl", folder=place)
+    good, bad = (json.loads(line)["reward"] for line in scored.stdout.splitlines())
+    assert good > bad
