@@ -85,11 +85,12 @@ def test_preferences_with_the_base_as_reference(place: Path) -> None:
 
 
 def test_rewards(place: Path) -> None:
-    done = lora("train", *COMMON, "--data", "pairs.jsonl", "--task", "reward", "--output", "reward", folder=place)
+    task = ["--task", "reward", "--output", "reward"]
+    done = lora("train", *COMMON, "--data", "pairs.jsonl", *task, folder=place)
     assert done.returncode == 0, done.stderr
-    write_jsonl(
-        place / "answers.jsonl", [{"prompt": "red sun", "completion": f"{word} now"} for word in ("cat", "dog")]
-    )
-    scored = lora("predict", "reward", "--data", "answers.jsonl", folder=place)
-    good, bad = (json.loads(line)["reward"] for line in scored.stdout.splitlines())
-    assert good > bad
+    pairs = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    answers = [{"prompt": row["prompt"], "completion": row[key]} for row in pairs for key in ("chosen", "rejected")]
+    scored = lora("predict", "reward", "--data", write_jsonl(place / "answers.jsonl", answers), folder=place)
+    rewards = [json.loads(line)["reward"] for line in scored.stdout.splitlines()]
+    right = sum(good > bad for good, bad in zip(rewards[::2], rewards[1::2], strict=True))
+    assert right > 30, "of 40"
