@@ -2,7 +2,8 @@
 
 The folder holds ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them, and beside them
 ``lora.json``: what PEFT has no place for (the base's fingerprint, the task with its labels, versions). PEFT ignores it,
-and a folder without it loads as well. safetensors only: no pickle is ever read.
+and a folder without it loads as well. An adapter with tokens of its own has its tokenizer's files there too.
+safetensors only: no pickle is ever read.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "
 PREFIX = "base_model.model."
 EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # PEFT stores the base weight along when one of these is targeted
 # Modules that PEFT trains in full for a task whatever the configuration says; a folder must hold them.
+ROWS = "token_adapter.trainable_tokens_delta"  # the tensor of single rows of an embedding
+# Files of a tokenizer, as it saves itself.
+TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab*",
+    "merges.txt",
+)
 PEFT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 TASK_TYPES = {
@@ -69,6 +80,8 @@ def write_adapter(model: LoRA, name: str, folder: Path) -> None:
     for file, content in ((CONFIG, adapter_config(model, name)), (SIDECAR, _sidecar(model, name, tensors))):
         text = json.dumps(content, indent=2, sort_keys=file == CONFIG, ensure_ascii=file == CONFIG)
         (folder / file).write_text(text + "\n", encoding="utf-8")
+    if name in model.tokenizers:
+        model.tokenizers[name].save_pretrained(folder)
 
 
 def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
@@ -83,6 +96,7 @@ def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
         for key, tensor in slot.factors(geometry).items():
             tensor = tensor if key in "AB" else slot.variant.peft_shape(geometry, tensor)
             out[f"{PREFIX}{path}.{suffixes[key]}"] = tensor
+    out |= {f"{PREFIX}{path}.{ROWS}": rows.rows for path, rows in model.token_rows(name).items()}
     for path, module in model.owned(name).items():
         out |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict().items()}
     for path in _stored_along(model, name):
@@ -92,27 +106,34 @@ def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
 
 
 def _stored_along(model: LoRA, name: str) -> list[str]:
-    """Embeddings whose frozen weight PEFT stores along: the targeted ones, or both after the vocabulary was resized."""
+    """Embeddings whose frozen weight PEFT stores along: the targeted ones, or both after the vocabulary was resized.
+
+    None where the adapter has rows of its own and the checkpoint the others.
+    """
     slots, owned = set(model.slots(name, tied=True)), set(model.owned(name))
     entrance = input_embedding(model.base)
     paths = [*([entrance] if entrance else []), *sorted(output_heads(model.base))]
+    rows = {number for its in model.token_rows(name).values() for number in its.numbers}
+    then, now = _vocabulary(model.base)
+    if rows and then <= now and rows.issuperset(range(then, now)):
+        return []
     if any(path.rsplit(".", 1)[-1] in EMBEDDING_NAMES for path in slots):
         return [path for path in paths if path in slots]
-    return [path for path in paths if path not in owned] if _vocabulary_resized(model.base) else []
+    return [path for path in paths if path not in owned] if then != now else []
 
 
-def _vocabulary_resized(base: nn.Module) -> bool:
-    """Whether the vocabulary differs from the checkpoint's, asked of local files: saving makes no network call."""
+def _vocabulary(base: nn.Module) -> tuple[int, int]:
+    """Size of the vocabulary in the checkpoint and now, asked of local files: saving makes no network call."""
     config = getattr(base, "config", None)
     source = getattr(config, "_name_or_path", "")
     size = getattr(config, "vocab_size", None)
     if config is None or not source or size is None:
-        return False
+        return 0, 0
     try:
         stored = type(config).from_pretrained(source, local_files_only=True)
     except Exception:  # not cached, moved away: nothing to compare with
-        return False
-    return getattr(stored, "vocab_size", size) != size
+        return size, size
+    return getattr(stored, "vocab_size", size), size
 
 
 def adapter_config(model: LoRA, name: str) -> dict[str, Any]:
@@ -139,6 +160,9 @@ def adapter_config(model: LoRA, name: str) -> dict[str, Any]:
             out[key] = getattr(config, key)
     if model.owned(name):
         out["modules_to_save"] = list(model.owned(name))
+    rows = {path: list(its.numbers) for path, its in model.token_rows(name).items()}
+    if rows:  # PEFT's list is of the input embedding and what is tied to it
+        out["trainable_token_indices"] = rows if len(rows) > 1 else next(iter(rows.values()))
     if any(isinstance(slot, TiedSlot) for slot in slots.values()):
         out["ensure_weight_tying"] = True
     return out | variants()[config.variant].peft_keys
@@ -174,6 +198,7 @@ def _sidecar(model: LoRA, name: str, tensors: Iterable[str]) -> dict[str, Any]:
 
     keys = [key.removeprefix(PREFIX) for key in tensors]
     brought = stored_embeddings(keys, unwrapped_modules(model.base), output_heads(model.base))
+    rows = {path: its.numbers for path, its in model.token_rows(name, tied=True).items()}
 
     return {
         "format": 1,
@@ -182,7 +207,7 @@ def _sidecar(model: LoRA, name: str, tensors: Iterable[str]) -> dict[str, Any]:
         "base": {
             "name": getattr(getattr(model.base, "config", None), "_name_or_path", "") or None,
             "class": type(model.base).__name__,
-            "fingerprint": fingerprint(model.base, brought),
+            "fingerprint": fingerprint(model.base, brought, rows),
         },
         **model.notes.get(name, {}),
     }
@@ -239,7 +264,7 @@ def resolve_folder(folder: str | Path) -> Path:
 
     with offline_unless_reachable(text) as reachable:
         try:
-            return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, SIDECAR]))
+            return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, SIDECAR, *TOKENIZER]))
         except Exception as error:
             reason = f"did not give it ({type(error).__name__})" if reachable else "cannot be reached"
             raise AdapterFileError(f"{folder}: no such folder here, and the hub {reason}") from None

@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora.config import AdapterConfig
 from lora.core.geometry import Geometry, geometry_of
 from lora.core.variant import Variant
 from lora.errors import TargetError
+from lora.model.heads import input_embedding
+from lora.model.targets import TargetReport
 from lora.model.ties import refuse_half_of_a_tie, tied_places
-from lora.model.tree import inside, matches, outermost
+from lora.model.token_rows import places_of_rows
+from lora.model.tree import inside, matches, outermost, unwrapped_modules
 
 Tensors = dict[str, Tensor]
 
@@ -75,6 +79,38 @@ def layers(
     for path, tensors in found.items():
         problems += _shape_problems(path, tensors, modules[path], variant)
     return found
+
+
+def token_rows(
+    left: Tensors, config: dict[str, Any], base: nn.Module, suffix: str, problems: list[str]
+) -> tuple[list[int], Tensors]:
+    """Single rows: the token ids in rising order, and by the path of an embedding or output head its rows (n, d).
+
+    PEFT names the input embedding by a list of ids, others by a table; what is tied to it has no tensor of its own.
+    """
+    table = config.get("trainable_token_indices") or {}
+    entrance = input_embedding(base)
+    if not table or entrance is None:
+        return [], {}  # tensors that are there nevertheless are left over
+    try:
+        wanted = AdapterConfig(token_rows=table, head_rows=None if isinstance(table, dict) else False)
+        places = places_of_rows(base, wanted, TargetReport([]), [], loading=True)
+    except (ValueError, TargetError) as error:
+        problems.append(f"trainable_token_indices: {error}")
+        return [], {}
+    given = table if isinstance(table, list) else next(iter(table.values()))
+    order = sorted(range(len(given)), key=lambda place: given[place])
+    modules, out = unwrapped_modules(base), {}
+    for path, _ in places:
+        weight: Any = modules[path].weight
+        found, width = left.pop(f"{path}.{suffix}", None), weight.shape[1]
+        if found is None:
+            problems.append(f"tensor {path}.{suffix} is missing")
+        elif tuple(found.shape) != (len(given), width):
+            problems.append(f"{path}.{suffix}: shape {tuple(found.shape)}, not {(len(given), width)}")
+        else:
+            out[path] = found[order]
+    return sorted(given), out
 
 
 def _owners(key: str, modules: dict[str, nn.Module]) -> list[tuple[str, nn.Module]]:

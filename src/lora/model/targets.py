@@ -96,9 +96,7 @@ def find_targets(
     available = {
         path: g for path, m in modules.items() if (g := geometry_of(m)) is not None and not inside(path, owned)
     }
-    skipped = _unreachable(model, modules)
-    if exact is None:  # PEFT adapts such too, in vain; what it stored is kept
-        skipped |= {path: READ for path in available if path not in skipped and _read_directly(path, modules, model)}
+    skipped = passed_by(model, modules, available if exact is None else ())
     in_layers = {path: found[0] for path in available if (found := split_at_layer(path)) is not None}
     layers = parse_layers(config.layers, max(in_layers.values(), default=-1) + 1)
     exclude = config.exclude
@@ -226,6 +224,15 @@ def _unreachable(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, s
 
 
 READ = "its weight is read without the layer being called"
+
+
+def passed_by(model: nn.Module, modules: dict[str, nn.Module], asked: Iterable[str]) -> dict[str, str]:
+    """Modules that an adapter on them would have no effect on, and why; of those ``asked`` the code around is read.
+
+    An adapter being loaded asks nothing: PEFT adapts what is read directly too, in vain, and what it stored is kept.
+    """
+    skipped = _unreachable(model, modules)
+    return skipped | {path: READ for path in asked if path not in skipped and _read_directly(path, modules, model)}
 
 
 def _read_directly(path: str, modules: dict[str, nn.Module], model: nn.Module) -> bool:
