@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.predict import predict
     from lora.model.lora import LoRA
+    from lora.model.vocabulary import add_tokens
     from lora.overrides import load_config
     from lora.training.job import Job
     from lora.training.loop import fit
@@ -26,6 +27,7 @@ __all__ = [
     "LoraError",
     "RunConfig",
     "TrainingConfig",
+    "add_tokens",
     "evaluate",
     "fit",
     "load_config",
@@ -40,6 +42,7 @@ _HOMES = {
     "LoraError": "lora.errors",
     "RunConfig": "lora.config",
     "TrainingConfig": "lora.config",
+    "add_tokens": "lora.model.vocabulary",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",
     "load_config": "lora.overrides",

@@ -55,12 +55,13 @@ TASK_TYPES = {
 # -- saving -----------------------------------------------------------------------------------------------------------
 
 
-def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool = False) -> Path:
+def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool = False, tokenizer: Any = None) -> Path:
     """Write adapter ``name`` to ``folder``, atomically: a failure leaves what was there before; other files stay.
 
     Args:
         in_place: put the files into the folder one by one instead of replacing it; for a folder that others write to
             at the same time.
+        tokenizer: whose files go along, now and later: of an adapter with tokens of its own.
 
     Raises:
         RoutingError: no adapter of that name.
@@ -68,6 +69,8 @@ def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool =
     """
     folder = Path(folder)
     model.slots(name)  # a name that is not there leaves no folder behind
+    if tokenizer is not None:
+        model.tokenizers[name] = tokenizer
     with atomic_files(folder) if in_place else atomic_folder(folder, keep_others=True) as stage:
         write_adapter(model, name, stage)
     return folder

@@ -143,7 +143,8 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
         _check_weights(model, stored, foreign)
     tied = tensors_of.shared_update(model.base, stored.config, layers, variant)
     config = _config(stored, variant, layers, owned, tied)
-    config.token_rows, config.head_rows = numbers, len(rows) > 1
+    if numbers:
+        config.token_rows, config.head_rows = numbers, len(rows) > 1
     return Planned(config, layers, owned, rows, _notes(stored))
 
 
