@@ -49,7 +49,7 @@ def test_defaults_are_valid_as_they_stand() -> None:
         ({"lr": 1e-3}, "lr: unknown setting; did you mean 'training.learning_rate'?"),
         (
             {"zzz": 1},
-            "zzz: unknown setting; known: adapter, adapters, at_once, compile, data, liger, memory_gib, model, ",
+            "zzz: unknown setting; known: adapter, adapters, at_once, check, compile, data, liger, memory_gib, model, ",
         ),
         ({1: 2}, "1: unknown setting"),
     ],

@@ -180,7 +180,7 @@ def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
 
 
 def train_new_tokens(base: Any, tokenizer: Any, *configs: RunConfig) -> None:
-    """Add ``new_tokens`` to base and tokenizer, and their ids to the rows that the adapter of each configuration trains.
+    """Add ``new_tokens`` to base and tokenizer, and their ids to the rows that each adapter trains.
 
     Raises ConfigError where those are given as a table.
     """
