@@ -104,16 +104,14 @@ def test_on_a_base_whose_embeddings_are_one(data: Path, tmp_path: Path) -> None:
     assert [row["completion"] for row in found] == ["now", "now"]
 
 
-def test_evaluated_and_trained_further(base: Path, run: Path, data: Path, tmp_path: Path) -> None:
-    done = lora("eval", run, "--data", data, "--json", "--no-latency")
-    assert done.returncode == 0, done.stderr
+def test_resumed_and_trained_further(base: Path, run: Path, data: Path, tmp_path: Path) -> None:
     train(base, data, tmp_path / "more", "--start", str(run), "--max-steps", "2", "--no-check")
     assert (tmp_path / "more/adapter/tokenizer.json").is_file()
     assert "<|other|>" in fails(
         "train", "--start", run, "--data", data, "--output", tmp_path / "no", "--new-tokens", "<|other|>"
     )  # fmt: skip
     done = lora("train", "--resume", run)
-    assert done.returncode == 0 and "All" in done.stdout, done.stderr
+    assert done.returncode == 0 and "All 56 steps" in done.stderr, done.stderr
 
 
 def test_the_refusal_names_the_setting(base: Path, data: Path, tmp_path: Path) -> None:
