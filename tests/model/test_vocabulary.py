@@ -14,7 +14,7 @@ from lora.errors import AdapterFileError, ConfigError, ModelError
 from lora.model.base import load_tokenizer
 from lora.model.heads import modules_to_own
 from lora.model.vocabulary import enlarge
-from tiny_models import MODELS, batch, logits, tiny
+from tiny_models import MODELS, batch, logits, randomise, tiny
 
 TOKENS = ["<|im_start|>", "<|im_end|>"]
 
@@ -108,14 +108,47 @@ def test_the_folder_holds_the_rows_and_the_tokenizer_and_no_embedding(tmp_path: 
 
 def test_a_base_with_more_new_tokens_than_the_adapter_has_rows_is_stored_along(tmp_path: Path) -> None:
     """As PEFT does: the rows that nobody stored could not come back."""
+    import peft
     from safetensors.torch import load_file
 
-    model, ids, _ = made(tmp_path)
+    model, ids, kind = made(tmp_path)
     model.add_adapter("one", rank=2, token_rows=ids[:1])
     model.save_adapter("one", tmp_path / "one")
     keys = load_file(tmp_path / "one/adapter_model.safetensors")
-    assert any(key.endswith("embed_tokens.weight") for key in keys)
+    assert any(key.endswith("embed_tokens.token_adapter.base_layer.weight") for key in keys)
     model.load_adapter(tmp_path / "one", "back")
+    inputs = {"input_ids": torch.tensor([[5, ids[0], 9, ids[1]]])}
+    base = kind.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(max(ids) + 1)
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "one")).eval()
+    with model.using("one"):
+        torch.testing.assert_close(logits(theirs, inputs), logits(model, inputs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("arch", ["llama", "llama-tied"])
+@pytest.mark.parametrize("table", [False, True])
+def test_peft_stores_a_resized_embedding_along(arch: str, table: bool, tmp_path: Path) -> None:
+    """With rows of its own that base and folder need not agree in; the same numbers come out."""
+    import peft
+
+    kind = type(tiny(arch))
+    tiny(arch).save_pretrained(tmp_path / "base")
+
+    def resized(seed: int) -> Any:
+        torch.manual_seed(seed)
+        base = kind.from_pretrained(tmp_path / "base")
+        base.resize_token_embeddings(82)
+        return base
+
+    ids: Any = {"embed_tokens": [80, 81], "lm_head": [80, 81]} if table else [80, 81]
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=ids)
+    theirs = peft.get_peft_model(resized(0), config).eval()
+    randomise(parameter for parameter in theirs.parameters() if parameter.requires_grad)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = LoRA(resized(1), name=None).eval()
+    model.load_adapter(tmp_path / "theirs", "x")
+    inputs = {"input_ids": torch.tensor([[4, 80, 7, 81, 9]])}
+    torch.testing.assert_close(logits(model, inputs), logits(theirs, inputs), atol=1e-5, rtol=0)
 
 
 def test_the_tokenizer_leaves_with_the_adapter(tmp_path: Path) -> None:

@@ -93,9 +93,9 @@ def through_update(drows: Tensor, up: Tensor) -> Tensor:
     return drows @ up if up.is_floating_point() else drows.index_select(1, up)
 
 
-def in_type(segment_factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A or B in the type of what it multiplies."""
-    return segment_factor.to(dtype) if segment_factor.is_floating_point() else segment_factor
+def in_type(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A or B of a segment in the type of what it multiplies; integers stay what they are."""
+    return factor.to(dtype) if factor.is_floating_point() else factor
 
 
 class _AdaptedLinear(torch.autograd.Function):

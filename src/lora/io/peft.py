@@ -99,11 +99,12 @@ def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
         for key, tensor in slot.factors(geometry).items():
             tensor = tensor if key in "AB" else slot.variant.peft_shape(geometry, tensor)
             out[f"{PREFIX}{path}.{suffixes[key]}"] = tensor
-    out |= {f"{PREFIX}{path}.{ROWS}": rows.rows for path, rows in model.token_rows(name).items()}
+    rows = model.token_rows(name, tied=True)
+    out |= {f"{PREFIX}{path}.{ROWS}": rows[path].rows for path in model.token_rows(name)}
     for path, module in model.owned(name).items():
         out |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict().items()}
     for path in _stored_along(model, name):
-        infix = ".base_layer" if path in slots else ""
+        infix = ".base_layer" if path in slots else ".token_adapter.base_layer" if path in rows else ""
         out |= {f"{PREFIX}{path}{infix}.{key}": tensor for key, tensor in modules[path].state_dict().items()}
     return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in out.items()}
 
@@ -111,14 +112,14 @@ def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
 def _stored_along(model: LoRA, name: str) -> list[str]:
     """Embeddings whose frozen weight PEFT stores along: the targeted ones, or both after the vocabulary was resized.
 
-    None where the adapter has rows of its own and the checkpoint the others.
+    None where the checkpoint has all rows but those that the adapter has itself.
     """
     slots, owned = set(model.slots(name, tied=True)), set(model.owned(name))
     entrance = input_embedding(model.base)
     paths = [*([entrance] if entrance else []), *sorted(output_heads(model.base))]
-    rows = {number for its in model.token_rows(name).values() for number in its.numbers}
-    then, now = _vocabulary(model.base)
-    if rows and then <= now and rows.issuperset(range(then, now)):
+    rows, (then, now) = model.token_rows(name, tied=True), _vocabulary(model.base)
+    new = set(range(then, now))
+    if rows and then <= now and all(path in owned or (path in rows and new <= {*rows[path].numbers}) for path in paths):
         return []
     if any(path.rsplit(".", 1)[-1] in EMBEDDING_NAMES for path in slots):
         return [path for path in paths if path in slots]

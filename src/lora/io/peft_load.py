@@ -122,7 +122,7 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     numbers, rows = tensors_of.token_rows(left, stored.config, model.base, ROWS, problems)
     owned = tensors_of.modules_in_full(left, stored.config, modules, problems)
     layers = tensors_of.layers(left, tuple(owned), modules, variant, problems)
-    embeddings, foreign = tensors_of.embeddings(left, modules, output_heads(model.base), problems)
+    embeddings, foreign = tensors_of.embeddings(left, modules, output_heads(model.base), _rows(model, stored), problems)
     owned |= embeddings
     problems += tensors_of.left_over(left, modules)
     problems += tensors_of.absent(stored.config, modules, layers, owned)
@@ -265,6 +265,7 @@ def _rows(model: LoRA, stored: Stored) -> dict[str, list[int]]:
     paths = [_local(key, stored).removesuffix(ending) for key in stored.tensors if key.endswith(ending)]
     table = stored.config.get("trainable_token_indices") or []
     ids = next(iter(table.values()), []) if isinstance(table, dict) else table
+    ids = [number for number in ids if isinstance(number, int) and number >= 0]  # what else there is, is refused
     return {path: ids for path in (*paths, *(place for _, place in tied_places(model.base, paths)))}
 
 
