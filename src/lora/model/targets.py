@@ -280,6 +280,7 @@ def _cap_ranks(adapted: list[Target], config: AdapterConfig) -> None:
     for target in adapted:
         most = min(target.geometry.size())
         if target.rank > most and match_pattern(target.path, config.rank_pattern) is None:
+            target.scaling *= (target.rank / most) ** (0.5 if config.rslora else 1)  # alpha over the rank it gets
             target.rank = most
             config.rank_pattern[re.escape(target.path)] = most
 
