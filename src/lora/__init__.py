@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lora.evaluation.generate import generate
     from lora.evaluation.predict import predict
     from lora.model.lora import LoRA
+    from lora.model.vocabulary import add_tokens
     from lora.overrides import load_config
     from lora.training.job import Job
     from lora.training.loop import fit
@@ -29,6 +30,7 @@ __all__ = [
     "LoraError",
     "RunConfig",
     "TrainingConfig",
+    "add_tokens",
     "describe_data",
     "evaluate",
     "fit",
@@ -46,6 +48,7 @@ _HOMES = {
     "LoraError": "lora.errors",
     "RunConfig": "lora.config",
     "TrainingConfig": "lora.config",
+    "add_tokens": "lora.model.vocabulary",
     "describe_data": "lora.workflow.look",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",

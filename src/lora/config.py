@@ -33,6 +33,7 @@ class AdapterConfig(Settings):
         "r": "rank", "lora_r": "rank", "lora_rank": "rank", "lora_alpha": "alpha", "target_modules": "targets",
         "lora_target": "targets", "lora_dropout": "dropout", "use_rslora": "rslora", "exclude_modules": "exclude",
         "layers_to_transform": "layers", "modules_to_train": "modules_to_save", "ensure_weight_tying": "tie_embeddings",
+        "trainable_token_indices": "token_rows",
     }  # fmt: skip
 
     rank: int = Field(default=32, ge=1, description="rank r of the update B·A")
@@ -64,6 +65,15 @@ class AdapterConfig(Settings):
         default=None,
         description="tied input and output embeddings share one update; default: yes where both are one tensor",
     )
+    token_rows: list[int] | dict[str, list[int]] = Field(
+        default_factory=list, description="token ids whose embeddings are trained: theirs alone, nothing of the others"
+    )
+    head_rows: bool | None = Field(
+        default=None,
+        description="train their rows of an untied output head too; default: yes, unless all of it is adapted",
+    )
+    # A new row that is the mean of the old ones can never have the highest logit of all, so a model that is to write
+    # the token must train it. PEFT's list leaves an untied head alone, its table names both.
 
     @model_validator(mode="before")
     @classmethod
@@ -80,6 +90,17 @@ class AdapterConfig(Settings):
         if value not in VARIANTS:
             raise ValueError(unknown(value, VARIANTS))
         return value
+
+    @field_validator("token_rows")
+    @classmethod
+    def _each_row_once(cls, value: list[int] | dict[str, list[int]]) -> list[int] | dict[str, list[int]]:
+        for ids in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(value, dict) and not ids:
+                raise ValueError("a module is named with no token ids")
+            twice = next((token for token in ids if ids.count(token) > 1), None)
+            if twice is not None or min(ids, default=0) < 0:
+                raise ValueError(f"token id {twice} is named twice" if twice is not None else "a token id is below 0")
+        return {name: sorted(ids) for name, ids in value.items()} if isinstance(value, dict) else sorted(value)
 
     @field_validator("rank_pattern")
     @classmethod
@@ -290,6 +311,10 @@ class RunConfig(Settings):
     at_once: int | None = Field(
         default=None, ge=1, description="how many of them at the same time; default: found by a short measurement"
     )
+    new_tokens: list[str] = Field(
+        default_factory=list,
+        description="special tokens added to the tokenizer; their embeddings are trained, and kept with the adapter",
+    )
     memory_gib: float | None = Field(
         default=None,
         gt=0,
@@ -308,6 +333,14 @@ class RunConfig(Settings):
         default=False, description="element-wise parts of decoders by torch's compiler: faster steps, a slow first one"
     )
     liger: bool = Field(default=False, description="the same by Liger's kernels, on CUDA (extra: liger)")
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _tokens(cls, value: list[str]) -> list[str]:
+        for token in value:
+            if not token.strip() or value.count(token) > 1:
+                raise ValueError(f"{token!r} is named twice" if token.strip() else "a token is empty")
+        return value
 
     @field_validator("adapters", mode="before")
     @classmethod

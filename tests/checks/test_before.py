@@ -121,6 +121,11 @@ def test_template_tokens_that_were_never_trained(how: str) -> None:
     prepared = prepared_for(model, rows, tokens, options={"template": "chatml"})
     finding = found(model, prepared)["the template's tokens are trained"]
     assert finding.status == "note" and "'<|im_end|>' have the embedding" in finding.said
+    assert f"adapter.token_rows {[end]}" in str(finding)
+    rows_of_it = LoRA(model.unload(), rank=4, token_rows=[end])
+    assert found(rows_of_it, prepared)["the template's tokens are trained"].status == "passed"
+    model = LoRA(rows_of_it.unload(), rank=4, token_rows=[end - 1])
+    assert found(model, prepared)["the template's tokens are trained"].status == "note"
     adapted = LoRA(model.unload(), name=None)
     adapted.add_adapter("default", rank=4, targets="embedding")
     assert found(adapted, prepared)["the template's tokens are trained"].status == "passed"

@@ -195,6 +195,15 @@ def test_any_list_of_names_survives(names: list[str]) -> None:
     assert load_config(None, {"adapter.targets": parse_value(annotation, quoted)}).adapter.targets == names
 
 
+def test_tokens_in_a_row_are_several() -> None:
+    annotation = RunConfig.model_fields["new_tokens"].annotation
+    assert parse_value(annotation, "<|im_start|>,<|im_end|>") == ["<|im_start|>", "<|im_end|>"]
+    assert parse_value(annotation, "<|one|>") == ["<|one|>"]
+    assert parse_value(annotation, '["[INST]", "[/INST]"]') == ["[INST]", "[/INST]"]
+    rows = AdapterConfig.model_fields["token_rows"].annotation
+    assert parse_value(rows, "3,4") == [3, 4] and parse_value(rows, "{wte: [3, 4]}") == {"wte": [3, 4]}
+
+
 @given(st.text(max_size=30))
 def test_no_text_makes_the_parser_fail_otherwise_than_by_a_usage_error(text: str) -> None:
     for _, field in _keys():

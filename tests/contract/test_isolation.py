@@ -152,6 +152,26 @@ def test_beside_one_with_a_head_of_its_own(llama: Any, dtype: torch.dtype) -> No
     check(llama, jobs, dtype, at_once=3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("packing", [None, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_tokens(tmp_path: Any, tied: bool, packing: bool | None, dtype: torch.dtype) -> None:
+    """Two have rows of their own, partly of the same tokens; one adapts the whole embedding, one neither."""
+    folder = save_base(tmp_path / "llama", "llama", tie_word_embeddings=tied)
+    training = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 4, "packing": packing}
+    adapters = {
+        "some": {"rank": 2, "token_rows": [4, 7, 9]}, "others": {"rank": 3, "token_rows": [9, 20], "dropout": 0.2},
+        "whole": {"rank": 4, "targets": ["embedding", "q_proj"]}, "none": {"rank": 2, "targets": "mlp"},
+    }  # fmt: skip
+    jobs = {
+        name: Job(rows(folder, 24, number), False, adapter, training)
+        for number, (name, adapter) in enumerate(adapters.items())
+    }
+    found = check(folder, jobs, dtype, at_once=4)
+    begun = base(folder, dtype).get_input_embeddings().weight[[9, 20]].float()
+    assert (found["others"]["parameters"]["model.embed_tokens.rows"] - begun).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
     """The recomputed blocks draw the dropout of their forward again, their own and the base's."""

@@ -103,6 +103,22 @@ def test_gradients_are_those_of_finite_differences(transposed: bool, dropout: fl
     assert torch.autograd.gradcheck(outs, (x, *leaves(layers)))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_integers_stand_for_a_one_hot_matrix(transposed: bool) -> None:
+    torch.manual_seed(1)
+    layer = layer_of([(2, 9)], 12, 7, transposed=transposed)
+    rows, places = torch.randn(2, 12, requires_grad=True), torch.tensor([5, 0])
+    few, full = (
+        layer._replace(segments=[*layer.segments, Segment(9, 20, rows, B, 1.0)])
+        for B in (places, F.one_hot(places, 7).T.float())
+    )
+    x, weigh = torch.randn(20, 12, requires_grad=True), torch.randn(20, 7)
+    mine, theirs = adapted_linear(x, *few), plainly(x, full)
+    wanted = [x, rows, *leaves([layer])]
+    close([mine], [theirs], 1e-6)
+    close(torch.autograd.grad((mine * weigh).sum(), wanted), torch.autograd.grad((theirs * weigh).sum(), wanted), 1e-5)
+
+
 # Of half types only single roundings may differ: 2^-9 relative, in a few places after one another.
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)]

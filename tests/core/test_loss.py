@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lora.core import loss
 from lora.core.loss import head_cross_entropy
 from lora.core.randomness import keep_mask
 from lora.core.segments import Segment
@@ -160,6 +161,47 @@ def results(call: dict[str, Any], segments: list[Segment], rows: slice) -> list[
     factors = [factor for segment in segments[:1] for factor in (segment.A, segment.B)]
     dhidden, *rest = torch.autograd.grad(losses.sum(), [hidden, *factors])
     return [losses[rows].detach(), hits[rows], dhidden[rows], *rest]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("trained", ["rows", "hidden and rows", "all"])
+def test_products_that_are_added_to_single_outputs(dtype: torch.dtype, tolerance: float, trained: str) -> None:
+    """Integers for B stand for a one-hot one; a dense update of the same head may stand beside it."""
+    torch.manual_seed(5)
+    n, h, v = 70, 33, 101
+    factors = torch.float64 if dtype == torch.float64 else torch.float32
+    call = head_of(n, h, v, dtype) | {"scale": 0.5, "softcap": 3.0}
+    dense, places = adapted([(3, 20)], h, v, factors, 0.2), torch.tensor([4, 100, 7])
+    if trained != "all":
+        dense = [segment._replace(A=segment.A.detach(), B=segment.B.detach()) for segment in dense]
+    rows = torch.randn(3, h, dtype=factors, requires_grad=True)
+    one_hot = F.one_hot(places, v).T.to(factors)
+    few, full = ([*dense, Segment(25, 60, rows, B, 1.0, 0.1, 8)] for B in (places, one_hot))
+    wanted = [rows]
+    if trained != "rows":
+        wanted += [call["hidden"].requires_grad_()]
+    if trained == "all":
+        wanted += [dense[0].A, dense[0].B, call["weight"].requires_grad_()]
+    mine, _ = head_cross_entropy(**call, segments=few, chunk_bytes=20 * v * dtype.itemsize)
+    theirs, _ = fully(**call, segments=full)
+    assert torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance)
+    weigh = torch.linspace(0.5, 2, n, dtype=mine.dtype)
+    grads = torch.autograd.grad((mine * weigh).sum(), wanted)
+    for one, other in zip(grads, torch.autograd.grad((theirs * weigh).sum(), wanted), strict=True):
+        assert one.dtype == other.dtype and (one - other).norm() <= tolerance * other.norm() + 1e-12
+
+
+def test_single_rows_of_a_frozen_head_need_no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(6)
+    call = head_of(50, 8, 400, torch.float32)
+    call["hidden"].requires_grad_()
+    seen: list[int] = []
+    score = loss._score
+    monkeypatch.setattr(loss, "_score", lambda *args: seen.append(len(args[0])) or score(*args))
+    rows = torch.randn(2, 8, requires_grad=True)
+    losses, _ = head_cross_entropy(**call, segments=[Segment(0, 50, rows, torch.tensor([3, 399]))])
+    losses.sum().backward()
+    assert sum(seen) == 50 and rows.grad is not None and rows.grad.abs().max() > 0
 
 
 def test_of_equal_logits_the_first_is_the_highest() -> None:

@@ -45,10 +45,6 @@ def refusal(folder: Path, base: nn.Module) -> str:
         {"target_parameters": ["q_proj.weight"], "target_modules": []},
         "target_parameters=['q_proj.weight'], which adapts bare parameters (experts' weights) instead of layers.",
     ),
-    (
-        {"trainable_token_indices": [1, 2]},
-        "trainable_token_indices=[1, 2], which trains single rows of an embedding.",
-    ),
     ({"layer_replication": [[0, 2]]}, "layer_replication=[[0, 2]], which stacks the base's layers anew."),
     ({"bias": "lora_only"}, "bias='lora_only', which trains the base's own biases, which all adapters share here."),
 ])  # fmt: skip

@@ -203,3 +203,12 @@ def test_layers_whose_weights_are_read_past_them_are_left_alone() -> None:
     assert "its weight is read without the layer being called" in set(model.reports["default"].skipped.values())
     for arch in ("bert", "gpt2", "llama", "t5", "modernbert", "vit"):
         assert not LoRA(tiny(arch), rank=2).reports["default"].skipped
+
+
+@pytest.mark.parametrize("rslora, scaling", [(False, 2.0), (True, 32 / 4)])
+def test_a_rank_that_is_brought_down_scales_by_what_it_is(rslora: bool, scaling: float) -> None:
+    """As the folder says, which holds the rank: loaded, the adapter would compute something else."""
+    config = AdapterConfig(rslora=rslora)
+    found = find_targets(tiny("llama", hidden_size=16, head_dim=4), config)
+    lowered = [target for target in found.adapted if target.rank == 16]
+    assert lowered and all(target.scaling == pytest.approx(scaling) for target in lowered)

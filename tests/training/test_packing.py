@@ -61,7 +61,9 @@ def gradients(model: LoRA, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     [(arch, {}) for arch in PACKED]
     + [("llama-tied", {"targets": "embedding"}), ("llama", {"targets": ["lm_head", "q_proj"]}),
        ("llama", {"variant": "dora", "targets": ["lm_head", "v_proj"]}), ("gemma2", {"targets": ["lm_head", "q_proj"],
-        "tie_embeddings": False})],
+        "tie_embeddings": False})]
+    + [(arch, {"token_rows": [3, 40, 79]}) for arch in ("gpt2", "llama", "llama-tied", "gemma2", "gemma3")]
+    + [("llama", {"token_rows": [3, 40, 79], "head_rows": False})],
 )  # fmt: skip
 def test_losses_and_gradients_of_packed_rows(arch: str, settings: dict[str, Any]) -> None:
     model = carrying(arch, **settings)

@@ -43,13 +43,12 @@ def check_training(
     assert settings.learning_rate is not None
     refuse_misfit(model, name, prepared)
     recompute = bool(settings.gradient_checkpointing)
-    embedding = any(slot_path.endswith(("embed_tokens", "wte", "word_embeddings")) for slot_path in model.slots(name))
     found = [
         rows.supervised(prepared.train, prepared.task),
         rows.stops(model, prepared),
         rows.beginnings(prepared),
         rows.cut(prepared),
-        rows.template_tokens(model, prepared, embedding),
+        rows.template_tokens(model, name, prepared),
         rows.rate(model, settings.learning_rate),
         _targets(model, name),
     ]

@@ -9,6 +9,7 @@ import torch
 from lora.checks.finding import Finding
 from lora.data.rendering import IGNORED
 from lora.evaluation.generation import end_tokens
+from lora.model.heads import input_embedding
 from lora.tasks import Encoded, Task
 from lora.training.schedule import default_learning_rate
 
@@ -108,11 +109,8 @@ def rate(model: LoRA, learning_rate: float) -> Finding:
 
 
 @torch.no_grad()
-def template_tokens(model: LoRA, prepared: Prepared, adapted: bool) -> Finding:
-    """Whether the special tokens that the chat format writes have embeddings that were ever trained.
-
-    ``adapted``: whether the adapter trains the embedding.
-    """
+def template_tokens(model: LoRA, adapter: str, prepared: Prepared) -> Finding:
+    """Whether the special tokens that the chat format writes have embeddings that were ever trained, or will be."""
     name = "the template's tokens are trained"
     kept: Any = getattr(prepared.task, "format", None)
     base: Any = model.base
@@ -128,13 +126,14 @@ def template_tokens(model: LoRA, prepared: Prepared, adapted: bool) -> Finding:
     words = ", ".join(repr(word) for word in prepared.tokenizer.convert_ids_to_tokens(untrained))
     if not untrained:
         return Finding(name, "passed", f"{len(ids)} special tokens have embeddings of their own")
-    if adapted:
+    entrance, rows = input_embedding(model.base), model.adapters[adapter].token_rows
+    if entrance in {*model.slots(adapter, tied=True), *model.owned(adapter)} or set(untrained) <= set(rows):
         return Finding(name, "passed", f"{words} have none yet, and the adapter trains the embedding")
     return Finding(
         name, "note", f"{words} have the embedding of a token that was never trained",
         "The model cannot tell them apart from other unused tokens: an instruction model's template on its base model.",
-        "Use a template of ordinary tokens (data.options {template: plain}), train the embedding too (targets with the "
-        "embedding's name), or begin from the instruction model.",
+        f"Train their rows (adapter.token_rows {untrained}), use a template of ordinary tokens (data.options "
+        "{template: plain}), or begin from the instruction model.",
     )  # fmt: skip
 
 

@@ -129,6 +129,8 @@ def parse_value(annotation: Any, text: str, key: str = "value") -> Any:
         return _read_yaml(f"[{stripped}]", key)
     if has_list and str in accepted and not _is_yaml_list(stripped):
         return _number(stripped) if int in accepted else text
+    if has_list and not has_table and not stripped.startswith("["):  # of tokens, as in `<|a|>,<|b|>`
+        return [_read_yaml(part, key) for part in stripped.split(",")]
     if has_list or has_table:
         if has_table and not has_list and not stripped.startswith("{"):
             stripped = f"{{{stripped}}}"  # `--options 'learn: last'` without the braces

@@ -80,6 +80,24 @@ def add_product(rows: Tensor, left: Tensor, right: Tensor) -> None:
         rows.copy_(torch.addmm(rows, left, right))
 
 
+def add_update(rows: Tensor, low: Tensor, up: Tensor) -> None:
+    """rows += low·Bᵀ, with ``rows`` (m, o) a view of a larger tensor, ``low`` (m, r) and ``up`` a segment's B."""
+    if up.is_floating_point():
+        add_product(rows, low, up.T)
+    else:
+        rows.index_add_(1, up, low)
+
+
+def through_update(drows: Tensor, up: Tensor) -> Tensor:
+    """∂y·B (m, r), with ``drows`` (m, o) and ``up`` a segment's B."""
+    return drows @ up if up.is_floating_point() else drows.index_select(1, up)
+
+
+def in_type(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A or B of a segment in the type of what it multiplies; integers stay what they are."""
+    return factor.to(dtype) if factor.is_floating_point() else factor
+
+
 class _AdaptedLinear(torch.autograd.Function):
     """y = x·Wᵀ + b, and per segment, with m its dropout mask and s its scaling,
 
@@ -127,12 +145,12 @@ def forward_rows(
     kept: list[Tensor | None] = []
     for number, segment in enumerate(layer.segments):
         inputs = aligned(x[segment.start : segment.stop])
-        down, up = (factor.to(x.dtype) for factor in factors[2 * number : 2 * number + 2])
+        down, up = (in_type(factor, x.dtype) for factor in factors[2 * number : 2 * number + 2])
         low = F.linear(inputs if not draws(segment) else inputs * mask_of(segment, inputs), down)
         scale = kept_scaling(segment)
         if scale != 1:
             low.mul_(scale)
-        add_product(out[segment.start : segment.stop], low, up.T)
+        add_update(out[segment.start : segment.stop], low, up)
         kept += [low if needs[2 * number + 1] else None, down, up]
     return out, kept
 
@@ -152,7 +170,7 @@ def backward_rows(
         grads += [None, (its_dy.T @ low).to(segment.B.dtype) if needs_b else None]
         if dx is None and not needs_a:
             continue
-        dlow = its_dy @ up
+        dlow = through_update(its_dy, up)
         scale = kept_scaling(segment)
         if scale != 1:
             dlow.mul_(scale)

@@ -134,18 +134,18 @@ class EmbeddingGeometry(Geometry):
         layer = self.layer
         # Options that renormalise in place would write to A; only the gradient-neutral ones are passed on.
         rows = F.embedding(x, A.T, padding_idx=layer.padding_idx, scale_grad_by_freq=layer.scale_grad_by_freq)
-        out = rows @ B.T
-        # Some models scale inside the layer (Gemma's ScaledWordEmbedding): the update is scaled alike.
-        scale = getattr(layer, "embed_scale", None)
+        return self.scaled(rows @ B.T)
+
+    def scaled(self, out: Tensor) -> Tensor:
+        """Rows of a weight as the layer gives them: some models scale inside (Gemma's ScaledWordEmbedding)."""
+        scale = getattr(self.layer, "embed_scale", None)
         return out if scale is None else out * _as_tensor(scale, out)
 
     def delta(self, A: Tensor, B: Tensor) -> Tensor:
         return (B @ A).T
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        out = F.embedding(x, weight, padding_idx=self.layer.padding_idx)
-        scale = getattr(self.layer, "embed_scale", None)
-        return out if scale is None else out * _as_tensor(scale, out)
+        return self.scaled(F.embedding(x, weight, padding_idx=self.layer.padding_idx))
 
     def bias(self) -> Tensor | None:
         return None

@@ -27,6 +27,8 @@ def fits(x: Tensor, layer: FrozenLinear) -> bool:
     """Whether the updates of ``layer`` on x (n, ...) are computed so: on CUDA, and the same for its gradients."""
     if x.device.type != "cuda" or len(layer.segments) < FEWEST or x.dtype != torch.bfloat16:
         return False
+    if not all(segment.B.is_floating_point() for segment in layer.segments):
+        return False
     stops = [0, *(segment.stop for segment in layer.segments)]
     gapless = all(segment.start == stop for segment, stop in zip(layer.segments, stops, strict=False))
     return gapless and stops[-1] == len(x) and not any(n * 2 % _BYTES for n in layer.weight.shape) and works(x.device)

@@ -58,7 +58,7 @@ class Slot(nn.Module):
         if self.dropout and self.training:
             rate = self.dropout
             dropout = (lambda t: F.dropout(t, rate)) if seed is None else (lambda t: seeded_dropout(t, rate, seed))
-        x, base_out = _summed_here(x), _summed_here(base_out)
+        x, base_out = summed_here(x), summed_here(base_out)
         out = self.variant.apply(geometry, self.factors(geometry), x, base_out, self.scaling, dropout)
         if out.requires_grad:
             # Alone a gradient may come transposed (from an attention), in a mixed batch never; and sums over it (of a
@@ -139,7 +139,7 @@ def formula_of(layer: nn.Module, x: Tensor) -> FrozenLinear | None:
     return FrozenLinear(layer.weight, layer.bias) if type(layer) is nn.Linear and is_plain(layer, x) else None
 
 
-def _summed_here(x: Tensor) -> Tensor:
+def summed_here(x: Tensor) -> Tensor:
     """``x`` as a node of its own: the gradients of all its uses behind this point are added before they go on.
 
     Sums of floating-point numbers depend on their order. Without this node autograd would add the uses inside a layer
@@ -211,7 +211,7 @@ class AdaptedLayer(nn.Module):
             routing = routing.fitting(x.shape[0])
             check_rows(self.path, self.base_layer)
             x = one_for_all(routing, x, self.path)
-        x = _summed_here(x)
+        x = summed_here(x)
         plain = not args and not kwargs and is_plain(self.base_layer, x)
         by_hand = [slot if slot is not None and plain and slot.low_rank_update else None for slot in slots]
         if any(by_hand):

@@ -2,9 +2,10 @@
 
 Where the head is frozen, the gradient of the hidden rows is made together with the loss, per unit of each row's loss,
 and the backward only multiplies it by the incoming gradient, one number per row: the logits are computed once. That is
-2·h·v operations for a row's loss and 2·h·v for its gradient. Where something of the head trains (its weight, or the
-adapters on it), that gradient needs the incoming one beside the logits, which are computed again in the backward:
-2·h·v more.
+2·h·v operations for a row's loss and 2·h·v for its gradient. An update with a fixed B (single rows of the head) adds
+what is r wide: the gradient of A too is kept per unit of a row's loss. Where anything else of the head trains (its
+weight, a B), that gradient needs the incoming one beside the logits, which are computed again in the backward: 2·h·v
+more.
 
 A row's loss and gradient do not depend on the rows beside it: products over the vocabulary take 16 rows or more (fewer
 are padded with zeros), from where on a row's bits do not depend on their number, and what sums over rows is summed over
@@ -24,7 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora.core.functions import FEWEST_ROWS, add_product, aligned, autocast_dtype
+from lora.core.functions import (
+    FEWEST_ROWS,
+    add_product,
+    add_update,
+    aligned,
+    autocast_dtype,
+    in_type,
+    through_update,
+)
 from lora.core.segments import Segment, draws, kept_scaling, mask_of
 
 # Bytes of a chunk's logits. On the CPU somewhat below 32 MB: up to there malloc keeps memory at hand, and larger pieces
@@ -131,7 +140,7 @@ class _Update:
     def __init__(self, hidden: Tensor, segment: Segment, A: Tensor, B: Tensor) -> None:
         self.rows = slice(segment.start, segment.stop)
         self.scaling = kept_scaling(segment)
-        self.down, self.up = A.to(hidden.dtype), B.to(hidden.dtype)
+        self.down, self.up = A.to(hidden.dtype), in_type(B, hidden.dtype)
         self.inputs, self.mask = aligned(hidden[self.rows]), None
         if draws(segment):
             self.mask = mask_of(segment, hidden)
@@ -145,7 +154,7 @@ class _Update:
 
     def note(self, rows: slice, dlogits: Tensor) -> None:
         """Keep ∂h of a chunk; ``dlogits`` (m, v)."""
-        self.dlow[self.local(rows)] = (dlogits @ self.up).mul_(self.scaling)
+        self.dlow[self.local(rows)] = through_update(dlogits, self.up).mul_(self.scaling)
 
     def add_gradient(self, dhidden: Tensor) -> None:
         """Add m∘(∂h·A) to the segment's rows of ``dhidden`` (n, h)."""
@@ -183,7 +192,7 @@ class _Head:
             torch.addmm(self.bias, inputs, self.weight.T, out=out)
         out = out[: rows.stop - rows.start]
         if update is not None:
-            out.addmm_(update.low[update.local(rows)], update.up.T)
+            add_update(out, update.low[update.local(rows)], update.up)
         return out
 
     def gradient(self, dlogits: Tensor) -> Tensor:
@@ -199,12 +208,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, call: _Call, graph: bool,
         *factors: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.again = graph and any((*ctx.needs_input_grad[1:3], *ctx.needs_input_grad[6:]))
+        needs = ctx.needs_input_grad
+        ctx.again = graph and (any((*needs[1:3], *needs[7::2])) or (any(needs[6::2]) and not needs[0]))
+        lows: list[Tensor | None] = [None] * len(call.segments)
         unit = torch.empty_like(hidden) if graph and ctx.needs_input_grad[0] and not ctx.again else None
         losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
         correct = hidden.new_empty(len(hidden), dtype=torch.bool)
         head = _Head(hidden, weight, bias, call, factors)
-        for update, _, chunks in head.updates():
+        for update, number, chunks in head.updates():
             for rows in chunks:
                 logits = head.logits(rows, update)
                 losses[rows], correct[rows] = _score(logits, labels[rows], call, unit is not None)
@@ -213,11 +224,13 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 unit[rows] = head.gradient(logits)
                 if update is not None:
                     update.note(rows, logits)
-            if unit is not None and update is not None:
+            if unit is not None and update is not None and number is not None:
                 update.add_gradient(unit)
+                lows[number] = update.dlow if needs[6 + 2 * number] else None
         ctx.mark_non_differentiable(correct)
         ctx.call = call
-        ctx.save_for_backward(*((hidden, weight, bias, labels, *factors) if ctx.again else (unit,)))
+        kept = (unit, hidden if any(low is not None for low in lows) else None, *lows)
+        ctx.save_for_backward(*((hidden, weight, bias, labels, *factors) if ctx.again else kept))
         return losses, correct
 
     @staticmethod
@@ -226,9 +239,21 @@ class _HeadCrossEntropy(torch.autograd.Function):
         dlosses = (dlosses * ctx.call.scale).unsqueeze(1)
         if ctx.again:
             return _gradients(ctx.needs_input_grad, ctx.call, dlosses, *ctx.saved_tensors)
-        (unit,) = ctx.saved_tensors
+        unit, hidden, *lows = ctx.saved_tensors
+        dfactors: list[Tensor | None] = []
+        for segment, low in zip(ctx.call.segments, lows, strict=True):
+            dfactors += [None if low is None else _unit_gradient(segment, hidden, low, dlosses), None]
         # The product is taken in fp32: rounded to a half type, the weight of a row would be off in all its entries.
-        return (unit * dlosses).to(unit.dtype), *[None] * (len(ctx.needs_input_grad) - 1)
+        return (unit * dlosses).to(unit.dtype), *[None] * 5, *dfactors
+
+
+def _unit_gradient(segment: Segment, hidden: Tensor, dlow: Tensor, dlosses: Tensor) -> Tensor:
+    """∂A of a segment, from its ∂h (m, r) per unit of each row's loss and ``dlosses`` (n, 1) of all rows."""
+    rows = slice(segment.start, segment.stop)
+    inputs = aligned(hidden[rows])
+    if draws(segment):
+        inputs = inputs * mask_of(segment, hidden)
+    return ((dlow * dlosses[rows]).to(hidden.dtype).T @ inputs).to(segment.A.dtype)
 
 
 def _gradients(
@@ -246,7 +271,9 @@ def _gradients(
     dfactors: list[Tensor | None] = [None] * len(factors)
     head = _Head(hidden, weight, bias, call, factors)
     for update, number, chunks in head.updates():
-        dup = None if update is None else torch.zeros(update.up.shape[::-1], dtype=wide, device=hidden.device)
+        dup = None
+        if update is not None and update.up.is_floating_point():
+            dup = torch.zeros(update.up.shape[::-1], dtype=wide, device=hidden.device)
         for rows in chunks:
             dlogits, weights = head.logits(rows, update), dlosses[rows]
             _score(dlogits, labels[rows], call, True)
@@ -256,14 +283,16 @@ def _gradients(
                 dweight += dlogits.T @ (hidden[rows] * weights).to(hidden.dtype)
             if dbias is not None:
                 dbias += (dlogits.to(wide).T @ weights).squeeze(1)
-            if update is not None and dup is not None:
-                local = update.local(rows)
-                update.note(rows, dlogits)
-                update.dlow[local] *= weights
+            if update is None:
+                continue
+            local = update.local(rows)
+            update.note(rows, dlogits)
+            update.dlow[local] *= weights
+            if dup is not None:
                 dup += (update.low[local] * weights).to(hidden.dtype).T @ dlogits
-        if update is not None and number is not None and dup is not None:
+        if update is not None and number is not None:
             dfactors[2 * number] = update.dlow.T @ update.inputs
-            dfactors[2 * number + 1] = dup.T.contiguous()
+            dfactors[2 * number + 1] = None if dup is None else dup.T.contiguous()
             if dhidden is not None:
                 update.add_gradient(dhidden)
     dfactors = [

@@ -16,7 +16,7 @@ class Segment(NamedTuple):
     start: int
     stop: int
     A: Tensor  # (r, i)
-    B: Tensor  # (o, r)
+    B: Tensor  # (o, r); of integers (r,): the output that each of the r products is added to, for a one-hot matrix
     scaling: float = 1.0
     dropout: float = 0.0
     seed: int | None = None  # of the dropout; None: none is drawn

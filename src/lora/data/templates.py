@@ -106,7 +106,8 @@ def find_template(wanted: str | None, tokenizer: Any) -> tuple[str, str]:
         if missing:
             raise ConfigError(
                 f"data.options.template: {wanted!r} writes {', '.join(missing)}, which the tokenizer does not know as "
-                f"one token; take {PLAIN!r}, which needs none, or a base whose tokenizer has them"
+                f"one token; add them (new_tokens: {missing}), take {PLAIN!r}, which needs none, or a base whose "
+                "tokenizer has them"
             )
         return text, repr(wanted)
     if "{{" in wanted or "{%" in wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ SAMPLE = 64  # values per tensor: tells two checkpoints of one architecture apar
 
 
 @torch.no_grad()
-def fingerprint(base: nn.Module, without: Collection[str] = ()) -> str:
+def fingerprint(base: nn.Module, without: Collection[str] = (), rows: Mapping[str, Sequence[int]] | None = None) -> str:
     """Hash of ``base``'s frozen weights, the same in fp32 and bf16 and with or without adapters on it.
 
     Task heads and newly initialised parameters are left out: they differ from load to load. So are the modules
-    ``without``: embeddings that an adapter's folder brings along, new rows and all.
+    ``without``: embeddings that an adapter's folder brings along, new rows and all; and the single ``rows`` that it
+    brings, by the path of their module.
     """
     skip = {*task_heads(base), *newly_initialised(base), *without}
     digest = hashlib.sha256()
@@ -32,6 +33,9 @@ def fingerprint(base: nn.Module, without: Collection[str] = ()) -> str:
             step = max(1, flat.numel() // SAMPLE)
             # A checkpoint rounded to bf16 is the same model. (One rounded to fp16 first may round differently.)
             values = flat[::step][:SAMPLE]
+            if rows and path in rows and name == "weight":
+                mine = torch.isin(torch.arange(len(values)) * step // parameter.shape[1], torch.tensor(rows[path]))
+                values = values.masked_fill(mine.to(values.device), 0)
             if values.is_floating_point():
                 values = values.to("cpu", torch.bfloat16).view(torch.int16)
             digest.update(f"{full}{tuple(parameter.shape)}".encode())

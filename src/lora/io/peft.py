@@ -2,7 +2,8 @@
 
 The folder holds ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them, and beside them
 ``lora.json``: what PEFT has no place for (the base's fingerprint, the task with its labels, versions). PEFT ignores it,
-and a folder without it loads as well. safetensors only: no pickle is ever read.
+and a folder without it loads as well. An adapter with tokens of its own has its tokenizer's files there too.
+safetensors only: no pickle is ever read.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "
 PREFIX = "base_model.model."
 EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # PEFT stores the base weight along when one of these is targeted
 # Modules that PEFT trains in full for a task whatever the configuration says; a folder must hold them.
+ROWS = "token_adapter.trainable_tokens_delta"  # the tensor of single rows of an embedding
+# Files of a tokenizer, as it saves itself.
+TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab*",
+    "merges.txt",
+)
 PEFT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 TASK_TYPES = {
@@ -45,12 +56,13 @@ TASK_TYPES = {
 # -- saving -----------------------------------------------------------------------------------------------------------
 
 
-def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool = False) -> Path:
+def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool = False, tokenizer: Any = None) -> Path:
     """Write adapter ``name`` to ``folder``, atomically: a failure leaves what was there before; other files stay.
 
     Args:
         in_place: put the files into the folder one by one instead of replacing it; for a folder that others write to
             at the same time.
+        tokenizer: whose files go along, now and later: of an adapter with tokens of its own.
 
     Raises:
         RoutingError: no adapter of that name.
@@ -58,6 +70,8 @@ def save_adapter(model: LoRA, name: str, folder: str | Path, *, in_place: bool =
     """
     folder = Path(folder)
     model.slots(name)  # a name that is not there leaves no folder behind
+    if tokenizer is not None:
+        model.tokenizers[name] = tokenizer
     with atomic_files(folder) if in_place else atomic_folder(folder, keep_others=True) as stage:
         write_adapter(model, name, stage)
     return folder
@@ -70,6 +84,8 @@ def write_adapter(model: LoRA, name: str, folder: Path) -> None:
     for file, content in ((CONFIG, adapter_config(model, name)), (SIDECAR, _sidecar(model, name, tensors))):
         text = json.dumps(content, indent=2, sort_keys=file == CONFIG, ensure_ascii=file == CONFIG)
         (folder / file).write_text(text + "\n", encoding="utf-8")
+    if name in model.tokenizers:
+        model.tokenizers[name].save_pretrained(folder)
 
 
 def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
@@ -84,36 +100,45 @@ def adapter_tensors(model: LoRA, name: str) -> dict[str, Tensor]:
         for key, tensor in slot.factors(geometry).items():
             tensor = tensor if key in "AB" else slot.variant.peft_shape(geometry, tensor)
             out[f"{PREFIX}{path}.{suffixes[key]}"] = tensor
+    rows = model.token_rows(name, tied=True)
+    out |= {f"{PREFIX}{path}.{ROWS}": rows[path].rows for path in model.token_rows(name)}
     for path, module in model.owned(name).items():
         out |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict().items()}
     for path in _stored_along(model, name):
-        infix = ".base_layer" if path in slots else ""
+        infix = ".base_layer" if path in slots else ".token_adapter.base_layer" if path in rows else ""
         out |= {f"{PREFIX}{path}{infix}.{key}": tensor for key, tensor in modules[path].state_dict().items()}
     return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in out.items()}
 
 
 def _stored_along(model: LoRA, name: str) -> list[str]:
-    """Embeddings whose frozen weight PEFT stores along: the targeted ones, or both after the vocabulary was resized."""
+    """Embeddings whose frozen weight PEFT stores along: the targeted ones, or both after the vocabulary was resized.
+
+    None where the checkpoint has all rows but those that the adapter has itself.
+    """
     slots, owned = set(model.slots(name, tied=True)), set(model.owned(name))
     entrance = input_embedding(model.base)
     paths = [*([entrance] if entrance else []), *sorted(output_heads(model.base))]
+    rows, (then, now) = model.token_rows(name, tied=True), _vocabulary(model.base)
+    new = set(range(then, now))
+    if rows and then <= now and all(path in owned or (path in rows and new <= {*rows[path].numbers}) for path in paths):
+        return []
     if any(path.rsplit(".", 1)[-1] in EMBEDDING_NAMES for path in slots):
         return [path for path in paths if path in slots]
-    return [path for path in paths if path not in owned] if _vocabulary_resized(model.base) else []
+    return [path for path in paths if path not in owned] if then != now else []
 
 
-def _vocabulary_resized(base: nn.Module) -> bool:
-    """Whether the vocabulary differs from the checkpoint's, asked of local files: saving makes no network call."""
+def _vocabulary(base: nn.Module) -> tuple[int, int]:
+    """Size of the vocabulary in the checkpoint and now, asked of local files: saving makes no network call."""
     config = getattr(base, "config", None)
     source = getattr(config, "_name_or_path", "")
     size = getattr(config, "vocab_size", None)
     if config is None or not source or size is None:
-        return False
+        return 0, 0
     try:
         stored = type(config).from_pretrained(source, local_files_only=True)
     except Exception:  # not cached, moved away: nothing to compare with
-        return False
-    return getattr(stored, "vocab_size", size) != size
+        return size, size
+    return getattr(stored, "vocab_size", size), size
 
 
 def adapter_config(model: LoRA, name: str) -> dict[str, Any]:
@@ -140,6 +165,9 @@ def adapter_config(model: LoRA, name: str) -> dict[str, Any]:
             out[key] = getattr(config, key)
     if model.owned(name):
         out["modules_to_save"] = list(model.owned(name))
+    rows = {path: list(its.numbers) for path, its in model.token_rows(name).items()}
+    if rows:  # PEFT's list is of the input embedding and what is tied to it
+        out["trainable_token_indices"] = rows if len(rows) > 1 else next(iter(rows.values()))
     if any(isinstance(slot, TiedSlot) for slot in slots.values()):
         out["ensure_weight_tying"] = True
     return out | variants()[config.variant].peft_keys
@@ -175,6 +203,7 @@ def _sidecar(model: LoRA, name: str, tensors: Iterable[str]) -> dict[str, Any]:
 
     keys = [key.removeprefix(PREFIX) for key in tensors]
     brought = stored_embeddings(keys, unwrapped_modules(model.base), output_heads(model.base))
+    rows = {path: its.numbers for path, its in model.token_rows(name, tied=True).items()}
 
     return {
         "format": 1,
@@ -183,7 +212,7 @@ def _sidecar(model: LoRA, name: str, tensors: Iterable[str]) -> dict[str, Any]:
         "base": {
             "name": getattr(getattr(model.base, "config", None), "_name_or_path", "") or None,
             "class": type(model.base).__name__,
-            "fingerprint": fingerprint(model.base, brought),
+            "fingerprint": fingerprint(model.base, brought, rows),
         },
         **model.notes.get(name, {}),
     }
@@ -240,7 +269,7 @@ def resolve_folder(folder: str | Path) -> Path:
 
     with offline_unless_reachable(text) as reachable:
         try:
-            return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, SIDECAR]))
+            return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, SIDECAR, *TOKENIZER]))
         except Exception as error:
             reason = f"did not give it ({type(error).__name__})" if reachable else "cannot be reached"
             raise AdapterFileError(f"{folder}: no such folder here, and the hub {reason}") from None

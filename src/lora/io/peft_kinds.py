@@ -15,6 +15,7 @@ UNDERSTOOD = {
     "lora_dropout", "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern", "revision", "target_modules",
     "task_type", "use_dora", "use_rslora", "runtime_config", "loftq_config", "eva_config", "megatron_core",
     "modules_to_tie", "target_modules_to_tie", "qalora_group_size", "lora_ga_config", "corda_config",
+    "trainable_token_indices",
 }  # fmt: skip
 # Starts that leave the base as it is: how A and B came to be does not matter afterwards.
 NEUTRAL_STARTS = ("gaussian", "eva", "orthogonal", "mica")
@@ -24,7 +25,6 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 OTHER = {
     "lora_bias": "adds a bias to B",
     "target_parameters": "adapts bare parameters (experts' weights) instead of layers",
-    "trainable_token_indices": "trains single rows of an embedding",
     "layer_replication": "stacks the base's layers anew",
     "alora_invocation_tokens": "acts only on the tokens after a phrase (aLoRA), so that it cannot be merged either",
     "megatron_config": "sits on Megatron's own parallel layers",

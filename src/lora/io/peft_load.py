@@ -19,10 +19,11 @@ from lora.errors import AdapterFileError, ConfigError
 from lora.io import peft_tensors as tensors_of
 from lora.io.atomic import is_there
 from lora.io.fingerprint import fingerprint
-from lora.io.peft import CONFIG, PREFIX, WEIGHTS, read_sidecar
+from lora.io.peft import CONFIG, PREFIX, ROWS, WEIGHTS, read_sidecar
 from lora.io.peft_kinds import check_kind
 from lora.model.heads import fit_width, name_labels, output_heads
 from lora.model.targets import find_targets
+from lora.model.ties import tied_places
 from lora.model.tree import match_pattern, unwrapped_modules
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Planned:
     config: AdapterConfig
     layers: dict[str, dict[str, Tensor]]
     owned: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)  # single ones, by the path of an embedding or output head
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -117,9 +119,10 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
             "it was saved. Take an earlier checkpoint"
         )
     problems: list[str] = []
+    numbers, rows = tensors_of.token_rows(left, stored.config, model.base, ROWS, problems)
     owned = tensors_of.modules_in_full(left, stored.config, modules, problems)
     layers = tensors_of.layers(left, tuple(owned), modules, variant, problems)
-    embeddings, foreign = tensors_of.embeddings(left, modules, output_heads(model.base), problems)
+    embeddings, foreign = tensors_of.embeddings(left, modules, output_heads(model.base), _rows(model, stored), problems)
     owned |= embeddings
     problems += tensors_of.left_over(left, modules)
     problems += tensors_of.absent(stored.config, modules, layers, owned)
@@ -139,7 +142,10 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     if not allow_other_base:
         _check_weights(model, stored, foreign)
     tied = tensors_of.shared_update(model.base, stored.config, layers, variant)
-    return Planned(_config(stored, variant, layers, owned, tied), layers, owned, _notes(stored))
+    config = _config(stored, variant, layers, owned, tied)
+    if numbers:
+        config.token_rows, config.head_rows = numbers, len(rows) > 1
+    return Planned(config, layers, owned, rows, _notes(stored))
 
 
 def place(model: LoRA, name: str, planned: Planned, trainable: bool) -> None:
@@ -178,6 +184,8 @@ def _differences(model: LoRA, name: str, planned: Planned) -> Iterator[str]:
     for mine, theirs, what in ((slots, planned.layers, "adapted"), (owned, planned.owned, "trained in full")):
         for path in [path for path in [*mine, *theirs] if (path in mine) != (path in theirs)]:
             yield f"{path} is {what} {'here' if path in mine else 'there'} alone"
+    if here.token_rows != there.token_rows or here.head_rows != there.head_rows:
+        yield f"token_rows {here.token_rows} here, {there.token_rows} there, or of other modules"
     if any(isinstance(slot, TiedSlot) for slot in slots.values()) != bool(there.tie_embeddings):
         yield "tied embeddings share one update in one of the two only"
     for target in find_targets(model.base, there, list(planned.owned), list(planned.layers)).adapted:
@@ -199,6 +207,8 @@ def _fill(model: LoRA, name: str, planned: Planned) -> None:
         for key, tensor in planned.layers[path].items():
             parameter = getattr(slot, key)
             parameter.copy_(tensor.view(parameter.shape))
+    for path, its in model.token_rows(name).items():
+        its.rows.copy_(planned.rows[path])
     for path, module in model.owned(name).items():
         module.load_state_dict(planned.owned[path])
     model.notes[name] = planned.notes
@@ -210,9 +220,9 @@ def _fill(model: LoRA, name: str, planned: Planned) -> None:
 def _check_weights(model: LoRA, stored: Stored, foreign: list[str]) -> None:
     """Refuse a base of the right shape whose weights are others than the adapter was trained on."""
     remedy = "Load the base it was trained on, or pass allow_other_base=True (--allow-other-base) if you know better"
-    base = _lineage(stored)
+    base, rows = _lineage(stored), _rows(model, stored)
     expected, found = base.get("fingerprint"), _fingerprint(model, stored)
-    if expected == fingerprint(model.base):  # the embeddings are the base's own
+    if expected == fingerprint(model.base, rows=rows):  # the embeddings are the base's own
         found = expected
     half = any(parameter.dtype == torch.float16 for parameter in model.base.parameters())
     if expected and found != expected:
@@ -234,7 +244,7 @@ def _made_for(model: LoRA, stored: Stored) -> str:
     base, rule = _lineage(stored), "only weights, not shapes, may be those of another base"
     name = base.get("name") or stored.config.get("base_model_name_or_path")
     if base.get("fingerprint"):
-        if base["fingerprint"] in (_fingerprint(model, stored), fingerprint(model.base)):
+        if base["fingerprint"] in (_fingerprint(model, stored), fingerprint(model.base, rows=_rows(model, stored))):
             return "\nIt was made for this base, so its files are damaged: copy or download them again"
         return f"\nIt was made for {name or 'another base'} ({base.get('class')}): load it on that; {rule}"
     if not name:
@@ -246,7 +256,17 @@ def _fingerprint(model: LoRA, stored: Stored) -> str:
     """That of ``model``'s base as the folder knows it: without the embeddings that it brings along."""
     keys = [_local(key, stored) for key in stored.tensors]
     brought = tensors_of.stored_embeddings(keys, unwrapped_modules(model.base), output_heads(model.base))
-    return fingerprint(model.base, brought)
+    return fingerprint(model.base, brought, _rows(model, stored))
+
+
+def _rows(model: LoRA, stored: Stored) -> dict[str, list[int]]:
+    """The single rows that the folder brings along, at each place that they have in ``model``'s base."""
+    ending = f".{ROWS}"
+    paths = [_local(key, stored).removesuffix(ending) for key in stored.tensors if key.endswith(ending)]
+    table = stored.config.get("trainable_token_indices") or []
+    ids = next(iter(table.values()), []) if isinstance(table, dict) else table
+    ids = [number for number in ids if isinstance(number, int) and number >= 0]  # what else there is, is refused
+    return {path: ids for path in (*paths, *(place for _, place in tied_places(model.base, paths)))}
 
 
 def _lineage(stored: Stored) -> dict[str, Any]:

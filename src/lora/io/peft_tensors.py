@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora.config import AdapterConfig
 from lora.core.geometry import Geometry, geometry_of
 from lora.core.variant import Variant
 from lora.errors import TargetError
+from lora.model.heads import input_embedding
+from lora.model.targets import TargetReport
 from lora.model.ties import refuse_half_of_a_tie, tied_places
-from lora.model.tree import inside, matches, outermost
+from lora.model.token_rows import places_of_rows
+from lora.model.tree import inside, matches, outermost, unwrapped_modules
 
 Tensors = dict[str, Tensor]
 
@@ -77,6 +81,41 @@ def layers(
     return found
 
 
+def token_rows(
+    left: Tensors, config: dict[str, Any], base: nn.Module, suffix: str, problems: list[str]
+) -> tuple[list[int], Tensors]:
+    """Single rows: the token ids in rising order, and by the path of an embedding or output head its rows (n, d).
+
+    PEFT names the input embedding by a list of ids, others by a table; what is tied to it needs no tensor of its own.
+    """
+    table = config.get("trainable_token_indices") or {}
+    entrance = input_embedding(base)
+    if not table or entrance is None:
+        return [], {}  # tensors that are there nevertheless are left over
+    try:
+        wanted = AdapterConfig(token_rows=table, head_rows=None if isinstance(table, dict) else False)
+        places = places_of_rows(base, wanted, TargetReport([]), [], loading=True)
+    except (ValueError, TargetError) as error:
+        problems.append(f"trainable_token_indices: {error}")
+        return [], {}
+    given = table if isinstance(table, list) else next(iter(table.values()))
+    order = sorted(range(len(given)), key=lambda place: given[place])
+    modules, out = unwrapped_modules(base), {}
+    for path, shared in places:
+        weight: Any = modules[path].weight
+        found, width = left.pop(f"{path}.{suffix}", None), weight.shape[1]
+        if found is None:
+            problems.append(f"tensor {path}.{suffix} is missing")
+        elif tuple(found.shape) != (len(given), width):
+            problems.append(f"{path}.{suffix}: shape {tuple(found.shape)}, not {(len(given), width)}")
+        else:
+            out[path] = found[order]
+            for place in shared:  # where the whole embedding is stored along, PEFT stores these twice
+                if (again := left.get(f"{place}.{suffix}")) is not None and torch.equal(again, found):
+                    del left[f"{place}.{suffix}"]
+    return sorted(given), out
+
+
 def _owners(key: str, modules: dict[str, nn.Module]) -> list[tuple[str, nn.Module]]:
     """Modules that ``key`` may belong to, the innermost first."""
     parts = key.split(".")
@@ -111,9 +150,11 @@ def _expected_shapes(geometry: Geometry, rank: int, variant: Variant) -> dict[st
 
 
 def embeddings(
-    left: Tensors, modules: dict[str, nn.Module], heads: set[str], problems: list[str]
+    left: Tensors, modules: dict[str, nn.Module], heads: set[str], rows: dict[str, list[int]], problems: list[str]
 ) -> tuple[dict[str, Tensors], list[str]]:
     """Base weights of embeddings stored along: equal ones need nothing, others become the adapter's own copy.
+
+    Single ``rows`` that the adapter has itself, by path, may be any in the base.
 
     Returns:
         the copies, and the paths of adapted embeddings whose frozen weights are others than the base's.
@@ -121,9 +162,8 @@ def embeddings(
     own: dict[str, Tensors] = {}
     foreign = []
     for key in list(left):
-        path, _, name = key.rpartition(".")
-        targeted = path.endswith(".base_layer")
-        path = path.removesuffix(".base_layer")
+        place, _, name = key.rpartition(".")
+        path = _bare(place)
         if path not in modules or not (isinstance(modules[path], nn.Embedding) or path in heads):
             continue
         weight = modules[path].state_dict().get(name)
@@ -135,8 +175,8 @@ def embeddings(
                 f"{path}: the adapter was trained with a vocabulary of {stored.shape[0]}, this base has "
                 f"{weight.shape[0]}; call resize_token_embeddings({stored.shape[0]}) on the base first"
             )
-        elif not _same(stored, weight):
-            if not targeted:
+        elif not _same(stored, weight, rows.get(path, [])):
+            if path == place:
                 own.setdefault(path, {})[name] = stored
             else:
                 foreign.append(path)
@@ -147,14 +187,24 @@ def embeddings(
 
 def stored_embeddings(keys: Iterable[str], modules: dict[str, nn.Module], heads: set[str]) -> set[str]:
     """Paths of the embeddings whose whole weights stand in an adapter's file with these ``keys``."""
-    places = {key.removesuffix(".weight").removesuffix(".base_layer") for key in keys if key.endswith(".weight")}
+    places = {_bare(key.removesuffix(".weight")) for key in keys if key.endswith(".weight")}
     return {path for path in places if path in heads or isinstance(modules.get(path), nn.Embedding)}
 
 
-def _same(stored: Tensor, weight: Tensor) -> bool:
+def _bare(path: str) -> str:
+    """The module's own path, where PEFT has wrapped it."""
+    return path.removesuffix(".base_layer").removesuffix(".token_adapter")
+
+
+def _same(stored: Tensor, weight: Tensor, but_for: list[int]) -> bool:
     """Equality at the precision of the coarser of the two: a bf16 base has the same weights as the fp32 one."""
     dtype = stored.dtype if stored.element_size() < weight.element_size() else weight.dtype
-    return torch.equal(stored.to(dtype), weight.to("cpu", dtype))
+    one, other = stored.to(dtype), weight.to("cpu", dtype)
+    if not but_for:
+        return torch.equal(one, other)
+    equal = (one == other).view(len(one), -1).all(1)
+    equal[but_for] = True
+    return bool(equal.all())
 
 
 def left_over(left: Tensors, modules: dict[str, nn.Module]) -> list[str]:

@@ -17,11 +17,15 @@ from lora.hub import offline_unless_reachable
 MAX_LENGTH = 1024  # tokens of a row unless said otherwise: longer rows are rare and cost much
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of base model ``name``; raises ModelError saying what is missing."""
+def load_tokenizer(name: str, trust_remote_code: bool = False, adapter: Path | None = None) -> Any:
+    """The tokenizer of base model ``name``, or that of the folder ``adapter`` where it has one of its own.
+
+    Raises ModelError saying what is missing.
+    """
     from transformers import AutoTokenizer
 
-    name = check_folder(name)
+    own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    name = str(adapter) if own else check_folder(name)
     with loading(name, "its tokenizer cannot be loaded"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 

@@ -121,7 +121,7 @@ class Facade(nn.Module):
         """The base model's; refused where an adapter sits on an embedding, which would be thrown away with it."""
         places = {input_embedding(self.base), *output_heads(self.base)}
         for name in self.adapters:
-            if hit := places & {*self.slots(name, tied=True), *self.owned(name)}:
+            if hit := places & {*self.slots(name, tied=True), *self.token_rows(name, tied=True), *self.owned(name)}:
                 raise ConfigError(f"adapter {name!r} sits on {hit.pop()}: resize the vocabulary before adding it")
         return self.base.resize_token_embeddings(*args, **kwargs)  # type: ignore[operator,no-any-return]
 

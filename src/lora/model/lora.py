@@ -15,6 +15,7 @@ from lora.config import AdapterConfig
 from lora.core.layer import AdaptedLayer, Slot, TiedSlot
 from lora.core.owned import CastAround, OwnedModule
 from lora.core.routing import BASE, Router, Routing
+from lora.core.token_rows import TiedTokenRows, TokenRows
 from lora.core.variant import get_variant
 from lora.errors import ConfigError, RoutingError, TargetError
 from lora.model.facade import Facade, class_for, keep_state_to_adapters
@@ -24,6 +25,7 @@ from lora.model.merge import merge, plain_copy
 from lora.model.rows import copies_per_prompt, routing_of
 from lora.model.targets import Target, TargetReport, find_targets
 from lora.model.ties import refuse_half_of_a_tie, share_tied
+from lora.model.token_rows import places_of_rows
 from lora.model.tree import inner, summary
 
 
@@ -69,6 +71,7 @@ class LoRA(Facade):
         self.adapters = {}
         self.reports: dict[str, TargetReport] = {}
         self.notes: dict[str, dict[str, Any]] = {}  # per adapter: what is stored beside it (task, labels, lineage)
+        self.tokenizers: dict[str, Any] = {}  # per adapter: one to store beside it, which knows its own tokens
         self.__dict__["router"] = Router(self.adapters)
         keep_state_to_adapters(self)
         route_checkpoints(base_model, self.router)
@@ -116,6 +119,7 @@ class LoRA(Facade):
         tied = share_tied(self.base, config, report)
         if exact is None and config.tie_embeddings is not False:
             refuse_half_of_a_tie(self.base, owned)
+        rows = places_of_rows(self.base, config, report, owned, loading=exact is not None)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
 
         self.adapters[name] = config
@@ -125,6 +129,8 @@ class LoRA(Facade):
         for source, path in tied:
             slot = wrap_layer(self.base, source, self.router).slots[name]
             wrap_layer(self.base, path, self.router).slots[name] = TiedSlot(slot)  # type: ignore[arg-type]
+        for path, places in rows:
+            self._add_rows(name, path, places)
         heads = task_heads(self.base)
         for path in owned:
             # Where all heads are the adapter's own, nothing of the base's follows them.
@@ -152,6 +158,15 @@ class LoRA(Facade):
         placed = {key: tensor.to(device=device, dtype=torch.float32) for key, tensor in parameters.items()}
         layer.slots[name] = Slot(variant, placed, target.rank, target.scaling, config.dropout)
 
+    def _add_rows(self, name: str, path: str, places: list[str]) -> None:
+        numbers = self.adapters[name].token_rows
+        assert isinstance(numbers, list), "settled with the places"
+        layer = wrap_layer(self.base, path, self.router)
+        rows = TokenRows(numbers, layer.geometry.weight())
+        layer.slots[name] = rows
+        for place in places:
+            wrap_layer(self.base, place, self.router).slots[name] = TiedTokenRows(rows)
+
     def _add_copy(self, name: str, path: str, last: bool) -> None:
         wrapper = wrap_owned(self.base, path, self.router)
         own = plain_copy(wrapper.original).float().requires_grad_(True)
@@ -168,6 +183,7 @@ class LoRA(Facade):
                 unwrap(self.base, module)
         del self.adapters[name], self.reports[name]
         self.notes.pop(name, None)
+        self.tokenizers.pop(name, None)
 
     def unload(self) -> nn.Module:
         """Take all adapters off and return the base model as it came, trainable parameters included."""
@@ -177,6 +193,7 @@ class LoRA(Facade):
         self.adapters.clear()
         self.reports.clear()
         self.notes.clear()
+        self.tokenizers.clear()
         for path, parameter in self.base.named_parameters():
             parameter.requires_grad_(path in self._frozen)
         return self.base
@@ -192,10 +209,28 @@ class LoRA(Facade):
         return [m for m in reversed(list(self.base.modules())) if isinstance(m, (AdaptedLayer, OwnedModule))]
 
     def slots(self, name: str, tied: bool = False) -> dict[str, Slot]:
-        """Adapter ``name``'s parameters by layer path, in the model's order; ``tied``: shared ones at each place."""
+        """Adapter ``name``'s updates of whole layers by path, in the model's order; ``tied``: shared ones at each
+        place."""
+        found = self._placed(name)
+        return {
+            path: slot
+            for path, slot in found.items()
+            if isinstance(slot, Slot) and (tied or not isinstance(slot, TiedSlot))
+        }
+
+    def token_rows(self, name: str, tied: bool = False) -> dict[str, TokenRows]:
+        """Adapter ``name``'s single rows by the path of the embedding or head; ``tied``: shared ones at each place."""
+        found = self._placed(name)
+        return {
+            path: rows
+            for path, rows in found.items()
+            if isinstance(rows, TokenRows) and (tied or not isinstance(rows, TiedTokenRows))
+        }
+
+    def _placed(self, name: str) -> dict[str, nn.Module]:
         self._known(name)
         layers = [m for m in self.base.modules() if isinstance(m, AdaptedLayer) and name in m.slots]
-        return {m.path: m.slots[name] for m in layers if tied or not isinstance(m.slots[name], TiedSlot)}  # type: ignore[misc]
+        return {m.path: m.slots[name] for m in layers}
 
     def owned(self, name: str) -> dict[str, nn.Module]:
         """Adapter ``name``'s own copies of whole modules, by path."""
@@ -204,9 +239,10 @@ class LoRA(Facade):
         return {m.path: m.copies[name].inner for m in modules}  # type: ignore[misc]
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """Everything that trains for adapter ``name``: ``path.A``, ``path.B``, ..., and its own modules' parameters."""
+        """Everything that trains for adapter ``name``: ``path.A``, ``path.B``, ..., ``path.rows``, and its own modules'
+        parameters."""
         out: dict[str, nn.Parameter] = {}
-        for path, slot in self.slots(name).items():
+        for path, slot in (self.slots(name) | self.token_rows(name)).items():
             out |= {f"{path}.{key}": parameter for key, parameter in slot.named_parameters()}
         for path, module in self.owned(name).items():
             out |= {f"{path}.{key}": parameter for key, parameter in module.named_parameters()}
@@ -281,10 +317,11 @@ class LoRA(Facade):
             config, report = self.adapters[each], self.reports[each]
             count = sum(parameter.numel() for parameter in self.adapter_parameters(each).values())
             owned = f"; trained in full: {', '.join(self.owned(each))}" if self.owned(each) else ""
+            rows = "".join(f"; {len(its.numbers)} rows of {path}" for path, its in self.token_rows(each).items())
             skipped = "".join(f"\n  left alone: {path} ({why})" for path, why in report.skipped.items())
             lines.append(
                 f"{each}: {config.variant}, rank {config.rank}, alpha {config.alpha:g}, "
-                f"{count:,} parameters, {100 * count / max(total, 1):.2f} % of the base's {total:,}{owned}\n"
+                f"{count:,} parameters, {100 * count / max(total, 1):.2f} % of the base's {total:,}{owned}{rows}\n"
                 f"  on {len(report.adapted)} modules: {summary(t.path for t in report.adapted)}{skipped}"
             )
         return "\n".join(lines)
@@ -303,6 +340,7 @@ class LoRA(Facade):
         clone.adapters = clone.router.known
         for key in ("reports", "notes", "_frozen"):
             setattr(clone, key, copy.deepcopy(self.__dict__[key], memo))
+        clone.tokenizers = dict(self.tokenizers)
         clone.base = copy.deepcopy(self.base, memo)
         keep_state_to_adapters(clone)
         return clone.train(self.training)

@@ -11,6 +11,7 @@ from torch import nn
 from lora.core.configs import text_config
 from lora.core.layer import AdaptedLayer, TiedSlot
 from lora.core.owned import OwnedModule
+from lora.core.token_rows import TiedTokenRows
 from lora.errors import ModelError
 from lora.model.heads import fit_width
 from lora.model.inject import forget_adapters
@@ -34,14 +35,14 @@ def merge(model: LoRA, name: str) -> nn.Module:
         ModelError: an adapted layer's weights are quantised.
     """
     _refuse_quantised(model, name)
-    slots = model.slots(name, tied=True)
+    slots = model.slots(name, tied=True) | model.token_rows(name, tied=True)
     memo: dict[int, Any] = {}
     plain = plain_copy(model.base, memo)
-    shared = {id(slot.source) for slot in slots.values() if isinstance(slot, TiedSlot)}
+    shared = {id(slot.source) for slot in slots.values() if isinstance(slot, (TiedSlot, TiedTokenRows))}
     for wrapper in model.base.modules():
         if isinstance(wrapper, AdaptedLayer) and name in wrapper.slots:
             slot, layer = slots[wrapper.path], memo[id(wrapper.base_layer)]
-            if isinstance(slot, TiedSlot):
+            if isinstance(slot, (TiedSlot, TiedTokenRows)):
                 continue  # its weight is the source's
             weight = slot.merged(wrapper.geometry).to(layer.weight.dtype)
             if id(slot) in shared:

@@ -96,9 +96,7 @@ def find_targets(
     available = {
         path: g for path, m in modules.items() if (g := geometry_of(m)) is not None and not inside(path, owned)
     }
-    skipped = _unreachable(model, modules)
-    if exact is None:  # PEFT adapts such too, in vain; what it stored is kept
-        skipped |= {path: READ for path in available if path not in skipped and _read_directly(path, modules, model)}
+    skipped = passed_by(model, modules, available if exact is None else ())
     in_layers = {path: found[0] for path in available if (found := split_at_layer(path)) is not None}
     layers = parse_layers(config.layers, max(in_layers.values(), default=-1) + 1)
     exclude = config.exclude
@@ -228,6 +226,15 @@ def _unreachable(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, s
 READ = "its weight is read without the layer being called"
 
 
+def passed_by(model: nn.Module, modules: dict[str, nn.Module], asked: Iterable[str]) -> dict[str, str]:
+    """Modules that an adapter on them would have no effect on, and why; of those ``asked`` the code around is read.
+
+    An adapter being loaded asks nothing: PEFT adapts what is read directly too, in vain, and what it stored is kept.
+    """
+    skipped = _unreachable(model, modules)
+    return skipped | {path: READ for path in asked if path not in skipped and _read_directly(path, modules, model)}
+
+
 def _read_directly(path: str, modules: dict[str, nn.Module], model: nn.Module) -> bool:
     """Whether the code of the module around the layer at ``path`` computes with its weight (Mamba's ``dt_proj``)."""
     above, _, name = path.rpartition(".")
@@ -273,6 +280,7 @@ def _cap_ranks(adapted: list[Target], config: AdapterConfig) -> None:
     for target in adapted:
         most = min(target.geometry.size())
         if target.rank > most and match_pattern(target.path, config.rank_pattern) is None:
+            target.scaling *= (target.rank / most) ** (0.5 if config.rslora else 1)  # alpha over the rank it gets
             target.rank = most
             config.rank_pattern[re.escape(target.path)] = most
 

@@ -103,7 +103,13 @@ def _with_options(task: Task, config: DataConfig) -> Task:
 
 
 def tokenizer_of(model: LoRA) -> Any:
-    """The tokenizer of the base model's own folder. Raises ConfigError, ModelError."""
+    """The tokenizer that the adapters have for their own tokens, else that of the base model's folder.
+
+    Raises ConfigError, ModelError.
+    """
+    own = {id(tokenizer): tokenizer for tokenizer in model.tokenizers.values()}
+    if len(own) == 1:
+        return next(iter(own.values()))
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise ConfigError("this base model does not say where it was loaded from; pass tokenizer=")

@@ -15,6 +15,7 @@ from lora.io.run import RunFolder
 from lora.model.heads import draw_new, task_heads
 from lora.model.kernels import choose
 from lora.model.targets import find_targets
+from lora.model.token_rows import places_of_rows
 from lora.training.job import Evaluate, Job, named_errors
 from lora.training.participant import Participant
 from lora.training.passes import Passes
@@ -114,5 +115,6 @@ def _place(model: LoRA, name: str, job: Job, seed: int) -> None:
 def _differs(model: LoRA, name: str, asked: AdapterConfig) -> bool:
     """Whether adapter ``name`` is another than one made as ``asked`` would be, small layers' ranks included."""
     asked = asked.model_copy(deep=True)  # the caller's own
-    find_targets(model.base, asked, list(model.owned(name)))
+    report = find_targets(model.base, asked, list(model.owned(name)))
+    places_of_rows(model.base, asked, report, list(model.owned(name)))
     return asked != model.adapters[name]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora.config import TrainingConfig
+from lora.config import AdapterConfig, TrainingConfig
 from lora.errors import ConfigError, TrainingError
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import save_adapter
@@ -154,6 +154,8 @@ class Participant:
         self.started = time.perf_counter()
         self.processes.share(self.trainee.parameters)
         self.model.notes[self.name] = {**self.model.notes.get(self.name, {}), **_notes(self.prepared, self.settings)}
+        if self.model.adapters[self.name].token_rows:
+            self.model.tokenizers[self.name] = self.prepared.tokenizer
         if len(self.model.adapters) == 1:
             name_labels(self.model.base, self.model.notes[self.name]["task"].get("labels"))
         run, main = self.run, self.processes.main
@@ -183,7 +185,9 @@ class Participant:
         """Raise ConfigError naming what is not as it was when the run began."""
         other = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
         if "adapter" in other:
-            then, now = state["identity"]["adapter"], self.identity["adapter"]
+            # As it would be written now: settings that came later were not there, and at their defaults.
+            then = AdapterConfig.make(state["identity"]["adapter"]).model_dump(mode="json")
+            now = self.identity["adapter"]
             other.remove("adapter")
             other += [
                 f"adapter.{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]

@@ -17,7 +17,18 @@ from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
-from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure, settle, verify, verify_trained
+from lora.workflow.run import (
+    Say,
+    TrainResult,
+    config_file,
+    facts_of,
+    in_full,
+    measure,
+    settle,
+    train_new_tokens,
+    verify,
+    verify_trained,
+)
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows
@@ -170,6 +181,8 @@ def load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]
     torch.manual_seed(config.training.seed)
     dtype = choose_dtype(config.training.dtype)
     base: Any = load_base(config.model, kinds[first], dtype, rows[first].task.model_options(), config.trust_remote_code)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    train_new_tokens(base, tokenizer, *configs.values())
     model = LoRA(base, name=None)
     settle(config, base, dtype)
     for name, each in configs.items():
@@ -179,7 +192,7 @@ def load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]
         each.adapter = model.adapters[name]  # ranks that were brought down to small layers stand in it
         config.adapters[name] = {**config.adapters[name], "adapter": each.adapter.model_dump(mode="json")}
         settle(each, base, dtype)
-    return model, load_tokenizer(config.model, config.trust_remote_code)
+    return model, tokenizer
 
 
 def _labels(rows: Rows) -> int | None:

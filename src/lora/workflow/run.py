@@ -20,10 +20,11 @@ from lora.io.run import RunFolder, how_to_resume
 from lora.model.base import load_base, load_base_config, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
+from lora.model.vocabulary import add_tokens, enlarge
 from lora.overrides import load_config, save_config
 from lora.tasks import Task
 from lora.training.device import choose_dtype
-from lora.workflow.tuned import adapter_folder, base_of, task_of
+from lora.workflow.tuned import adapter_folder, base_of, task_of, vocabulary_of
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
@@ -157,13 +158,22 @@ def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
     torch.manual_seed(config.training.seed)
     dtype = choose_dtype(config.training.dtype)
     base = load_base(config.model, task.auto_class, dtype, task.model_options(), config.trust_remote_code)
-    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code, start)
+    if start is None:
+        train_new_tokens(base, tokenizer, config)
+    else:
+        enlarge(base, vocabulary_of(start))
     model = LoRA(base, name=None)
     if start is None:
         model.add_adapter("default", config.adapter, seed=config.training.seed)
         draw_new(base, model.owned("default"), config.training.seed)
         config.adapter = model.adapters["default"]  # ranks that were brought down to small layers stand in it
     else:
+        if unknown := [token for token in config.new_tokens if token not in tokenizer.get_vocab()]:
+            raise ConfigError(
+                f"new_tokens: {config.start}, which training starts from, has no rows for {', '.join(unknown)}; leave "
+                "them out, or begin with a fresh adapter"
+            )
         model.load_adapter(start, "default")
         found = model.adapters["default"]
         other = [key for key in config.adapter.model_fields_set if getattr(config.adapter, key) != getattr(found, key)]
@@ -175,6 +185,19 @@ def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
         config.adapter = found
     settle(config, base, dtype)
     return model, tokenizer
+
+
+def train_new_tokens(base: Any, tokenizer: Any, *configs: RunConfig) -> None:
+    """Add ``new_tokens`` to base and tokenizer, and their ids to the rows that each adapter trains.
+
+    Raises ConfigError where those are given as a table.
+    """
+    for config in configs:
+        ids, rows = add_tokens(base, tokenizer, config.new_tokens), config.adapter.token_rows
+        if ids and isinstance(rows, dict):
+            raise ConfigError("adapter.token_rows: beside new_tokens a list of ids is needed, not a table of modules")
+        if ids:
+            config.adapter.token_rows = sorted({*rows, *ids})
 
 
 def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say) -> None:

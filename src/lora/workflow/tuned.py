@@ -13,6 +13,7 @@ from lora.io.peft import CONFIG, SIDECAR, read_sidecar, resolve_folder
 from lora.io.run import holds_a_set
 from lora.model.base import load_base, load_tokenizer
 from lora.model.lora import LoRA
+from lora.model.vocabulary import enlarge
 from lora.overrides import load_config
 from lora.tasks import Task, from_state
 from lora.training.device import best_device, choose_dtype
@@ -43,14 +44,25 @@ def adapter_folder(adapter: str | Path, with_task: bool = True) -> Path:
 
 def base_of(folder: Path) -> str:
     """The base model that the adapter in ``folder`` names. Raises AdapterFileError where it names none."""
-    try:
-        named = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(f"{folder / CONFIG}: cannot be read ({error})") from None
+    named = _peft_config(folder).get("base_model_name_or_path")
     name = (read_sidecar(folder).get("base") or {}).get("name") or named
     if not name:
         raise AdapterFileError(f"{folder}: does not say its base model; name it with --model")
     return str(name)
+
+
+def vocabulary_of(folder: Path) -> int:
+    """The size of vocabulary that the adapter in ``folder`` needs for its own tokens; 0: it has none."""
+    rows = _peft_config(folder).get("trainable_token_indices") or []
+    ids = [number for its in rows.values() for number in its] if isinstance(rows, dict) else rows
+    return 1 + max(ids, default=-1)
+
+
+def _peft_config(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise AdapterFileError(f"{folder / CONFIG}: cannot be read ({error})") from None
 
 
 def task_of(folder: Path) -> Task:
@@ -91,7 +103,8 @@ def load_tuned(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base = load_base(name, task.auto_class, choose_dtype(dtype), task.model_options(), trust_remote_code)
+    enlarge(base, vocabulary_of(folder))
     tuned = LoRA(base, name=None)
     loaded = tuned.load_adapter(folder, "tuned", allow_other_base=allow_other_base)
     tuned.to(best_device()).eval()
-    return tuned, loaded, load_tokenizer(name, trust_remote_code), task
+    return tuned, loaded, load_tokenizer(name, trust_remote_code, folder), task
