@@ -85,7 +85,7 @@ def test_a_body_is_shown_as_a_body(arch: str, shown: str, tmp_path: Path) -> Non
 
 def test_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "none-of-that-name"}')
-    with pytest.raises(ModelError, match="cannot be read as a model"):
+    with pytest.raises(ModelError, match="its config.json cannot be read"):
         describe_base(str(tmp_path))
     assert main(["inspect", str(tmp_path / "nowhere")]) == 2
     assert "there is no such folder" in capsys.readouterr().err

@@ -231,7 +231,7 @@ def test_losses_are_torchs(b: int, t: int, v: int, smoothing: float, dtype: torc
     assert losses.dtype == torch.float32 and counts.tolist() == (labels[:, 1:] != -100).sum(1).tolist()
     losses.sum().backward()
     expected.sum().backward()
-    torch.testing.assert_close(mine.grad.float(), theirs.grad.to(dtype).float())
+    torch.testing.assert_close(mine.grad, theirs.grad.to(dtype))  # to a last bit of the type: sums are in another order
     rows = PLAIN.predictions(SimpleNamespace(logits=mine), {"labels": labels})
     right = ((theirs[:, :-1].argmax(-1) == labels[:, 1:]) & (labels[:, 1:] != -100)).sum(1)
     assert [row["correct"] for row in rows] == right.tolist()
