@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig
+    from lora.config import AdapterConfig, DataConfig, RunConfig, Source, TrainingConfig
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.predict import predict
@@ -25,6 +25,7 @@ __all__ = [
     "LoRA",
     "LoraError",
     "RunConfig",
+    "Source",
     "TrainingConfig",
     "evaluate",
     "fit",
@@ -39,6 +40,7 @@ _HOMES = {
     "LoRA": "lora.model.lora",
     "LoraError": "lora.errors",
     "RunConfig": "lora.config",
+    "Source": "lora.config",
     "TrainingConfig": "lora.config",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",

@@ -16,6 +16,7 @@ from torch import Tensor
 from lora.data.columns import Claim, Table
 from lora.data.problems import text_problem
 from lora.data.rows import Row
+from lora.errors import DataError
 from lora.settings import Settings
 
 __all__ = ["Encoded", "Input", "Options", "Row", "Task"]
@@ -23,6 +24,14 @@ __all__ = ["Encoded", "Input", "Options", "Row", "Task"]
 
 class Options(Settings):
     """Settings that a task has for itself, given as ``data.options``. Those that have none leave it at this."""
+
+
+class NoneLeft(DataError):
+    """All rows were left out. ``notes``: the sentences about them that `Encoded` would have had."""
+
+    def __init__(self, message: str, notes: list[str]) -> None:
+        super().__init__(message)
+        self.notes = notes
 
 
 @dataclass
@@ -35,6 +44,7 @@ class Encoded:
         supervised: number of supervised positions (tokens or labels) of each example.
         truncated: how many rows were longer than ``max_length``.
         notes: what a user should know, in full sentences (truncation, dropped rows).
+        shares: examples and weight of each source, one after another (see `BatchPlan`); empty: one source.
     """
 
     examples: list[dict[str, Any]]
@@ -42,6 +52,7 @@ class Encoded:
     supervised: list[int]
     truncated: int = 0
     notes: list[str] = field(default_factory=list)
+    shares: list[tuple[int, float]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -73,12 +84,14 @@ class Task(ABC):
     Class attributes:
         roles: the columns it may read, by role: ``data.<role>_column`` or ``data.columns`` names one. A role is also
             the key of ``state`` under which its column is kept.
+        optional: those of the roles whose columns a row, and of several sources one, may lack.
         to_name: the settings that name its columns, for the message where nothing is recognised.
         options: its own settings; their names are arguments of the class and keys of ``state`` too.
     """
 
     name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
     to_name: ClassVar[str]
     options: ClassVar[type[Options]] = Options
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
@@ -135,7 +148,11 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
-        """Tokenise ``rows``. With ``supervised=False`` labels may be absent (prediction)."""
+        """Tokenise ``rows``, each for itself: parts of them give the same examples as all at once.
+
+        Examples hold ``row``, the index of theirs. With ``supervised=False`` labels may be absent (prediction).
+        Raises DataError; `NoneLeft` where every row was left out.
+        """
 
     @abstractmethod
     def collate(

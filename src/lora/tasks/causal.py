@@ -39,6 +39,7 @@ class CausalTask(Task):
 
     name = "causal"
     roles = ("text", "prompt", "context", "completion")
+    optional = ("context",)
     to_name = "data.prompt_column and data.completion_column to learn answers, or data.task causal for plain text"
     auto_class = "AutoModelForCausalLM"
     best_metric = "loss"

@@ -9,9 +9,9 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from lora.config import DataConfig, TrainingConfig
+from lora.config import DataConfig, Source, TrainingConfig
 from lora.data.readers import name_classes
 from lora.data.rows import Row, located
 from lora.errors import ConfigError, DataError
@@ -22,7 +22,14 @@ from lora.tasks.recognise import check_roles, recognise
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
-Data = str | Path | Iterable[Row]
+Sources = str | Path | Source | Sequence[str | Path | Source]
+Data = Sources | Iterable[Row]
+
+
+def is_sources(data: Any) -> TypeGuard[Sources]:
+    """Whether ``data`` names where rows are, and is no rows itself."""
+    kinds = (str, Path, Source)
+    return isinstance(data, kinds) or (isinstance(data, (list, tuple)) and bool(data) and isinstance(data[0], kinds))
 
 
 def as_rows(data: Any, what: str) -> list[Row]:
@@ -73,8 +80,13 @@ def _plain(row: Row) -> Row:
 def task_for(rows: list[Row], config: DataConfig) -> tuple[Task, str]:
     """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError."""
     columns = recognise(rows, config)
-    task = _with_options(task_class(columns.task).from_rows(rows, columns.roles), config)
+    task = learned(columns.task, rows, columns.roles, config)
     return task, " ".join([columns.how, *task.remarks()])
+
+
+def learned(name: str, rows: list[Row], roles: Mapping[str, str], config: DataConfig) -> Task:
+    """The task ``name`` with what it learns from ``rows``, and with the options of ``config``. Raises DataError."""
+    return _with_options(task_class(name).from_rows(rows, roles), config)
 
 
 def with_columns(task: Task, config: DataConfig) -> Task:

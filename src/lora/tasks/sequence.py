@@ -6,6 +6,7 @@ Shapes: b row, t token, c class.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -209,10 +210,30 @@ def check_texts(rows: list[Row], columns: list[str], problems: Problems, blank: 
     return cells
 
 
-def cut_note(cut: int, total: int, max_length: int, then: str) -> str:
-    """A sentence about ``cut`` of ``total`` rows. ``then``: what became of them, ``{was}`` for was or were."""
+class CutNote(str):
+    """A sentence about rows that were too long. Those about parts of the same rows can be added up: see `of`."""
+
+    cut: int
+    max_length: int
+    then: str
+    more: dict[str, int]
+
+    @staticmethod
+    def of(parts: Sequence[CutNote], total: int) -> str:
+        """One sentence about ``total`` rows for those about parts of them."""
+        more = {key: sum(part.more[key] for part in parts) for key in parts[0].more}
+        return cut_note(sum(part.cut for part in parts), total, parts[0].max_length, parts[0].then, **more)
+
+
+def cut_note(cut: int, total: int, max_length: int, then: str, **more: int) -> str:
+    """A sentence about ``cut`` of ``total`` rows.
+
+    ``then``: what became of them, ``{was}`` for was or were, and the names of further numbers, which are in ``more``.
+    """
     was = "was" if cut == 1 else "were"
-    return f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was)}."
+    note = CutNote(f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was, **more)}.")
+    note.cut, note.max_length, note.then, note.more = cut, max_length, then, more
+    return note
 
 
 def label_problem(value: Any) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import RunConfig
+from lora.data.sources import named_sources
 from lora.errors import ConfigError, Interrupted, SaveError
 from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
@@ -261,15 +262,25 @@ def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> d
 def in_full(config: RunConfig) -> None:
     """Write paths to base and data in full: the run must be usable, and resumable, from any other folder."""
     config.model = config.model and _absolute(config.model)
-    config.data.train = config.data.train and _absolute(config.data.train)
     config.data.validation = config.data.validation and _absolute(config.data.validation)
+    if not config.data.train:
+        return
+    # A weight, or columns of its own, need a table; all else is a name as before.
+    full = [
+        source if source.columns or source.weight != 1 else source.path
+        for source in (source.model_copy(update={"path": _absolute(source.path)})
+                       for source in named_sources(config.data.train))
+    ]  # fmt: skip
+    config.data.train = full[0] if len(full) == 1 and isinstance(full[0], str) else full
 
 
 def _absolute(place: str) -> str:
     """A local path in full, so that the run can be resumed from another folder; a hub id as it is."""
-    name, mark, rest = place.partition("#")
+    if Path(place).expanduser().exists():
+        return str(Path(place).expanduser().absolute())
+    name, mark, rest = place.rpartition("#")
     path = Path(name).expanduser()
-    return f"{path.absolute()}{mark}{rest}" if path.exists() else place
+    return f"{path.absolute()}{mark}{rest}" if mark and path.exists() else place
 
 
 def resume(
