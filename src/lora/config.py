@@ -164,6 +164,9 @@ class DataConfig(Settings):
     max_length: int | None = Field(
         default=None, ge=2, description="tokens kept of a row; default: what the model takes, at most 1024"
     )
+    cache: bool | str = Field(
+        default=True, description="keep the token ids of many rows for another run; in YAML also the folder for them"
+    )
 
     @field_validator("train", mode="before")
     @classmethod
@@ -180,6 +183,12 @@ class DataConfig(Settings):
             str(entry) if isinstance(entry, Path) else entry
             for number, entry in enumerate(value, start=1)
         ]  # fmt: skip
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Any:
+        words = {"": False, "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+        return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
     @field_validator("task")
     @classmethod

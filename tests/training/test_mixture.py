@@ -163,6 +163,27 @@ def test_fit_takes_sources_and_resumes_with_the_same_weights(llama: Path, tmp_pa
         run("whole", 0.25, resume=True)
 
 
+def test_nothing_depends_on_what_is_kept(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora.tasks.encoding.FEWEST", 1)
+
+    def run(cache: str | bool, **more: Any) -> Any:
+        torch.manual_seed(0)  # of A
+        model = LoRA(load_base(str(llama), "AutoModelForCausalLM", torch.float32), rank=2)
+        return fit(
+            model, stories(24), output_dir=tmp_path / f"run{bool(cache)}", data=DataConfig(cache=cache), batch_size=8,
+            epochs=2, learning_rate=1e-2, save_every=2, keep_checkpoints=9, progress=False, **more,
+        )  # fmt: skip
+
+    kept, fresh = run(str(tmp_path / "cache")), run(False)
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2, "training and held-out rows"
+    losses = [[entry["loss"] for entry in result.history if "loss" in entry] for result in (kept, fresh)]
+    assert losses[0] == losses[1] and kept.best_value == fresh.best_value
+    shutil.rmtree(tmp_path / "runTrue" / "checkpoints" / f"step-{kept.steps:08d}")
+    shutil.rmtree(tmp_path / "cache")
+    again = run(str(tmp_path / "cache"), resume=True)
+    assert [entry["loss"] for entry in again.history if "loss" in entry] == losses[0]
+
+
 def test_by_the_command(llama: Path, tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", stories(24, 1))
     put(tmp_path / "b.jsonl", stories(16, 2))

@@ -7,7 +7,7 @@ Shapes: b row, t token, v vocabulary, c class.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -40,19 +40,22 @@ class Encoded:
 
     Attributes:
         examples: one dict per kept row: ``input_ids`` (list of int) and whatever else the task's ``collate`` needs.
+            Where there are many they are read from the disk one by one (`lora.data.stored`).
         lengths: number of tokens of each example.
         supervised: number of supervised positions (tokens or labels) of each example.
         truncated: how many rows were longer than ``max_length``.
         notes: what a user should know, in full sentences (truncation, dropped rows).
         shares: examples and weight of each source, one after another (see `BatchPlan`); empty: one source.
+        digest: SHA-256 of all examples, where it is known already.
     """
 
-    examples: list[dict[str, Any]]
-    lengths: list[int]
-    supervised: list[int]
+    examples: Sequence[dict[str, Any]]
+    lengths: Sequence[int]
+    supervised: Sequence[int]
     truncated: int = 0
     notes: list[str] = field(default_factory=list)
     shares: list[tuple[int, float]] = field(default_factory=list)
+    digest: str | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -169,7 +172,7 @@ class Task(ABC):
         """One prediction per row, as plain Python: what ``metrics`` and ``lora predict`` consume."""
 
     @abstractmethod
-    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         """The true answer of each example, in the form that ``metrics`` compares with ``predictions``."""
 
     @abstractmethod

@@ -1,64 +1,182 @@
-"""Rows to token ids, in parts that are put together as if they had been one."""
+"""Rows to token ids, in parts that are put together as if they had been one: in memory, or on disk to be used again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
+from lora.data.rows import named
+from lora.data.stored import Broken, Unstorable, Writer, read
+from lora.errors import SaveError
+from lora.io.cache import Cache
 from lora.tasks.base import Encoded, NoneLeft, Row, Task
+from lora.tasks.cache_key import key_of, rows_sha256
 from lora.tasks.sequence import CutNote
+
+FEWEST = 2000  # rows from which on the disk is used: fewer are tokenised in less time than it takes to say so
+CHUNK, LETTERS = 1024, 1 << 22  # rows, and characters, that are tokenised at a time on the way to the disk
+SAMPLE = 8  # rows that are tokenised anew to see that what was kept is what they give
+
+Shares = Sequence[tuple[int, float]]
 
 
 def encode(
-    task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares: Sequence[tuple[int, float]] = ()
+    task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares: Shares = (), cache: Cache | None = None
 ) -> Encoded:
-    """`Task.encode` of training rows, and what each source came to.
+    """`Task.encode` of labelled rows, and what each source came to.
 
     Args:
         shares: rows and weight of each source, one after another; empty: one source.
+        cache: where many rows are kept, and read from if they are there; None: nothing is written.
     """
+    why = ""
+    if cache is not None and len(rows) >= FEWEST:
+        try:
+            return _cached(task, rows, tokenizer, max_length, shares, cache)
+        except (Unstorable, SaveError) as error:
+            why = f"Token ids are not kept for another time: {error}."
+    encoded = _in_memory(task, rows, tokenizer, max_length, shares)
+    encoded.notes += [why] if why else []
+    return encoded
+
+
+def _in_memory(task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares: Shares) -> Encoded:
     if not shares:
         return task.encode(rows, tokenizer, max_length)
-    whole = Encoded([], [], [])
-    notes, start = list[list[str]](), 0
-    for number, weight in shares:
-        part = _encoded(task, rows[start : start + number], tokenizer, max_length)
-        for example in part.examples:
-            example["row"] += start
-        whole.examples += part.examples
-        whole.lengths += part.lengths
-        whole.supervised += part.supervised
-        whole.truncated += part.truncated
-        whole.shares.append((len(part), weight))
+    examples, lengths, supervised = list[dict[str, Any]](), list[int](), list[int]()
+    notes, counts, truncated, start = list[list[str]](), list[int](), 0, 0
+    for number, _ in shares:
+        part = encode_part(task, rows[start : start + number], tokenizer, max_length, start)
+        examples += part.examples
+        lengths += part.lengths
+        supervised += part.supervised
+        truncated += part.truncated
+        counts.append(len(part))
         notes.append(part.notes)
         start += number
-    whole.notes = joined_notes(notes, len(rows))
-    if not whole.examples:
-        raise NoneLeft(f"{whole.notes[0]} None is left; raise data.max_length", whole.notes)
-    return whole
+    told = joined_notes(notes, len(rows))
+    _refuse_nothing(rows, len(examples), told)
+    return Encoded(examples, lengths, supervised, truncated, told, _weighed(counts, shares))
 
 
-def _encoded(task: Task, rows: list[Row], tokenizer: Any, max_length: int) -> Encoded:
-    """`Task.encode`, where no example may be left."""
+def encode_part(task: Task, rows: list[Row], tokenizer: Any, max_length: int, start: int = 0) -> Encoded:
+    """`Task.encode` of some of the rows, the first of them number ``start``; no example may be left."""
     try:
-        return task.encode(rows, tokenizer, max_length)
+        part = task.encode(rows, tokenizer, max_length)
     except NoneLeft as nothing:
         return Encoded([], [], [], notes=nothing.notes)
+    for example in part.examples:
+        example["row"] += start
+    return part
+
+
+def _weighed(counts: Sequence[int], shares: Shares) -> list[tuple[int, float]]:
+    return [(count, weight) for count, (_, weight) in zip(counts, shares, strict=True)]
+
+
+def _refuse_nothing(rows: Iterable[Row], examples: int, notes: list[str]) -> None:
+    if not examples:
+        raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes)
+
+
+# -- on disk -----------------------------------------------------------------------------------------------------------
+
+
+def _cached(task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares: Shares, cache: Cache) -> Encoded:
+    """The examples of ``cache``, made now where it does not have them.
+
+    Raises Unstorable, SaveError: they cannot be kept.
+    """
+    key, parts = key_of(task, rows_sha256(rows), tokenizer, max_length, [number for number, _ in shares])
+    notes = []
+    try:
+        found = _opened(cache.place(key), shares)
+        first = encode_part(task, list(islice(rows, SAMPLE)), tokenizer, max_length).examples
+        if list(found.examples[: len(first)]) != first:
+            raise Broken("the first rows give other tokens now")
+        cache.used(key)
+        found.notes.append(f"Token ids were read from {cache.place(key)}.")
+        return found
+    except FileNotFoundError:
+        pass
+    except Broken as error:
+        cache.drop(key)
+        notes.append(f"Token ids kept in {cache.place(key)} were of no use ({error}) and have been made anew.")
+    cache.add(key, lambda folder: write(folder, task, rows, tokenizer, max_length, shares, parts))
+    try:
+        made = _opened(cache.place(key), shares, check=False)
+    except (Broken, FileNotFoundError) as error:  # removed by another process in this very moment
+        raise Unstorable(f"{cache.place(key)} has gone ({error})") from error
+    made.notes += notes
+    return made
+
+
+def write(
+    folder: Path, task: Task, rows: Iterable[Row], tokenizer: Any, max_length: int, shares: Shares,
+    key: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Tokenise ``rows``, some at a time, into ``folder``. ``key``: what it was made of, for a person who looks.
+
+    Raises DataError as `Task.encode`; Unstorable.
+    """
+    writer = Writer(folder)
+    notes, counts, truncated, start = list[list[str]](), [0] * max(len(shares), 1), 0, 0
+    try:
+        for place, chunk in _chunks(rows, shares):
+            part = encode_part(task, chunk, tokenizer, max_length, start)
+            writer.add(part.examples, part.lengths, part.supervised)
+            counts[place] += len(part)
+            truncated += part.truncated
+            notes.append(part.notes)
+            start += len(chunk)
+        told = joined_notes(notes, start)
+        _refuse_nothing(rows, sum(counts), told)
+        writer.finish(
+            truncated=truncated, notes=told, counts=counts, digest=writer.digest.hexdigest(), rows=start, key=key
+        )
+    finally:
+        writer.close()
+
+
+def _opened(folder: Path, shares: Shares, check: bool = True) -> Encoded:
+    """Raises Broken, FileNotFoundError."""
+    examples, counts, facts = read(folder, check)
+    encoded = Encoded(examples, counts["lengths"], counts["supervised"], facts["truncated"], facts["notes"])
+    encoded.shares = _weighed(facts["counts"], shares) if shares else []
+    encoded.digest = facts["digest"]
+    return encoded
+
+
+def _chunks(rows: Iterable[Row], shares: Shares) -> Iterator[tuple[int, list[Row]]]:
+    """The rows in lists that hold those of one source alone, whose number comes with them."""
+    rest = iter(rows)
+    for place, number in enumerate([number for number, _ in shares] or [None]):
+        its = rest if number is None else islice(rest, number)
+        while chunk := _some(its):
+            yield place, chunk
+
+
+def _some(rows: Iterator[Row]) -> list[Row]:
+    """The next rows: so many, or so much text, as is to be held in memory."""
+    chunk, letters = list[Row](), 0
+    for row in rows:
+        chunk.append(row)
+        letters += sum(len(cell) for cell in row.values() if isinstance(cell, str))
+        if len(chunk) == CHUNK or letters >= LETTERS:
+            break
+    return chunk
 
 
 def joined_notes(lots: Iterable[list[str]], total: int) -> list[str]:
     """The notes about parts of ``total`` rows as those about all: each once, numbers added up."""
     cut: dict[tuple[int, str], list[CutNote]] = {}
     order: dict[Any, str | None] = {}
-    for note in _all(lots):
+    for note in chain.from_iterable(lots):
         if isinstance(note, CutNote):
             cut.setdefault((note.max_length, note.then), []).append(note)
             order.setdefault((note.max_length, note.then), None)
         else:
             order.setdefault(note, note)
     return [CutNote.of(cut[key], total) if note is None else note for key, note in order.items()]
-
-
-def _all(lots: Iterable[list[str]]) -> Iterator[str]:
-    for notes in lots:
-        yield from notes

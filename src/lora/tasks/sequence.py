@@ -146,7 +146,7 @@ class SequenceTask(Task):
             batch["labels"] = self.label_tensor([example["label"] for example in examples])
         return batch
 
-    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         return [example["label"] for example in examples]
 
 

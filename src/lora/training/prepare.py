@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lora.config import DataConfig, Source
 from lora.data.sources import Part, Splits, joined, load_rows, load_splits
+from lora.data.stored import update
+from lora.io.cache import Cache
 from lora.model.base import pad_token_id
 from lora.tasks import Encoded, Row, Task
 from lora.tasks.agree import agree
@@ -33,6 +33,7 @@ class Rows:
     notes: list[str] = field(default_factory=list)
     sources: list[dict[str, Any]] = field(default_factory=list)
     shares: list[tuple[int, float]] = field(default_factory=list)  # training rows and weight of each source, if several
+    cache: Cache | None = None  # where their tokens are kept
 
 
 @dataclass
@@ -75,6 +76,7 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
         [row for part in parts for row in part.train], held_rows, task, test_rows, notes,
         [asdict(source) for source in splits.sources],
         [(len(part.train), part.weight) for part in parts] if several else [],
+        None if settings.cache is False else Cache(None if settings.cache is True else settings.cache),
     )  # fmt: skip
 
 
@@ -105,9 +107,10 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     pad = pad_token_id(tokenizer, model.base)
     length = length_for(model, [], tokenizer, max_length)
     task = rows.task.with_tokenizer(tokenizer)
-    train = encode(task, rows.train, tokenizer, length, rows.shares)
-    held = task.encode(rows.held, tokenizer, length) if rows.held else None
-    test = task.encode(rows.test, tokenizer, length) if rows.test else None
+    train = encode(task, rows.train, tokenizer, length, rows.shares, rows.cache)
+    held, test = (
+        encode(task, part, tokenizer, length, cache=rows.cache) if part else None for part in (rows.held, rows.test)
+    )
     notes = [*rows.notes, *train.notes]
     for name, part in (("held-out", held), ("test", test)):
         notes += [f"{name} data: {note}" for note in (part.notes if part else [])]
@@ -116,11 +119,10 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
 
 def digest(encoded: Encoded) -> str:
     """A short hash over the token ids and labels of all rows in order, and how often each source is taken."""
-    out = hashlib.sha256()
-    for example in encoded.examples:
-        for key in sorted(example):
-            out.update(key.encode())
-            out.update(np.asarray(example[key]).tobytes())
-    if any(weight != 1 for _, weight in encoded.shares):
-        out.update(repr(encoded.shares).encode())
-    return out.hexdigest()[:16]
+    if encoded.digest is None:
+        out = hashlib.sha256()
+        update(out, encoded.examples)
+        encoded.digest = out.hexdigest()
+    if all(weight == 1 for _, weight in encoded.shares):
+        return encoded.digest[:16]
+    return hashlib.sha256(f"{encoded.digest} {encoded.shares}".encode()).hexdigest()[:16]

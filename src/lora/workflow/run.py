@@ -263,6 +263,8 @@ def in_full(config: RunConfig) -> None:
     """Write paths to base and data in full: the run must be usable, and resumable, from any other folder."""
     config.model = config.model and _absolute(config.model)
     config.data.validation = config.data.validation and _absolute(config.data.validation)
+    if isinstance(config.data.cache, str):
+        config.data.cache = str(Path(config.data.cache).expanduser().absolute())
     if not config.data.train:
         return
     # A weight, or columns of its own, need a table; all else is a name as before.
@@ -300,7 +302,14 @@ def resume(
     path = Path(folder).expanduser() / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
-    free = {"model", "data.train", "data.validation", "memory_gib", *(f"training.{key}" for key in FREE_ON_RESUME)}
+    free = {
+        "model",
+        "data.train",
+        "data.validation",
+        "data.cache",
+        "memory_gib",
+        *(f"training.{key}" for key in FREE_ON_RESUME),
+    }
     then = load_config(path)
     fixed = [key for key in overrides or {} if key not in free and _differs(then, path, key, (overrides or {})[key])]
     if fixed:
