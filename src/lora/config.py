@@ -184,6 +184,15 @@ class DataConfig(Settings):
             for number, entry in enumerate(value, start=1)
         ]  # fmt: skip
 
+    streaming: bool | None = Field(
+        default=None, description="read training rows in parts instead of holding them in memory; default: large files"
+    )
+
+    @field_validator("streaming", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
     @field_validator("cache", mode="before")
     @classmethod
     def _folder(cls, value: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from lora.data import stored
+from lora.data import stored, streams
 from lora.data.stored import StoredExamples, Unstorable, Writer
 from lora.io.cache import Cache
 from lora.tasks import Task, cache_key, encoding
@@ -34,7 +34,7 @@ from small_base import labelled, tokenizer
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is kept, in small pieces."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # some tests fork
-    for module, name, value in ((encoding, "FEWEST", 1), (encoding, "CHUNK", 5), (stored, "BATCH", 4)):
+    for module, name, value in ((encoding, "FEWEST", 1), (streams, "CHUNK", 5), (stored, "BATCH", 4)):
         monkeypatch.setattr(module, name, value)
 
 

@@ -15,15 +15,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from lora.config import DataConfig, Source
 from lora.data.hub import is_saved, load_hub, load_saved
-from lora.data.readers import READERS, SPLIT_NAMES, read_file
+from lora.data.readers import READERS, SPLIT_NAMES, STREAMED, read_file, stream_file
 from lora.data.rows import Row
+from lora.data.streams import ListOrStream, joined, through, too_large
 from lora.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -53,9 +55,9 @@ class Part:
     """
 
     name: str
-    train: list[Row]
-    validation: list[Row] | None = None
-    test: list[Row] | None = None
+    train: ListOrStream
+    validation: ListOrStream | None = None
+    test: ListOrStream | None = None
     weight: float = 1.0
     columns: dict[str, str] = field(default_factory=dict)
 
@@ -76,22 +78,16 @@ class Splits:
     sources: list[SourceFile] = field(default_factory=list)
 
     @property
-    def train(self) -> list[Row]:
-        return [row for part in self.parts for row in part.train]
+    def train(self) -> ListOrStream:
+        return joined([part.train for part in self.parts]) or []
 
     @property
-    def validation(self) -> list[Row] | None:
+    def validation(self) -> ListOrStream | None:
         return self.given if self.given is not None else joined([part.validation for part in self.parts])
 
     @property
-    def test(self) -> list[Row] | None:
+    def test(self) -> ListOrStream | None:
         return joined([part.test for part in self.parts])
-
-
-def joined(lots: Sequence[list[Row] | None]) -> list[Row] | None:
-    """The rows of all that are there; None: none is."""
-    there = [lot for lot in lots if lot is not None]
-    return [row for lot in there for row in lot] if there else None
 
 
 def load_rows(source: str, split: str | None = None) -> list[Row]:
@@ -99,7 +95,7 @@ def load_rows(source: str, split: str | None = None) -> list[Row]:
 
     Raises DataError: nothing there, nothing readable, no such split, or whatever is wrong inside a file.
     """
-    return _load(source, [_split_name(split)], must=_split_name(split))[0][_split_name(split)]
+    return list(_load(source, [_split_name(split)], must=_split_name(split))[0][_split_name(split)])
 
 
 def named_sources(train: str | Sequence[str | Source] | None) -> list[Source]:
@@ -141,8 +137,11 @@ def load_splits(config: DataConfig) -> Splits:
     named = named_sources(config.train)
     wanted = [name for name in SPLITS if not (name == "validation" and config.validation is not None)]
     splits = Splits([])
+    stream = config.streaming
+    if stream is None and too_large(sum(_bytes(_parse(source.path).path) for source in named)):
+        stream = True
     for source in named:
-        rows, files, notes = _load(source.path, wanted, must="train")
+        rows, files, notes = _load(source.path, wanted, must="train", stream=stream)
         splits.parts.append(Part(str(_parse(source.path).path), **rows, weight=source.weight, columns=source.columns))
         splits.sources += [replace(file, weight=source.weight) if file.split == "train" else file for file in files]
         splits.notes += notes
@@ -150,32 +149,38 @@ def load_splits(config: DataConfig) -> Splits:
         # The same folder for both means its validation split; the same file would mean evaluating on training data.
         same = any(_parse(config.validation)[:2] == _parse(source.path)[:2] for source in named)
         more, files, notes = _load(config.validation, ["validation"], must="validation", strict=same)
-        splits.given = more["validation"]
+        splits.given = list(more["validation"])
         splits.sources += files
         splits.notes += notes
     return splits
 
 
-Loaded = tuple[dict[str, list[Row]], list[SourceFile], list[str]]
+def _bytes(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
+    return sum(file.stat().st_size for file in files if file.suffix.lower() in READERS)
 
 
-def _load(source: str, wanted: list[str], must: str, strict: bool = False) -> Loaded:
+Loaded = tuple[dict[str, ListOrStream], list[SourceFile], list[str]]
+
+
+def _load(source: str, wanted: list[str], must: str, strict: bool = False, stream: bool | None = False) -> Loaded:
     """The ``wanted`` splits that ``source`` has; ``must`` has to be among them.
 
     A source with a single split serves as whatever is asked for (a file named as validation data is validation data),
-    unless ``strict``.
+    unless ``strict``. ``stream``: training rows are not to be held in memory; None: those of a hub's if they are large.
     """
     path, limit, weight = _parse(source)
     if weight is not None:
         raise DataError(f"{source}: a weight (#x{weight:g}) is for training data; leave it out here")
     if not path.exists() and _is_hub_id(str(path)):
-        return _from_hub(str(path), load_hub(str(path), wanted, must, limit))
+        return _from_hub(str(path), load_hub(str(path), wanted, must, limit, stream))
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder{_nearest(path)}")
     if path.is_dir() and is_saved(path):
-        return _from_hub(str(path), load_saved(path, wanted, must, limit))
+        return _from_hub(str(path), load_saved(path, wanted, must, limit, stream))
     files, notes = _folder(path) if path.is_dir() else ({None: [path]}, [])
-    rows: dict[str, list[Row]] = {}
+    lots: dict[str, list[ListOrStream]] = {}
     sources: list[SourceFile] = []
     # One unnamed lot of files is the split that was asked for.
     plan = {must: files[None]} if None in files else {name: files[name] for name in wanted if name in files}
@@ -187,18 +192,23 @@ def _load(source: str, wanted: list[str], must: str, strict: bool = False) -> Lo
             f"{path}: has no {must} split (it has: {have}); name the file or folder to use, as in {path}/<name>"
         )
     for split, paths in plan.items():
-        parts = [read_file(file, limit) for file in paths]
-        for file, part in zip(paths, parts, strict=True):
-            kept = _of_file(file, part, split, wanted if None in files else [split], must)
+        for file in paths:
+            if stream and split == "train" and file.suffix.lower() in STREAMED:
+                kept: dict[str, ListOrStream] = {split: stream_file(file, limit)}
+            else:
+                kept = _of_file(file, read_file(file, limit), split, wanted if None in files else [split], must)
+                if stream and split == "train":
+                    notes.append(f"{file} is held in memory: only {', '.join(STREAMED)} are read in parts.")
             for name, some in kept.items():
-                rows.setdefault(name, []).extend(some)
+                lots.setdefault(name, []).append(some)
                 sources.append(SourceFile(str(file), name, sha256(file)))
-    return {name: some[:limit] for name, some in rows.items()}, sources, notes
+    rows = {name: joined(some) or [] for name, some in lots.items()}
+    return {name: through(some, lambda it: islice(it, limit)) for name, some in rows.items()}, sources, notes
 
 
 def _of_file(
     file: Path, part: list[Row] | dict[str, list[Row]], split: str, wanted: list[str], must: str
-) -> dict[str, list[Row]]:
+) -> dict[str, ListOrStream]:
     """Rows per split of what one file held: usually one lot; a .json file may hold several."""
     if isinstance(part, list):
         return {split: part}
@@ -209,7 +219,7 @@ def _of_file(
     return {name: part[name] for name in wanted if name in part}
 
 
-def _from_hub(name: str, rows: dict[str, list[Row]]) -> Loaded:
+def _from_hub(name: str, rows: dict[str, ListOrStream]) -> Loaded:
     sources = [SourceFile(name, split, rows_sha256(some)) for split, some in rows.items()]
     return rows, sources, []
 
@@ -295,7 +305,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def rows_sha256(rows: list[Row]) -> str:
+def rows_sha256(rows: Iterable[Row]) -> str:
     """SHA-256 of rows that come from no file of ours: of their JSON, keys sorted."""
     digest = hashlib.sha256()
     for row in rows:

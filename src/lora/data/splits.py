@@ -8,12 +8,13 @@ import itertools
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lora.data.rows import Row, named
+from lora.data.streams import ListOrStream, through
 from lora.errors import DataError
 
 SHARE = 0.1
@@ -24,7 +25,7 @@ REMEDY = "give more rows, name held-out data as data.validation, or train on all
 
 
 def hold_out(
-    rows: Iterable[Row], inputs: Sequence[str], share: float | None, seed: int, classes: str | None = None,
+    rows: ListOrStream, inputs: Sequence[str], share: float | None, seed: int, classes: str | None = None,
     sizes: Sequence[int] = (),
 ) -> tuple[Selection, str]:  # fmt: skip
     """Which of ``rows`` are held out, and a sentence about it.
@@ -117,7 +118,7 @@ def _in_proportion(sizes: list[int], number: int) -> list[int]:
     return out
 
 
-def hold_out_text(rows: Collection[Row], column: str, share: float | None, seed: int) -> tuple[Selection, str]:
+def hold_out_text(rows: ListOrStream, column: str, share: float | None, seed: int) -> tuple[Selection, str]:
     """Which of the plain texts in ``column`` are held out, or what part of each, and a sentence about it.
 
     Whole documents are held out as in `hold_out`, out of those small enough for several to fit the held-out part. Where
@@ -131,7 +132,7 @@ def hold_out_text(rows: Collection[Row], column: str, share: float | None, seed:
     small = sizes <= part * int(sizes.sum()) / 2
     # Drawn among these, which are half of the text at least: so much of the share asked for.
     if sizes[small].sum() >= sizes.sum() / 2:
-        selection, note = hold_out(list(itertools.compress(rows, small)), [column], share, seed)
+        selection, note = hold_out(through(rows, lambda it: itertools.compress(it, small)), [column], share, seed)
         places = np.flatnonzero(small)[selection.held].tolist()
         return Selection(places), note.replace(f"of {small.sum()} rows", f"of {len(rows)} rows")
     ends = sum(1 for row in rows if _end_of_word(str(row.get(column, "")), part))

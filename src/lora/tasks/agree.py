@@ -8,6 +8,7 @@ from lora.config import DataConfig
 from lora.data.columns import Columns, Table
 from lora.data.rows import Row, SourceRow
 from lora.data.sources import Part
+from lora.data.streams import joined, through
 from lora.errors import DataError
 from lora.tasks import Task, task_class
 from lora.tasks.inputs import learned, task_for, with_columns
@@ -44,7 +45,7 @@ def agree(parts: list[Part], settings: DataConfig, task: Task | None = None) -> 
     found = _recognised(parts, settings)
     roles = _spelling(found)
     notes = [note for part, its in zip(parts, found, strict=True) for note in _renamed(part, its.roles, roles)]
-    task = learned(found[0].task, [row for part in parts for row in part.train], roles, settings)
+    task = learned(found[0].task, joined([part.train for part in parts]) or [], roles, settings)
     return task, [" ".join([f"{parts[0].name}: {found[0].how}", *task.remarks()]), *notes]
 
 
@@ -115,9 +116,9 @@ def _renamed(part: Part, own: dict[str, str], roles: dict[str, str]) -> list[str
             cells = {roles[role]: row[name] for role, name in own.items() if name in row}
             yield SourceRow(cells, row.origin, row.number) if isinstance(row, SourceRow) else cells
 
-    part.train = list(renamed(part.train))
-    part.validation = part.validation and list(renamed(part.validation))
-    part.test = part.test and list(renamed(part.test))
+    part.train = through(part.train, renamed, len(part.train))
+    part.validation = part.validation and through(part.validation, renamed)
+    part.test = part.test and through(part.test, renamed)
     told = ", ".join(f"column {name!r} is read as {roles[role]!r}" for role, name in moved.items())
     left = ", ".join(map(repr, strange))
     return [f"{part.name}: " + "; ".join(filter(None, [told, left and f"{left} is not used"])) + "."]

@@ -7,7 +7,7 @@ Shapes: b row, t token, v vocabulary, c class.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -121,6 +121,11 @@ class Task(ABC):
 
         ``columns``: role -> column, as ``recognise`` gives it.
         """
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> Task:
+        """As `from_rows`, of rows that come some at a time. A task that can do with less than all of them says how."""
+        return cls.from_rows([row for chunk in chunks for row in chunk], columns)
 
     @abstractmethod
     def inputs(self) -> list[Input]:

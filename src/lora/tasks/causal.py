@@ -6,7 +6,7 @@ Shapes: b row, t token, v vocabulary, n supervised token.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,13 @@ class CausalTask(Task):
         """Nothing is learned from the rows; they are checked. Raises DataError naming the rows at fault."""
         task = cls(**columns)
         task._texts(rows, supervised=True)
+        return task
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> CausalTask:
+        task = cls(**columns)
+        for chunk in chunks:
+            task._texts(chunk, supervised=True)
         return task
 
     def inputs(self) -> list[Input]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -9,35 +11,43 @@ from typing import Any
 
 from lora.data.rows import named
 from lora.data.stored import Broken, Unstorable, Writer, read
-from lora.errors import SaveError
-from lora.io.cache import Cache
+from lora.data.streams import ListOrStream, RowStream, chunks
+from lora.errors import DataError, SaveError
+from lora.io.atomic import saving
+from lora.io.cache import VARIABLE, Cache
 from lora.tasks.base import Encoded, NoneLeft, Row, Task
 from lora.tasks.cache_key import key_of, rows_sha256
 from lora.tasks.sequence import CutNote
 
 FEWEST = 2000  # rows from which on the disk is used: fewer are tokenised in less time than it takes to say so
-CHUNK, LETTERS = 1024, 1 << 22  # rows, and characters, that are tokenised at a time on the way to the disk
 SAMPLE = 8  # rows that are tokenised anew to see that what was kept is what they give
 
 Shares = Sequence[tuple[int, float]]
 
 
 def encode(
-    task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares: Shares = (), cache: Cache | None = None
+    task: Task, rows: ListOrStream, tokenizer: Any, max_length: int, shares: Shares = (), cache: Cache | None = None
 ) -> Encoded:
-    """`Task.encode` of labelled rows, and what each source came to.
+    """`Task.encode` of labelled rows, and what each source came to. The examples of a stream are on the disk.
 
     Args:
         shares: rows and weight of each source, one after another; empty: one source.
-        cache: where many rows are kept, and read from if they are there; None: nothing is written.
+        cache: where many rows are kept, and read from if they are there; None: nothing is.
+
+    Raises:
+        DataError: as `Task.encode`; or examples of a stream that cannot be put on the disk.
+        SaveError: there is no room on the disk for those of a stream.
     """
     why = ""
-    if cache is not None and len(rows) >= FEWEST:
-        try:
+    try:
+        if cache is not None and len(rows) >= FEWEST:
             return _cached(task, rows, tokenizer, max_length, shares, cache)
-        except (Unstorable, SaveError) as error:
-            why = f"Token ids are not kept for another time: {error}."
-    encoded = _in_memory(task, rows, tokenizer, max_length, shares)
+    except (Unstorable, SaveError) as error:
+        why = f"Token ids are not kept for another time: {error}."
+    if isinstance(rows, RowStream):
+        encoded = _aside(task, rows, tokenizer, max_length, shares)
+    else:
+        encoded = _in_memory(task, rows, tokenizer, max_length, shares)
     encoded.notes += [why] if why else []
     return encoded
 
@@ -84,7 +94,7 @@ def _refuse_nothing(rows: Iterable[Row], examples: int, notes: list[str]) -> Non
 # -- on disk -----------------------------------------------------------------------------------------------------------
 
 
-def _cached(task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares: Shares, cache: Cache) -> Encoded:
+def _cached(task: Task, rows: ListOrStream, tokenizer: Any, max_length: int, shares: Shares, cache: Cache) -> Encoded:
     """The examples of ``cache``, made now where it does not have them.
 
     Raises Unstorable, SaveError: they cannot be kept.
@@ -111,6 +121,21 @@ def _cached(task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares
         raise Unstorable(f"{cache.place(key)} has gone ({error})") from error
     made.notes += notes
     return made
+
+
+def _aside(task: Task, rows: RowStream, tokenizer: Any, max_length: int, shares: Shares) -> Encoded:
+    """The examples in a folder of their own, which goes when they are no longer used."""
+    folder = tempfile.TemporaryDirectory(prefix="lora-", ignore_cleanup_errors=True)
+    try:
+        with saving(folder.name, f"name a folder with more room in TMPDIR, or let them be kept ({VARIABLE})"):
+            write(Path(folder.name), task, rows, tokenizer, max_length, shares)
+    except Unstorable as error:
+        raise DataError(
+            f"{named(rows)}{error}: these rows cannot be read in parts; set data.streaming false"
+        ) from error
+    encoded = _opened(Path(folder.name), shares, check=False)
+    weakref.finalize(encoded.examples, folder.cleanup)
+    return encoded
 
 
 def write(
@@ -153,20 +178,8 @@ def _chunks(rows: Iterable[Row], shares: Shares) -> Iterator[tuple[int, list[Row
     """The rows in lists that hold those of one source alone, whose number comes with them."""
     rest = iter(rows)
     for place, number in enumerate([number for number, _ in shares] or [None]):
-        its = rest if number is None else islice(rest, number)
-        while chunk := _some(its):
+        for chunk in chunks(islice(rest, number)):
             yield place, chunk
-
-
-def _some(rows: Iterator[Row]) -> list[Row]:
-    """The next rows: so many, or so much text, as is to be held in memory."""
-    chunk, letters = list[Row](), 0
-    for row in rows:
-        chunk.append(row)
-        letters += sum(len(cell) for cell in row.values() if isinstance(cell, str))
-        if len(chunk) == CHUNK or letters >= LETTERS:
-            break
-    return chunk
 
 
 def joined_notes(lots: Iterable[list[str]], total: int) -> list[str]:

@@ -9,11 +9,13 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 from lora.config import DataConfig, Source, TrainingConfig
+from lora.data.hub import stream_dataset
 from lora.data.readers import name_classes
 from lora.data.rows import Row, located
+from lora.data.streams import ListOrStream, RowStream, chunks, too_large
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_tokenizer, longest_row
 from lora.tasks import Task, from_state, task_class
@@ -32,8 +34,14 @@ def is_sources(data: Any) -> TypeGuard[Sources]:
     return isinstance(data, kinds) or (isinstance(data, (list, tuple)) and bool(data) and isinstance(data[0], kinds))
 
 
-def as_rows(data: Any, what: str) -> list[Row]:
+@overload
+def as_rows(data: Any, what: str) -> list[Row]: ...
+@overload
+def as_rows(data: Any, what: str, stream: bool | None) -> ListOrStream: ...
+def as_rows(data: Any, what: str, stream: bool | None = False) -> ListOrStream:
     """Rows from a list, a ``datasets.Dataset`` or any iterable of dicts; ``what`` they are is said in messages.
+
+    ``stream``: a data set of the library ``datasets`` is not to be held in memory; None: if it is large.
 
     Raises DataError: no rows, or something that is no row.
     """
@@ -48,6 +56,8 @@ def as_rows(data: Any, what: str) -> list[Row]:
     if type(data).__name__ == "DataFrame":
         frame: Any = data  # of pandas, or of polars
         data = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records")
+    if _in_parts(data, stream):
+        return stream_dataset(data, what)
     features = getattr(data, "features", None)
     rows = [row if isinstance(row, dict) or not isinstance(row, Mapping) else dict(row) for row in data]
     wrong = next((index for index, row in enumerate(rows) if not isinstance(row, dict)), None)
@@ -64,6 +74,14 @@ def as_rows(data: Any, what: str) -> list[Row]:
     return located(rows, what)
 
 
+def _in_parts(data: Any, stream: bool | None) -> bool:
+    kind = type(data).__name__
+    if stream is False or kind not in ("Dataset", "IterableDataset") or not hasattr(data, "iter"):
+        return False
+    # Of an IterableDataset no size is known.
+    return bool(stream) or kind == "IterableDataset" or too_large(data.data.nbytes)
+
+
 def _plain(row: Row) -> Row:
     """``row`` with numbers of numpy, torch or decimal as Python's own: by its type it is told what a label is."""
     changed = {
@@ -77,16 +95,18 @@ def _plain(row: Row) -> Row:
     return row
 
 
-def task_for(rows: list[Row], config: DataConfig) -> tuple[Task, str]:
+def task_for(rows: ListOrStream, config: DataConfig) -> tuple[Task, str]:
     """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError."""
     columns = recognise(rows, config)
     task = learned(columns.task, rows, columns.roles, config)
     return task, " ".join([columns.how, *task.remarks()])
 
 
-def learned(name: str, rows: list[Row], roles: Mapping[str, str], config: DataConfig) -> Task:
+def learned(name: str, rows: ListOrStream, roles: Mapping[str, str], config: DataConfig) -> Task:
     """The task ``name`` with what it learns from ``rows``, and with the options of ``config``. Raises DataError."""
-    return _with_options(task_class(name).from_rows(rows, roles), config)
+    kind = task_class(name)
+    task = kind.from_chunks(chunks(rows), roles) if isinstance(rows, RowStream) else kind.from_rows(rows, roles)
+    return _with_options(task, config)
 
 
 def with_columns(task: Task, config: DataConfig) -> Task:

@@ -10,7 +10,7 @@ import difflib
 
 from lora.config import DataConfig
 from lora.data.columns import LABEL, TEXT, Claim, Columns, Sign, Table
-from lora.data.rows import Row
+from lora.data.streams import ListOrStream
 from lora.errors import DataError
 from lora.registry import unknown
 from lora.tasks import TASKS, task_class
@@ -18,7 +18,7 @@ from lora.tasks import TASKS, task_class
 CHAT = ("messages", "conversations", "conversation")
 
 
-def recognise(rows: list[Row], config: DataConfig) -> Columns:
+def recognise(rows: ListOrStream, config: DataConfig) -> Columns:
     """Task and columns of ``rows``: what ``config`` names, else what the names and values say.
 
     Raises DataError: a named column is not there, nothing is recognisable, data of a kind that no task reads (chat,

@@ -6,7 +6,7 @@ Shapes: b row, t token, c class.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
 from lora.data.kinds import Kind
 from lora.data.problems import Problems, excerpt, is_missing, text_problem
 from lora.data.rows import named
+from lora.data.streams import RowStream
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row, Task
 
@@ -184,7 +185,7 @@ def pad(rows: list[list[int]], value: int, side: str) -> Tensor:
     return torch.tensor(filled, dtype=torch.long)
 
 
-def require_columns(rows: list[Row], columns: list[str]) -> None:
+def require_columns(rows: Collection[Row] | RowStream, columns: list[str]) -> None:
     """Raise DataError where there is no row, or a column that no row has (another file's spelling, usually)."""
     if not rows:
         raise DataError("there are no rows")

@@ -8,13 +8,13 @@ import numpy as np
 
 from lora.config import DataConfig
 from lora.data.batches import rows_taken
-from lora.data.rows import Row
-from lora.data.sources import Part, joined
+from lora.data.sources import Part
 from lora.data.splits import Selection, hold_out, hold_out_text, row_key
+from lora.data.streams import ListOrStream, joined, through
 from lora.tasks import Task
 
 
-def split_off(parts: list[Part], task: Task, settings: DataConfig, seed: int) -> tuple[list[Row] | None, list[str]]:
+def split_off(parts: list[Part], task: Task, settings: DataConfig, seed: int) -> tuple[ListOrStream | None, list[str]]:
     """Held-out rows, and sentences about them: those that sources bring along, and of the others a part of the
     training rows, which are then no longer among ``parts``.
 
@@ -36,31 +36,35 @@ def split_off(parts: list[Part], task: Task, settings: DataConfig, seed: int) ->
         notes = [note if len(parts) == 1 else f"{names[id(part)]}: {note}"
                  for part, (_, note) in zip(open_parts, found, strict=True)]  # fmt: skip
     else:
-        rows = [row for part in open_parts for row in part.train]
+        rows = joined([part.train for part in open_parts]) or []
         selection, note = hold_out(rows, columns, settings.held_out, seed, task.classes(), sizes)
         ends = np.cumsum(sizes).tolist()
         selections = [selection.of(end - size, end) for size, end in zip(sizes, ends, strict=True)]
         notes = [note]
-    held = list(brought or [])
+    held = [brought]
     for part, selection in zip(open_parts, selections, strict=True):
-        held += selection.out(part.train)
-        part.train = list(selection.train(part.train))
-    return held, notes
+        held.append(through(part.train, selection.out, len(selection.held) or None))
+        part.train = through(part.train, selection.train, len(part.train) - len(selection.held))
+    return joined(held), notes
 
 
 def _apart(parts: list[Part], selections: list[Selection], columns: list[str]) -> list[Selection]:
     """``selections`` without the texts that another source trains on; the ends of texts are left as they are."""
     if len(parts) == 1:
         return selections
+    keys = [
+        [row_key(row, columns) for row in selection.out(part.train)] if selection.column is None else []
+        for part, selection in zip(parts, selections, strict=True)
+    ]
+    held = {key for of_part in keys for key in of_part}
     trained = [
-        {row_key(row, columns) for row in selection.train(part.train)}
+        {key for row in selection.train(part.train) if (key := row_key(row, columns)) in held}
         for part, selection in zip(parts, selections, strict=True)
     ]
     out = []
-    for place, (part, selection) in enumerate(zip(parts, selections, strict=True)):
-        others = set().union(*(keys for number, keys in enumerate(trained) if number != place))
-        held = zip(selection.held, selection.out(part.train), strict=False)
-        kept = [index for index, row in held if row_key(row, columns) not in others]
+    for place, selection in enumerate(selections):
+        others = set().union(*(of_part for number, of_part in enumerate(trained) if number != place))
+        kept = [index for index, key in zip(selection.held, keys[place], strict=False) if key not in others]
         out.append(selection if selection.column is not None else Selection(kept))
     return out
 
@@ -77,7 +81,10 @@ def told(parts: list[Part], task: Task) -> list[str]:
     notes = [f"An epoch takes {', '.join(shares)}" + (f": {percent}." if len(parts) > 1 else ".")]
     state = task.state()
     columns = [name for role in task.roles if isinstance(name := state.get(role), str)]
-    keys = [np.asarray([row_key(row, columns) for row in part.train], dtype=np.uint64) for part in parts]
+    keys = [
+        np.fromiter((row_key(row, columns) for row in part.train), dtype=np.uint64)
+        for part in (parts if len(parts) > 1 else [])
+    ]
     for place, part in enumerate(parts):
         for before in range(place):
             if double := int(np.isin(keys[place], keys[before]).sum()):

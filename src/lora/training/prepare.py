@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import DataConfig, Source
-from lora.data.sources import Part, Splits, joined, load_rows, load_splits
+from lora.data.sources import Part, Splits, load_rows, load_splits
 from lora.data.stored import update
+from lora.data.streams import ListOrStream, RowStream, joined
 from lora.io.cache import Cache
 from lora.model.base import pad_token_id
-from lora.tasks import Encoded, Row, Task
+from lora.tasks import Encoded, Task
 from lora.tasks.agree import agree
 from lora.tasks.encoding import encode
 from lora.tasks.inputs import Data, as_rows, is_sources, length_for, tokenizer_of
@@ -26,14 +27,19 @@ if TYPE_CHECKING:
 class Rows:
     """Rows before tokenisation, and how they were understood."""
 
-    train: list[Row]
-    held: list[Row] | None
+    train: ListOrStream
+    held: ListOrStream | None
     task: Task
-    test: list[Row] | None = None  # rows that neither train nor pick a checkpoint, where the source has them
+    test: ListOrStream | None = None  # rows that neither train nor pick a checkpoint, where the source has them
     notes: list[str] = field(default_factory=list)
     sources: list[dict[str, Any]] = field(default_factory=list)
     shares: list[tuple[int, float]] = field(default_factory=list)  # training rows and weight of each source, if several
     cache: Cache | None = None  # where their tokens are kept
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training rows are read in parts."""
+        return isinstance(self.train, RowStream)
 
 
 @dataclass
@@ -73,14 +79,14 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
     if several:
         notes += told(parts, task)
     return Rows(
-        [row for part in parts for row in part.train], held_rows, task, test_rows, notes,
+        joined([part.train for part in parts]) or [], held_rows, task, test_rows, notes,
         [asdict(source) for source in splits.sources],
         [(len(part.train), part.weight) for part in parts] if several else [],
         None if settings.cache is False else Cache(None if settings.cache is True else settings.cache),
     )  # fmt: skip
 
 
-def _read(train: Data, held: Data | bool | None, settings: DataConfig) -> tuple[Splits, list[Row] | None]:
+def _read(train: Data, held: Data | bool | None, settings: DataConfig) -> tuple[Splits, ListOrStream | None]:
     """The training rows by source, and the held-out rows where some are named."""
     named = isinstance(held, (str, Path))
     if is_sources(train):
@@ -89,7 +95,7 @@ def _read(train: Data, held: Data | bool | None, settings: DataConfig) -> tuple[
         update = {"train": list(map(_source, named_here)) if not isinstance(named_here, (str, Path)) else str(train)}
         splits = load_splits(settings.model_copy(update={**update, **own}))
     else:
-        splits = Splits([Part("training data", as_rows(train, "training data"))])
+        splits = Splits([Part("training data", as_rows(train, "training data", settings.streaming))])
     if held is not None and not isinstance(held, (bool, str, Path)):
         return splits, as_rows(held, "validation data")
     if named and splits.given is None:

@@ -56,6 +56,7 @@ def train_many(
         try:
             with named_errors(name):
                 rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
+            each.data.streaming = rows[name].streamed
         except DataError as error:
             problems.append(str(error))
     if problems:  # of all adapters, not of the first: they may be mended in one go

@@ -82,6 +82,7 @@ def train(
     task = task_of(start) if start else None
     assert config.model and config.data.train, "checked among the places"
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task)
+    config.data.streaming = rows.streamed  # a run resumed elsewhere reads its rows alike
     model, tokenizer = _load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     for line in [*model.summary().splitlines(), *prepared.notes]:
