@@ -138,7 +138,8 @@ def load_splits(config: DataConfig) -> Splits:
     wanted = [name for name in SPLITS if not (name == "validation" and config.validation is not None)]
     splits = Splits([])
     stream = config.streaming
-    if stream is None and too_large(sum(_bytes(_parse(source.path).path) for source in named)):
+    size = sum(_bytes(_parse(source.path).path) for source in named)
+    if stream is None and too_large(size, kept=config.cache is not False):
         stream = True
     for source in named:
         rows, files, notes = _load(source.path, wanted, must="train", stream=stream)

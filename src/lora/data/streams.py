@@ -10,8 +10,9 @@ from lora.data.rows import Row
 
 SAMPLE = 2000  # rows that columns are recognised by; what labels are is seen from all rows
 CHUNK, LETTERS = 1024, 1 << 22  # rows, and characters, that are held at a time
-# Bytes of memory that rows take as Python's dicts for each byte of their file; see benchmarks/streaming.py.
-GROWTH = 5
+# Bytes of memory that rows take as Python's dicts for each byte of their file, and with their token ids as lists, where
+# these are not kept on the disk; see benchmarks/streaming.py.
+GROWTH, WITH_IDS = 5, 30
 
 
 class RowStream:
@@ -86,8 +87,11 @@ def chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def too_large(size: int) -> bool:
-    """Whether rows of ``size`` bytes on the disk would take more than half of the memory that is free now."""
+def too_large(size: int, kept: bool = True) -> bool:
+    """Whether rows of ``size`` bytes on the disk would take more than half of the memory that is free now.
+
+    ``kept``: whether their token ids go to the disk.
+    """
     import psutil
 
-    return bool(size * GROWTH > psutil.virtual_memory().available / 2)
+    return bool(size * (GROWTH if kept else WITH_IDS) > psutil.virtual_memory().available / 2)
