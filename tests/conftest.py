@@ -35,3 +35,11 @@ def llama(tmp_path_factory):
     from small_base import save_base
 
     return save_base(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory):
+    """An encoder-decoder's folder with its tokenizer."""
+    from small_base import save_base
+
+    return save_base(tmp_path_factory.mktemp("t5"), "t5")

@@ -14,6 +14,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 WORDS = [
@@ -44,6 +46,8 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         core.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
+    elif kind == "t5":
+        core.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 4)])
     ends = {"eos_token": "[EOS]"} if kind != "bert" else {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64, **ends
@@ -57,6 +61,13 @@ def save_base(folder: Path, kind: str = "bert", **settings: float) -> Path:
     size = len(WORDS) + len(SPECIAL)
     if kind == "bert":
         model = BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, pad_token_id=0, **shape))
+    elif kind == "t5":
+        model = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=size, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=0,
+                eos_token_id=4, decoder_start_token_id=0, **settings,
+            )
+        )  # fmt: skip
     else:
         of_kind = {"llama": (LlamaForCausalLM, LlamaConfig), "mistral": (MistralForCausalLM, MistralConfig)}
         model_class, config_class = of_kind[kind]
@@ -86,6 +97,25 @@ def labelled(count: int = 48, seed: int = 0, longest: int = 14) -> list[dict]:
         words = [label, *random_.choices(others, k=random_.randint(2, longest))]
         random_.shuffle(words)
         rows.append({"text": " ".join(words), "label": label})
+    return rows
+
+
+def tagged(count: int = 48, seed: int = 0, longest: int = 8) -> list[dict]:
+    """Rows of words with the tags of spans: a colour or size with its animal, and heavenly bodies alone."""
+    random_ = random.Random(seed)
+    others = ["runs", "sleeps", "sings", "here", "there", "now", "then"]
+    rows = []
+    for _ in range(count):
+        words, tags = list[str](), list[str]()
+        for _ in range(random_.randint(1, longest)):
+            kind = random_.randrange(3)
+            if kind == 0:
+                words += [random_.choice(["big", "small", "red"]), random_.choice(["cat", "dog", "bird"])]
+                tags += ["B-animal", "I-animal"]
+            else:
+                words.append(random_.choice(["sun", "moon", "star"] if kind == 1 else others))
+                tags.append("B-sky" if kind == 1 else "O")
+        rows.append({"tokens": words, "tags": tags})
     return rows
 
 

@@ -49,7 +49,7 @@ def test_defaults_are_valid_as_they_stand() -> None:
         ({"lr": 1e-3}, "lr: unknown setting; did you mean 'training.learning_rate'?"),
         (
             {"zzz": 1},
-            "zzz: unknown setting; known: adapter, adapters, at_once, compile, data, liger, memory_gib, model, ",
+            "zzz: unknown setting; known: adapter, adapters, at_once, check, compile, data, liger, memory_gib, ",
         ),
         ({1: 2}, "1: unknown setting"),
     ],
@@ -101,7 +101,7 @@ def test_problems_of_a_file_are_listed_under_its_name(tmp_path: Path) -> None:
         (DataConfig, {"held_out": 0.9999}, "held_out: must be less than or equal to 0.9 (given: 0.9999)"),
         (DataConfig, {"held_out": -0.1}, "held_out: must be greater than or equal to 0 (given: -0.1)"),
         (DataConfig, {"task": "clasification"}, "task: unknown; did you mean 'classification'? known: auto, "),
-        (DataConfig, {"task": "translate"}, "task: unknown; known: auto, classification, multi-label, "),
+        (DataConfig, {"task": "translate"}, "task: unknown; known: auto, classification, token-classification, "),
         (DataConfig, {"columns": {"text": 3}}, "columns: must be a valid string (given: 3)"),
         (DataConfig, {"columns": {"text": "a"}, "text": "b"}, "name different columns for 'text'"),
         (RunConfig, {"memory_gib": 0}, "memory_gib: must be greater than 0 (given: 0)"),

@@ -18,11 +18,13 @@ LAYERS = [
     {"model"},
     {"io", "data"},
     {"tasks"},
-    {"training", "evaluation", "checks"},
+    {"training", "evaluation"},
+    {"checks"},  # rehearses training
     {"workflow"},  # brings training and evaluation together, which do not know each other
-    {"tuning", "continual", "serving"},
+    {"tuning", "continual", "serving", "chat"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Importable by all, and so importing nothing above themselves. Each may use those before it.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lora
+from lora.cli import COMMANDS
 
 SOURCE = Path(lora.__file__).parents[1]
 
@@ -59,7 +60,7 @@ def test_the_command_line_answers_without_loading_anything_heavy(arguments: list
     assert loaded.isdisjoint({"torch", "transformers", "pydantic", "typer", "rich", "numpy", "yaml", "datasets"})
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "train", "predict", "eval", "merge", "inspect"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_needs_no_torch(command: str) -> None:
     loaded = modules_after(f"from lora.cli import main; assert main([{command!r}, '--help']) == 0")
     assert loaded.isdisjoint({"torch", "transformers", "datasets", "sklearn", "accelerate"})

@@ -32,6 +32,7 @@ _T5: dict[str, Any] = {
 # name -> (model class, config class, its arguments). Every architecture that the adapter format is proved on.
 MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "bert": (hf.BertForSequenceClassification, hf.BertConfig, _ENCODER),
+    "bert-tokens": (hf.BertForTokenClassification, hf.BertConfig, _ENCODER),
     "roberta": (hf.RobertaForSequenceClassification, hf.RobertaConfig, {**_ENCODER, "pad_token_id": 1}),
     "distilbert": (
         hf.DistilBertForSequenceClassification, hf.DistilBertConfig,
@@ -58,6 +59,7 @@ MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, _DECODER),
     "llama-tied": (hf.LlamaForCausalLM, hf.LlamaConfig, {**_DECODER, "tie_word_embeddings": True}),
     "llama-cls": (hf.LlamaForSequenceClassification, hf.LlamaConfig, _DECODER),
+    "llama-tokens": (hf.LlamaForTokenClassification, hf.LlamaConfig, _DECODER),
     "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, _DECODER),
     "qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, _DECODER),
     "mistral": (hf.MistralForCausalLM, hf.MistralConfig, {**_DECODER, "sliding_window": 16}),
@@ -72,7 +74,10 @@ MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
          "image_size": 16, "patch_size": 8, "num_labels": LABELS},
     ),
 }  # fmt: skip
-CLASSIFIERS = ("bert", "roberta", "distilbert", "modernbert", "gpt2-cls", "llama-cls", "t5-cls", "vit")
+CLASSIFIERS = (
+    "bert", "bert-tokens", "roberta", "distilbert", "modernbert", "gpt2-cls", "llama-cls", "llama-tokens", "t5-cls",
+    "vit",
+)  # fmt: skip
 
 
 def tiny(arch: str, seed: int = 0, **overrides: Any) -> Any:

@@ -7,14 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora.checks.plan import plan
     from lora.config import AdapterConfig, DataConfig, RunConfig, Source, TrainingConfig
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
+    from lora.evaluation.generate import generate
     from lora.evaluation.predict import predict
     from lora.model.lora import LoRA
     from lora.overrides import load_config
     from lora.training.job import Job
     from lora.training.loop import fit
+    from lora.workflow.look import describe_data
 
 __version__ = "0.1.0"
 
@@ -27,9 +30,12 @@ __all__ = [
     "RunConfig",
     "Source",
     "TrainingConfig",
+    "describe_data",
     "evaluate",
     "fit",
+    "generate",
     "load_config",
+    "plan",
     "predict",
 ]
 
@@ -42,9 +48,12 @@ _HOMES = {
     "RunConfig": "lora.config",
     "Source": "lora.config",
     "TrainingConfig": "lora.config",
+    "describe_data": "lora.workflow.look",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",
+    "generate": "lora.evaluation.generate",
     "load_config": "lora.overrides",
+    "plan": "lora.checks.plan",
     "predict": "lora.evaluation.predict",
 }
 

@@ -21,6 +21,8 @@ Schedule = Literal["linear", "cosine", "constant"]
 # them.
 EVAL_BATCH_SIZE = 32  # rows of one forward pass: twice training's, as nothing is kept for a backward
 MAX_NEW_TOKENS = 128  # of a completion: a paragraph; more costs time with models that have not learned to stop
+NEARLY_THE_SAME = 0.8  # Jaccard index of word triples: below it questions of one form are alike, whatever is asked
+CHAT_LENGTH = 8192  # tokens of a conversation with its next answer, where the model has as many positions
 LATENCY_ROWS = 64  # rows timed one by one: a 95th percentile rests on the slowest few, with fewer on one alone
 
 
@@ -136,7 +138,7 @@ class DataConfig(Settings):
 
     train: str | list[str | Source] | None = Field(
         default=None,
-        description="a jsonl, json, csv, tsv, parquet or txt file, a folder, or a hub id; "
+        description="a jsonl, json, csv, tsv, parquet, txt or conll file, a folder, or a hub id; "
         "'#500' takes the first 500 rows; or several of them, '#x2' takes each row of one twice an epoch",
         json_schema_extra={"repeatable": True},
     )
@@ -149,7 +151,7 @@ class DataConfig(Settings):
         le=0.9,
         description="share split off where no validation data is given, at most 0.9; 0: none",
     )
-    task: str = Field(default="auto", description=f"{', '.join(TASKS)}; auto reads it from the columns")
+    task: str = Field(default="auto", description=f"{', '.join(TASKS)}; auto reads it from the columns and the base")
     text_column: str | None = Field(default=None, description="column of the text (default: recognised)")
     text_pair_column: str | None = Field(default=None, description="column of a second text (default: recognised)")
     label_column: str | None = Field(default=None, description="column of the label(s) (default: recognised)")
@@ -288,6 +290,10 @@ class TrainingConfig(Settings):
     )
     length_grouped: bool = Field(default=True, description="batch rows of like length: less padding")
     seed: int = Field(default=0, ge=0, description="seeds initialisation, order and dropout")
+    # Enough to see what the adapter writes and whether it ends; small differences in a score of so few are chance.
+    generate_rows: int = Field(
+        default=32, ge=0, description="prompts answered for the report, where the task writes answers; 0: none"
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard events")
 
     @property
@@ -334,6 +340,14 @@ class RunConfig(Settings):
         gt=0,
         description="GiB that training may use beside the weights; default: 70 % of what is free when it begins",
     )
+    check: bool = Field(
+        default=True,
+        description="verify before training that it can succeed (see `lora check`), and after it what came of it",
+    )
+    probe: str | None = Field(
+        default=None,
+        description="general text on which base and adapter are compared after training; default: built-in",
+    )
     # Of the run and not of an adapter: they choose what the shared passes are computed by.
     compile: bool = Field(
         default=False, description="element-wise parts of decoders by torch's compiler: faster steps, a slow first one"
@@ -368,3 +382,22 @@ class RunConfig(Settings):
     @classmethod
     def _data_as_path(cls, value: Any) -> Any:
         return {"train": value} if isinstance(value, (str, Path, list)) else value
+
+
+class SamplingConfig(Settings):
+    """How text is written by a model: what the next token is drawn from."""
+
+    aliases = {"max_tokens": "max_new_tokens"}
+
+    # 0: the same prompt gives the same text, and what is compared differs by the adapter and not by chance.
+    temperature: float = Field(default=0.0, ge=0, description="spread of what is drawn; 0: always the likeliest token")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="only the likeliest tokens that together have this share")
+    top_k: int = Field(default=0, ge=0, description="only this many of the likeliest tokens; 0: all")
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="only tokens of at least this share of the likeliest one's probability"
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="above 1: tokens of the prompt and the answer so far become less likely"
+    )
+    seed: int = Field(default=0, ge=0, description="of what is drawn: the same seed gives the same text")
+    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, description="longest text written, in tokens")

@@ -20,9 +20,14 @@ VARIANTS: dict[str, str | None] = {
 # Where the columns speak for several tasks equally, the first of them is taken.
 TASKS = {
     "classification": "lora.tasks.classification:ClassificationTask",
+    "token-classification": "lora.tasks.token_classification:TokenClassificationTask",
     "multi-label": "lora.tasks.multilabel:MultiLabelTask",
     "regression": "lora.tasks.regression:RegressionTask",
     "causal": "lora.tasks.causal:CausalTask",
+    "chat": "lora.tasks.chat:ChatTask",
+    "preference": "lora.tasks.preference:PreferenceTask",
+    "reward": "lora.tasks.reward:RewardTask",
+    "seq2seq": "lora.tasks.seq2seq:Seq2SeqTask",
 }
 
 

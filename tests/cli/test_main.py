@@ -84,7 +84,7 @@ def test_a_command_may_return_an_exit_code(value, code, raising) -> None:
     [
         (["tran"], "did you mean 'train'?"),
         (["DEMO"], "did you mean 'demo'?"),
-        (["qqq"], "known: demo, doctor, train"),
+        (["qqq"], "known: demo, doctor, data, plan, check, train"),
         (["--hlep"], "--help"),
     ],
 )

@@ -13,13 +13,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from compiler import needs_compiler
 from lora import LoRA, fit
 from lora.core.variant import variants
 from lora.training.job import Job
-from small_base import WORDS, labelled, save_base, stories, tokenizer
+from small_base import WORDS, labelled, save_base, stories, tagged, tokenizer
 from tiny_models import tiny
 
 VARIANTS = sorted(variants())
@@ -29,11 +34,14 @@ def base(folder: Any, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     if "llama" in str(folder):
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if "t5" in str(folder):
+        return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, dtype=dtype)
 
 
 def rows(folder: Any, count: int, seed: int) -> list[dict[str, Any]]:
-    return stories(count, seed) if "llama" in str(folder) else labelled(count, seed, longest=5)
+    writes = any(kind in str(folder) for kind in ("llama", "t5"))
+    return stories(count, seed) if writes else labelled(count, seed, longest=5)
 
 
 def train(folder: Any, jobs: dict[str, Job], dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def mixed_jobs(folder: Any, variant: str, held: bool = True) -> dict[str, Job]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_together_as_alone(request: Any, kind: str, dtype: torch.dtype, variant: str) -> None:
     folder = request.getfixturevalue(kind)
     check(folder, mixed_jobs(folder, variant), dtype, at_once=4)
@@ -144,7 +152,7 @@ def test_beside_one_with_a_head_of_its_own(llama: Any, dtype: torch.dtype) -> No
     check(llama, jobs, dtype, at_once=3)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
     """The recomputed blocks draw the dropout of their forward again, their own and the base's."""
     folder = request.getfixturevalue(kind)
@@ -155,7 +163,7 @@ def test_under_gradient_checkpointing(request: Any, kind: str) -> None:
         same_bits(name, checkpointed[name], result)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_under_any_memory_budget(request: Any, kind: str, monkeypatch: Any) -> None:
     """Recomputed layers and smaller passes, chosen for want of memory, change nothing; nor does whoever is waiting."""
     folder = request.getfixturevalue(kind)
@@ -276,6 +284,23 @@ def test_heads_with_dropout_inside_and_of_different_width() -> None:
     for name in jobs:
         for key, parameter in run({name: jobs[name]})[name].items():
             assert torch.equal(parameter, together[name][key]), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_tags_of_different_sets(bert: Any, dtype: torch.dtype, monkeypatch: Any) -> None:
+    """Heads of different width over every token, sentences in several windows, words without supervision."""
+    load = AutoModelForTokenClassification.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification, "from_pretrained", lambda *a, **k: load(*a, **{**k, "num_labels": 5})
+    )
+    plain = [{**row, "tags": [tag[0] for tag in row["tags"]]} for row in tagged(32, 1)]
+    training = {"learning_rate": 1e-2, "batch_size": 8, "epochs": 2}
+    jobs = {
+        "five": Job(tagged(40, 0), tagged(12, 9), {"rank": 2, "dropout": 0.2}, {**training, "label_smoothing": 0.1}),
+        "three": Job(plain, False, {"rank": 4, "targets": "attention"}, {**training, "seed": 3}),
+        "cut": Job(tagged(40, 2), False, {"rank": 3}, {**training, "seed": 4}, columns={"max_length": 8}),
+    }
+    check(bert, jobs, dtype, at_once=3)
 
 
 def test_attention_dropout_in_shared_packed_rows(llama: Any, monkeypatch: Any) -> None:

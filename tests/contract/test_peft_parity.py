@@ -21,7 +21,8 @@ from tiny_models import CLASSIFIERS, MODELS, batch, bits, logits, randomise, tin
 TOLERANCE = 1e-5
 WEIGHTS = "adapter_model.safetensors"
 HEADS = {
-    "bert": ["classifier"], "roberta": ["classifier"], "distilbert": ["pre_classifier", "classifier"],
+    "bert": ["classifier"], "bert-tokens": ["classifier"], "llama-tokens": ["score"], "roberta": ["classifier"],
+    "distilbert": ["pre_classifier", "classifier"],
     "modernbert": ["head", "classifier"], "gpt2-cls": ["score"], "llama-cls": ["score"],
     "t5-cls": ["classification_head"], "vit": ["classifier"],
 }  # fmt: skip
@@ -199,6 +200,7 @@ PEFT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "list": ("distilbert", {"target_modules": ["q_lin", "lin2"], "modules_to_save": ["classifier", "pre_classifier"]}),
     "task type lists both heads": ("bert", {"task_type": "SEQ_CLS", "target_modules": ["query"]}),
     "task type of a decoder": ("llama-cls", {"task_type": "SEQ_CLS", "target_modules": ["q_proj"]}),
+    "task type of tags": ("bert-tokens", {"task_type": "TOKEN_CLS", "target_modules": ["query"]}),
     "task type, causal": ("gpt2", {"task_type": "CAUSAL_LM", "target_modules": ["c_attn"], "fan_in_fan_out": True}),
     "untied embedding": ("llama", {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
     "embedding and dora": ("llama", {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),

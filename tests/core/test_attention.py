@@ -160,3 +160,45 @@ def test_the_kernel_for_lengths_that_vary_is_told_of_every_document(monkeypatch:
             patched.setattr(attention, "varlen_attn", kernel)
             patched.setattr(attention, "_has_kernel", lambda *tensors: True)
             torch.testing.assert_close(run(tensors, row, scaling=0.3, sliding_window=window), wanted)
+
+
+def unfolded(tensors: list[Tensor], prompt: int, answers: Sequence[int]) -> list[list[Tensor]]:
+    """The prompt with each of its answers, as rows of their own."""
+    out, start = [], prompt
+    for length in answers:
+        places = torch.tensor([*range(prompt), *range(start, start + length)])
+        out.append([x.index_select(2, places) for x in tensors])
+        start += length
+    return out
+
+
+def answering(prompt: int, answers: Sequence[int], start: int = 0, owner: str = "a") -> list[Document]:
+    first, *others = answers
+    return [
+        Document(prompt + first, None, owner),
+        *(Document(length, None, owner, (start, prompt)) for length in others),
+    ]
+
+
+@pytest.mark.parametrize("queries, scores", [(64, 1 << 19), (16, 1), (1 << 20, 5000)])
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 9}, {"softcap": 3.0}])
+@pytest.mark.parametrize("prompt, answers", [(1, [1, 1]), (5, [3, 40]), (70, [33, 2, 90]), (130, [64, 64])])
+def test_answers_that_share_a_prompt(
+    prompt: int, answers: list[int], options: dict[str, Any], queries: int, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each stood behind a prompt of its own: values, and gradients that are the sums of theirs."""
+    monkeypatch.setattr(causal_attention, "_QUERIES", queries)
+    monkeypatch.setattr(causal_attention, "_SCORES", scores)
+    tensors = draw([prompt + sum(answers)], torch.float64)
+    found = run(tensors, answering(prompt, answers), scaling=0.3, **options)
+    rows = [
+        run(row, [Document(prompt + length)], scaling=0.3, **options)
+        for row, length in zip(unfolded(tensors, prompt, answers), answers, strict=True)
+    ]
+    wanted = torch.cat([rows[0], *(row[prompt:] for row in rows[1:])])
+    torch.testing.assert_close(found, wanted)
+    incoming = torch.randn(found.shape, dtype=found.dtype)
+    for mine, other in zip(
+        torch.autograd.grad(found, tensors, incoming), torch.autograd.grad(wanted, tensors, incoming), strict=True
+    ):
+        torch.testing.assert_close(mine, other)

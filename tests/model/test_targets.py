@@ -27,7 +27,8 @@ def paths(model: nn.Module, **settings: Any) -> list[str]:
 
 # Linear layers of one attention block and of one MLP.
 PARTS = {
-    "bert": (4, 2), "roberta": (4, 2), "distilbert": (4, 2), "modernbert": (2, 2), "gpt2": (2, 2), "gpt2-cls": (2, 2),
+    "bert": (4, 2), "bert-tokens": (4, 2), "llama-tokens": (4, 3), "roberta": (4, 2),
+    "distilbert": (4, 2), "modernbert": (2, 2), "gpt2": (2, 2), "gpt2-cls": (2, 2),
     "opt": (4, 2), "bloom": (2, 2), "llama": (4, 3), "llama-tied": (4, 3), "llama-cls": (4, 3), "qwen2": (4, 3),
     "qwen3": (4, 3), "mistral": (4, 3), "gemma2": (4, 3), "gemma3": (4, 3), "phi3": (2, 2), "vit": (4, 2),
 }  # fmt: skip

@@ -131,7 +131,7 @@ def test_long_prompts_and_long_completions(make_tokenizer: Callable[..., Any]) -
         {"prompt": "a", "completion": "b"},
     ]
     encoded = PAIRED.encode(rows, tokenizer, 10)
-    assert [example["row"] for example in encoded.examples] == [0, 2] and encoded.truncated == 1
+    assert [example["row"] for example in encoded.examples] == [0, 2] and encoded.truncated == 2
     assert encoded.lengths[0] == 10 and tokenizer.decode(encoded.examples[0]["input_ids"]).startswith("<s>")
     assert encoded.notes == [
         "1 of 3 rows was longer than 10 tokens with the completion alone and was left out: an answer is never cut.",

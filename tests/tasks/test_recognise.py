@@ -181,9 +181,9 @@ def test_a_new_task_is_one_file_and_one_line() -> None:
     )
     named = DataConfig(columns={"marks": "id"})
     assert recognise(data, named).roles == {"words": "tokens", "marks": "id"}
-    with pytest.raises(DataError, match=r"to classify, .*plain text, data.columns \{words: …, marks: …\} to tag words"):
+    with pytest.raises(DataError, match=r"to classify, .*data.columns \{words: …, marks: …\} to tag words"):
         recognise(rows("alpha", "beta"), DataConfig())
-    with pytest.raises(DataError, match=r"a prompt column \(causal\), a marks column \(tagging\); remove one kind"):
+    with pytest.raises(DataError, match=r"a prompt column \(causal, chat, .*\), a marks column \(tagging\); remove"):
         recognise(rows("a", "b"), DataConfig(columns={"marks": "a"}, prompt_column="b"))
     with pytest.raises(ConfigError, match="did you mean 'tagging'"):
         DataConfig.make({"task": "taging"})
@@ -197,6 +197,30 @@ def test_a_text_named_alone_finds_its_label_or_is_plain_text() -> None:
         "label": "label",
     }
     assert roles(recognise(rows("a", "b"), DataConfig(text_column="b"))) == {"task": "causal", "text": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "config", "expected"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}], "id": 1}, {}, {"task": "chat", "messages": "messages"}),
+        ({"conversations": '[{"from": "human", "value": "a"}]', "system": "s"}, {},
+         {"task": "chat", "messages": "conversations", "system": "system"}),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}, {},
+         {"task": "chat", "prompt": "prompt", "completion": "completion"}),
+        ({"instruction": "a", "input": "", "output": "b"}, {"task": "chat"},
+         {"task": "chat", "prompt": "instruction", "context": "input", "completion": "output"}),
+        ({"messages": "just a text", "label": "x", "text": "b"}, {}, {"task": "classification", "text": "text",
+                                                                       "label": "label"}),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, {},
+         {"task": "preference", "prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
+        ({"messages": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c"}, {},
+         {"task": "preference", "prompt": "messages", "chosen": "chosen", "rejected": "rejected"}),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, {"task": "reward"},
+         {"task": "reward", "prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
+    ],
+)  # fmt: skip
+def test_conversations_and_preferences(row: dict, config: dict[str, Any], expected: dict[str, str]) -> None:
+    assert roles(recognise([row] * 3, DataConfig(**config))) == expected
 
 
 def test_a_column_only_some_rows_have_is_seen() -> None:
@@ -237,11 +261,8 @@ def test_a_column_only_some_rows_have_is_seen() -> None:
             ["data.columns: 'lable' is unknown; did you mean 'label'?", "'zzz' is unknown; known: text, text_pair, "],
         ),
         (rows("a", "b"), {"columns": {"prompt": "aa"}}, ["data.columns.prompt: there is no column 'aa'"]),
-        ([{"messages": [{"role": "user"}]}], {}, ["chat data", "not supported yet", "prompt and completion"]),
-        ([{"conversations": [{"from": "human"}], "id": 1}], {}, ["chat data"]),
-        ([{"messages": [], "chosen": "a", "rejected": "b"}], {}, ["chat data"]),
-        (rows("prompt", "chosen", "rejected"), {}, ["preference data"]),
-        ([{"tokens": ["a"], "tags": ["O"]}], {}, ["labels for single tokens"]),
+        ([{"tokens": ["a"]}], {"task": "token-classification"}, ["no tags column", "data.columns.tags"]),
+        ([{"tokens": ["a"], "other": ["O"]}], {}, ["no column is recognised", "{tokens: …, tags: …} to tag words"]),
     ],
 )
 def test_refusals(data: list[dict], config: dict[str, Any], parts: list[str]) -> None:

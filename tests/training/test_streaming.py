@@ -128,6 +128,7 @@ def test_data_sets_of_the_library(whole: bool) -> None:
     one = read_rows(given, None, DataConfig(streaming=True if whole else None), 0)
     alike(one, read_rows(found, None, DataConfig(streaming=False), 0))
     assert isinstance(read_rows(given, None, DataConfig(streaming=False), 0).train, list)
+    alike(*(read_rows(found.with_format("numpy"), None, DataConfig(streaming=yes), 0) for yes in (True, False)))
 
 
 def test_a_folder_and_its_other_splits(tmp_path: Path) -> None:

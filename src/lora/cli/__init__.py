@@ -27,8 +27,13 @@ from lora.errors import Interrupted, LoraError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lora.cli.demo", "Fine-tune, evaluate and save a small model on built-in data."),
     "doctor": ("lora.cli.doctor", "Show what this machine has, what is missing and how to add it."),
+    "data": ("lora.cli.data", "Show what training would see of your data."),
+    "plan": ("lora.cli.plan", "Say what a training run will need, before anything is loaded."),
+    "check": ("lora.cli.check", "Verify before training that a run can succeed."),
     "train": ("lora.cli.train", "Fine-tune an adapter on your data."),
     "predict": ("lora.cli.predict", "Apply a trained adapter to new rows."),
+    "generate": ("lora.cli.generate", "Write texts for prompts, with one adapter or several."),
+    "chat": ("lora.cli.chat", "Talk to a base model and its adapters."),
     "eval": ("lora.cli.eval", "Measure an adapter beside its base model."),
     "merge": ("lora.cli.merge", "Write an adapter into a plain copy of its base model."),
     "inspect": ("lora.cli.inspect", "Show what an adapter folder or a base model holds."),
@@ -121,7 +126,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 2, (
             "error: out of memory. Smaller: --batch-size (with --accumulation to keep the step's size), --max-length; "
-            f"slower but leaner: --gradient-checkpointing\n{_first_line(error)}".rstrip()
+            "slower but leaner: --gradient-checkpointing. `lora plan` with the same options says what fits\n"
+            f"{_first_line(error)}".rstrip()
         )
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("lora"):
         return 2, f"error: the package {error.name!r} is not installed; `lora doctor` names the command that adds it"

@@ -7,8 +7,21 @@ import json
 import click
 
 from lora.cli.options import config_options
-from lora.config import EVAL_BATCH_SIZE
+from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
 from lora.io.places import file_to_write
+
+
+class Prompts(click.ParamType):
+    """A number of prompts, or ``all``."""
+
+    name = "prompts"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "all":
+            return True
+        if not value.isascii() or not value.isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither a whole number of at least 1 nor 'all'", param, ctx)
+        return int(value)
 
 
 @click.command()
@@ -19,6 +32,16 @@ from lora.io.places import file_to_write
     "--baseline/--no-baseline", default=True, show_default=True, help="measure the base model in the same pass"
 )
 @click.option("--latency/--no-latency", default=True, show_default=True, help="time single rows and throughput")
+@click.option(
+    "--generate", type=Prompts(), metavar="N|all", help="let base and adapter answer so many prompts, and score that"
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=MAX_NEW_TOKENS,
+    show_default=True,
+    help="longest answer of --generate",
+)
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")
 @click.option("--overwrite", is_flag=True, help="replace the file that --output names")
@@ -26,13 +49,15 @@ from lora.io.places import file_to_write
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
 @config_options("data")
 def command(
-    adapter: str, model: str | None, batch_size: int, baseline: bool, latency: bool, as_json: bool, output: str | None,
-    overwrite: bool, trust_remote_code: bool, allow_other_base: bool, overrides: dict[str, object],
+    adapter: str, model: str | None, batch_size: int, baseline: bool, latency: bool, generate: int | None,
+    max_new_tokens: int, as_json: bool, output: str | None, overwrite: bool, trust_remote_code: bool,
+    allow_other_base: bool, overrides: dict[str, object],
 ) -> None:  # fmt: skip
     """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows: --data FILE.
 
     \b
     lora eval run --data test.jsonl
+    lora eval run --data test.jsonl --generate 100
     """
     from lora.cli import quiet_libraries
     from lora.errors import ConfigError
@@ -56,6 +81,7 @@ def command(
     evaluation = evaluate(
         tuned, config.train, tokenizer=tokenizer, task=task, adapters=[name], baseline=baseline, batch_size=batch_size,
         max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
+        generate=generate or False, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     for note in evaluation.notes:
         say(note)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from lora.cli.progress import RowProgress
+from lora.cli.writing import base_options, file_options, job_of, output_file, read_rows, write_answers
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
-from lora.errors import ConfigError, DataError
-from lora.io.places import file_to_write
+from lora.errors import ConfigError
+
+BATCHES = 8  # whose rows are sorted by length together and answered at once
 
 
 @click.command()
@@ -24,8 +26,7 @@ from lora.io.places import file_to_write
     metavar="FILE",
     help="rows to predict, in any format that training takes; '-': lines of standard input",
 )
-@click.option("--output", "-o", metavar="FILE", help="write JSON lines here instead of printing them")
-@click.option("--model", "-m", metavar="BASE", help="the base model (default: the one the adapter names)")
+@file_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=EVAL_BATCH_SIZE, show_default=True)
 @click.option(
     "--max-new-tokens",
@@ -34,12 +35,10 @@ from lora.io.places import file_to_write
     show_default=True,
     help="longest completion of a generating model",
 )
-@click.option("--overwrite", is_flag=True, help="replace the file that --output names")
-@click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
-@click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
+@base_options
 def command(
-    adapter: str, texts: tuple[str, ...], data: str | None, output: str | None, model: str | None, batch_size: int,
-    max_new_tokens: int, overwrite: bool, trust_remote_code: bool, allow_other_base: bool,
+    adapter: str, texts: tuple[str, ...], data: str | None, output: str | None, resume: bool, overwrite: bool,
+    batch_size: int, max_new_tokens: int, model: str | None, loading: dict[str, Any],
 ) -> None:  # fmt: skip
     """Predict labels or completions with ADAPTER (an adapter or a run's folder), for TEXTs or a file of rows.
 
@@ -51,46 +50,28 @@ def command(
 
     if bool(texts) == bool(data):
         raise ConfigError("give texts to predict, or --data with a file of them (not both)")
-    file = file_to_write(output, "--output", overwrite, reads=data) if output else None
+    file = output_file(output, resume, overwrite, data)
     quiet_libraries()
-    from lora.evaluation.predict import predict_iter
-    from lora.io.atomic import write_text
+    from lora.evaluation.predict import checked_rows, predict_iter
     from lora.workflow import load_tuned
+    from lora.workflow.tuned import adapter_folder
 
-    rows = _rows(texts, data)
-    tuned, name, tokenizer, task = load_tuned(
-        adapter, model, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
-    )
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if task.next_token else {}
-    predictions = predict_iter(
-        tuned, rows, adapter=name, tokenizer=tokenizer, task=task, batch_size=batch_size, **options
-    )
-    lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
-    if file:
-        # Whole or not at all: a file cut short would look like a result.
-        done = list(lines)
-        write_text(file, "".join(line + "\n" for line in done))
-        print(f"{len(done)} predictions: {file}")
-    else:
-        for line in lines:
-            print(line)
+    rows = read_rows(texts, data)
+    tuned, name, tokenizer, task = load_tuned(adapter, model, **loading)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if task.generates else {}
+    options |= {"adapter": name, "tokenizer": tokenizer, "task": task, "batch_size": batch_size}
+    if not file:
+        for prediction in predict_iter(tuned, rows, **options):
+            print(json.dumps(prediction, ensure_ascii=False))
+        return
+    checked_rows(task, rows, 0)  # before the first is answered
+    settings = {"--batch-size": batch_size, "--max-new-tokens": max_new_tokens}
+    job = job_of(rows, tuned.base, {"": adapter_folder(adapter)}, settings)
+    at_once = BATCHES * batch_size
 
+    def answers(first: int, progress: RowProgress) -> Iterator[dict[str, Any]]:
+        for answer in predict_iter(tuned, rows[first:], at_once=at_once, on_note=progress.say, **options):
+            yield answer
+            progress.advance()
 
-def _rows(texts: tuple[str, ...], data: str | None) -> list[Any] | Path:
-    if texts:
-        return list(texts)
-    if data == "-":
-        rows: list[Any] = _lines()
-        if not rows:
-            raise DataError("standard input: there are no lines")
-        return rows
-    assert data is not None
-    return Path(data)
-
-
-def _lines() -> list[str]:
-    """Lines of standard input. An empty one among them is a row at fault: left out, it would shift the answers."""
-    lines = [line.rstrip("\r\n") for line in sys.stdin]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines
+    write_answers(file, job, rows, 1, at_once, answers, "predictions")

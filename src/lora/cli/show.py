@@ -25,8 +25,12 @@ def console() -> Any:
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
-    """The table of base beside tuned."""
+    """The table of base beside tuned, and some of the answers that were written."""
+    from lora.evaluation.tables import answers
+
     console().print(evaluation.table())
+    if (written := answers(evaluation)) is not None:
+        console().print(written.rich())
 
 
 def show_result(result: TrainResult) -> None:

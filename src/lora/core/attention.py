@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora.core.causal_attention import Layout, causal_attention, layout_of
+from lora.core.causal_attention import Layout, Span, causal_attention, layout_of
 from lora.core.randomness import seed_of
 
 try:
@@ -40,6 +40,8 @@ class Document(NamedTuple):
     length: int
     seed: int | None = None  # of what is drawn for it
     owner: str = ""  # its adapter
+    prefix: tuple[int, int] = (0, 0)  # (start, length) of the tokens of the row that it begins with, its owner's too
+    drops: bool = True  # whether attention weights are dropped while training
 
 
 class Row:
@@ -48,36 +50,64 @@ class Row:
     def __init__(self, documents: Sequence[Document]) -> None:
         self.documents = tuple(documents)
         self.longest = max(document.length for document in documents)
+        self.longest_seen = max(document.prefix[1] + document.length for document in documents)
         self._made: dict[Any, Any] = {}
 
     def layout(self, query: Tensor, key: Tensor, window: int | None = None) -> Layout:
         """For `causal_attention` of query (1, h, n, d) and key (1, h', n, d)."""
         what = (query.shape[1], key.shape[1], window, query.dtype, query.device)
         if what not in self._made:
-            self._made[what] = layout_of([(d.owner, d.length) for d in self.documents], *what)
+            self._made[what] = layout_of([Span(d.owner, d.length, d.prefix) for d in self.documents], *what)
         return self._made[what]
 
-    def borders(self, device: torch.device) -> Tensor:
-        """Where documents begin and end, as kernels for lengths that vary take them: (documents + 1,) int32."""
-        if device not in self._made:
-            lengths = [0, *(document.length for document in self.documents)]
-            self._made[device] = torch.tensor(lengths, device=device).cumsum(0).int()
-        return self._made[device]
+    def borders(self, device: torch.device, seen: bool = False) -> Tensor:
+        """Where documents begin and end, as kernels for lengths that vary take them: (documents + 1,) int32.
 
-    def runs(self, drawing: bool) -> list[tuple[int, int, int, int | None]]:
-        """(start, number of documents, their length, their seed) of each run of documents that can be attended to at
-        once: equally long, of one adapter (so that its runs are the same whoever is beside it), nothing to be drawn."""
-        out: list[tuple[int, int, int, int | None]] = []
+        ``seen``: counting what they begin with, as `seen` lays it out.
+        """
+        if (device, seen) not in self._made:
+            lengths = [0, *(document.length + (document.prefix[1] if seen else 0) for document in self.documents)]
+            self._made[device, seen] = torch.tensor(lengths, device=device).cumsum(0).int()
+        return self._made[device, seen]
+
+    def seen(self, device: torch.device) -> Tensor | None:
+        """The tokens that each document sees, one document after another; None: those of the row as they lie."""
+        if not any(document.prefix[1] for document in self.documents):
+            return None
+        if "seen" not in self._made:
+            places, start = [], 0
+            for document in self.documents:
+                first, length = document.prefix
+                places += [*range(first, first + length), *range(start, start + document.length)]
+                start += document.length
+            self._made["seen"] = torch.tensor(places, device=device)
+        return self._made["seen"]
+
+    def runs(self, drawing: bool) -> list[Run]:
+        """Runs of documents that can be attended to at once: equally long, of one adapter (so that its runs are the
+        same whoever is beside it), beginning with nothing of another, nothing to be drawn."""
+        out: list[Run] = []
         start, owner = 0, None
-        for length, seed, its_owner in self.documents:
+        for length, seed, its_owner, prefix, drops in self.documents:
             seed = seed if drawing else None
-            if out and out[-1][2] == length and seed is None and owner == its_owner:
-                first, count, *_ = out[-1]
-                out[-1] = (first, count + 1, length, None)
+            alike = out and out[-1].length == length and not out[-1].prefix[1] and not prefix[1]
+            if alike and seed is None and owner == its_owner:
+                out[-1] = out[-1]._replace(number=out[-1].number + 1, seed=None)
             else:
-                out.append((start, 1, length, seed))
+                out.append(Run(start, 1, length, seed, prefix, drops))
             start, owner = start + length, its_owner
         return out
+
+
+class Run(NamedTuple):
+    """Documents that are attended to at once."""
+
+    start: int  # of their first token in the row
+    number: int
+    length: int  # of each
+    seed: int | None
+    prefix: tuple[int, int]  # what a single one begins with
+    drops: bool
 
 
 # One per thread: a block recomputed in the backward may run on another thread than its forward.
@@ -169,11 +199,15 @@ def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, row: Row, scaling: float, window: int | None) -> Tensor:
     """Causal attention by torch's kernel for documents of different lengths on CUDA: (n, h, d)."""
     assert varlen_attn is not None, "the caller has looked"
-    borders = row.borders(q.device)
-    # With splits a document's bits would depend on the longest beside it.
+    seen = row.seen(q.device)
+    if seen is not None:
+        k, v = k.index_select(0, seen), v.index_select(0, seen)
+    # Queries are the last of what their document sees, and the kernel lines them up so. With splits a document's bits
+    # would depend on the longest beside it.
     out: Any = varlen_attn(
-        q, k, v, borders, borders, row.longest, row.longest, scale=scaling, num_splits=1,
-        window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+        q, k, v, row.borders(q.device), row.borders(q.device, seen=True), row.longest, row.longest_seen,
+        scale=scaling, num_splits=1, window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
     return out
 
@@ -186,12 +220,18 @@ def _by_runs(
     groups, parts = q.shape[1] // k.shape[1], []
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    for start, count, length, seed in row.runs(drawing=dropout > 0):
+    for start, count, length, seed, (first, before), drops in row.runs(drawing=dropout > 0):
         cut = slice(start, start + count * length)
         # (count, h, t, d)
         its_q, its_k, its_v = (x[cut].reshape(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        with _drawing(seed, module, q.device) if dropout else nullcontext():
-            out = _attend(its_q, its_k, its_v, causal, scaling, window, softcap, dropout)
+        if before:
+            its_k, its_v = (
+                torch.cat([x[first : first + before].transpose(0, 1)[None], own], dim=2)
+                for x, own in ((k, its_k), (v, its_v))
+            )
+        rate = dropout if drops else 0.0
+        with _drawing(seed, module, q.device) if rate else nullcontext():
+            out = _attend(its_q, its_k, its_v, causal, scaling, window, softcap, rate)
         parts.append(out.transpose(1, 2).reshape(count * length, out.shape[1], out.shape[3]))
     return torch.cat(parts)
 
@@ -216,15 +256,18 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float, window: int | None, softcap: float | None,
     dropout: float,
 ) -> Tensor:  # fmt: skip
-    """softmax(q·kᵀ·scaling)·v within each document (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), (b, h, t, d)."""
-    length = q.shape[2]
-    window = window if window is not None and window < length else None
-    if softcap is None and window is None:
+    """softmax(q·kᵀ·scaling)·v within each document (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), (b, h, t, d).
+
+    Queries are the last of the keys.
+    """
+    length, keys = q.shape[2], k.shape[2]
+    window = window if window is not None and window < keys else None
+    if softcap is None and window is None and length == keys:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=causal and length > 1, scale=scaling
         )
-    place = torch.arange(length, device=q.device)
-    distance = place[:, None] - place[None, :]
+    place = torch.arange(keys, device=q.device)
+    distance = place[keys - length :, None] - place[None, :]
     seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:
         seen = seen & (distance.abs() < window)

@@ -7,6 +7,8 @@ Documents of one adapter that are nearly as long as each other are attended to a
 filled up at their end, where under a causal mask no token of theirs looks. Blocks depend on an adapter's own documents
 alone, and so do the bits of its results.
 
+A document may begin with tokens of another (two answers to one prompt): these are keys for both, and queries of one.
+
 Shapes: m token of the documents, h query head, s key head, d head dimension; of a block b document, t token.
 """
 
@@ -44,6 +46,14 @@ class Piece(NamedTuple):
     mask: Tensor  # (h/s·t', m) of the last m keys seen here: 0 where a query sees the key, -inf where it does not
 
 
+class Span(NamedTuple):
+    """A document as attention sees it."""
+
+    owner: str  # its adapter
+    length: int  # of its own tokens
+    prefix: tuple[int, int] = (0, 0)  # (start, length) of the tokens of the row that it begins with
+
+
 class Layout(NamedTuple):
     """How the tokens of documents are laid out for attention.
 
@@ -52,6 +62,7 @@ class Layout(NamedTuple):
         queries, keys: for each place there, the (token, head) among the m·h or m·s that is put there.
         padding: the places among ``queries`` that only fill up.
         queries_back, keys_back: for each (token, head), its place.
+        shared: places among ``keys`` of tokens that a further document begins with, and the (token, head) of each.
     """
 
     pieces: list[Piece]
@@ -60,17 +71,18 @@ class Layout(NamedTuple):
     padding: Tensor
     queries_back: Tensor
     keys_back: Tensor
+    shared: tuple[Tensor, Tensor] | None
 
 
 def layout_of(
-    documents: Sequence[tuple[str, int]],
+    documents: Sequence[Span],
     heads: int,
     shared: int,
     window: int | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Layout:
-    """The layout for documents one after another, each an (adapter, number of tokens).
+    """The layout for documents whose own tokens lie one after another.
 
     Args:
         heads, shared: of queries; of keys and values.
@@ -79,38 +91,50 @@ def layout_of(
     """
     groups, pieces = heads // shared, list[Piece]()
     queries, keys = _Places(), _Places()
-    starts = torch.tensor([0, *(length for _, length in documents)]).cumsum(0)
+    starts = torch.tensor([0, *(document.length for document in documents)]).cumsum(0)
     for block in _groups(documents):
-        lengths = torch.tensor([documents[i][1] for i in block])[:, None]
+        before = torch.tensor([documents[i].prefix for i in block])
+        first, lengths = before[:, 1:], torch.tensor([[_seen(documents[i])] for i in block])  # (b, 1)
         t = _filled(int(lengths.max()))
         along = torch.arange(t)
         # The rest is filled up with the document's own last token: what is not finite stays with it.
-        tokens = (starts[block][:, None] + along.minimum(lengths - 1))[:, None, None]  # (b, 1, 1, t)
-        real = (along < lengths)[:, None, None]
+        own = starts[block][:, None] + along.minimum(lengths - 1) - first
+        tokens = torch.where(along < first, before[:, :1] + along, own)[:, None, None]  # (b, 1, 1, t)
+        real = ((along < lengths) & (along >= first))[:, None, None]
+        again = (along < first)[:, None, None]
         head = torch.arange(heads).view(1, shared, groups, 1)
-        of_queries = _cut((tokens * heads + head, real))  # (b·s, h/s, t)
-        of_keys = _cut((tokens * shared + head[:, :, :1] // groups, real))
-        for first in range(0, len(block) * shared, most := max(1, _SCORES // (groups * min(t, _QUERIES) * t))):
-            rows = slice(first, first + most)
+        of_queries = _cut(tokens * heads + head, real)  # (b·s, h/s, t)
+        of_keys = _cut(tokens * shared + head[:, :, :1] // groups, real, again)
+        for begin in range(0, len(block) * shared, most := max(1, _SCORES // (groups * min(t, _QUERIES) * t))):
+            rows = slice(begin, begin + most)
             its_keys = keys.add(*(x[rows] for x in of_keys))
             for start in reversed(range(0, t, _QUERIES)):
                 stop = min(start + _QUERIES, t)
-                its_queries = queries.add(*(x[rows, :, start:stop] for x in of_queries))
+                taken, wanted = (x[rows, :, start:stop] for x in of_queries)
+                if stop < t and not wanted.any():
+                    continue  # of the shared beginning, whose queries are another document's
+                its_queries = queries.add(taken, wanted)
                 mask = _mask(start, stop, groups, window, dtype, device)
                 pieces.append(Piece(len(of_keys[0][rows]), its_queries, its_keys, stop, mask))
     padding = (~torch.cat(queries.real)).nonzero()[:, 0]
     tensors = (torch.cat(queries.taken), torch.cat(keys.taken), padding, queries.back(), keys.back())
-    return Layout(pieces, *(tensor.to(device) for tensor in tensors))
+    all_queries, all_keys, padding, queries_back, keys_back = (tensor.to(device) for tensor in tensors)
+    return Layout(pieces, all_queries, all_keys, padding, queries_back, keys_back, keys.twice(device))
 
 
-def _groups(documents: Sequence[tuple[str, int]]) -> list[list[int]]:
+def _seen(document: Span) -> int:
+    """Tokens that its last one sees."""
+    return document.prefix[1] + document.length
+
+
+def _groups(documents: Sequence[Span]) -> list[list[int]]:
     """Which documents make a block: of one adapter, and of lengths that leave little to fill up."""
     out: list[list[int]] = []
-    for owner in dict.fromkeys(owner for owner, _ in documents):
-        mine = [i for i, (its, _) in enumerate(documents) if its == owner]
+    for owner in dict.fromkeys(document.owner for document in documents):
+        mine = [i for i, document in enumerate(documents) if document.owner == owner]
         filled = 0
-        for i in sorted(mine, key=lambda i: -documents[i][1]):
-            length = documents[i][1]
+        for i in sorted(mine, key=lambda i: -_seen(documents[i])):
+            length = _seen(documents[i])
             if filled and (filled == _filled(length) or filled**2 - length**2 <= _CALL):
                 out[-1].append(i)
             else:
@@ -141,16 +165,20 @@ def _distances(
 
 
 class _Places:
-    """Places of queries or of keys, as they are given out: what is put there, and whether it is more than filling."""
+    """Places of queries or of keys, as they are given out: what is put there, whether it is more than filling, and
+    whether it stands at another place already."""
 
     def __init__(self) -> None:
         self.taken: list[Tensor] = []
         self.real: list[Tensor] = []
+        self.again: list[Tensor] = []
         self.count = 0
 
-    def add(self, taken: Tensor, real: Tensor) -> slice:
+    def add(self, taken: Tensor, real: Tensor, again: Tensor | None = None) -> slice:
         self.taken.append(taken.flatten())
         self.real.append(real.flatten())
+        if again is not None:
+            self.again.append(again.flatten())
         self.count += taken.numel()
         return slice(self.count - taken.numel(), self.count)
 
@@ -161,10 +189,17 @@ class _Places:
         out[taken[real]] = real.nonzero()[:, 0]
         return out
 
+    def twice(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Places of what stands at another place already, and what that is; None: there are none."""
+        again = torch.cat(self.again)
+        if not again.any():
+            return None
+        return again.nonzero()[:, 0].to(device), torch.cat(self.taken)[again].to(device)
 
-def _cut(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """(b, s, g, t) of both, one of them to be expanded, as (b·s, g, t)."""
-    return [x.flatten(0, 1) for x in torch.broadcast_tensors(*pair)]
+
+def _cut(first: Tensor, *others: Tensor) -> list[Tensor]:
+    """(b, s, g, t) of all, to whose shape they are expanded, as (b·s, g, t)."""
+    return [x.flatten(0, 1) for x in torch.broadcast_tensors(first, *others)]
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float) -> Tensor:
@@ -224,8 +259,17 @@ class _CausalAttention(torch.autograd.Function):
                 its_dk.add_(ds.transpose(1, 2) @ its_q)
                 its_dv.add_(p.transpose(1, 2) @ its_do)
         dq = dq.index_select(0, layout.queries_back).view(-1, ctx.heads, dq.shape[1])
-        dk, dv = (x.index_select(0, layout.keys_back).view(-1, ctx.shared, x.shape[1]) for x in (dk, dv))
+        dk, dv = (_summed(x, layout).view(-1, ctx.shared, x.shape[1]) for x in (dk, dv))
         return dq, dk, dv, None, None
+
+
+def _summed(x: Tensor, layout: Layout) -> Tensor:
+    """(m·s, d): of each key the gradients ``x`` (places, d) of all its places."""
+    out = x.index_select(0, layout.keys_back)
+    if layout.shared is not None:
+        places, tokens = layout.shared
+        out.index_add_(0, tokens, x.index_select(0, places))
+    return out
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class SeededDropout(TorchFunctionMode):
 
     It catches ``F.dropout`` (and so ``nn.Dropout``) and the dropout inside scaled dot-product attention. A draw's seed
     comes from its adapter's and from the number of the draw within the pass, the same whatever else is in the batch.
+    Rows of an adapter without a seed (the base as a reference) drop nothing.
     """
 
     def __init__(self, router: Router) -> None:
@@ -88,12 +89,16 @@ class SeededDropout(TorchFunctionMode):
         if not training or p == 0 or p == 1 or routing.seeds is None:
             return F.dropout(input, p, training, inplace)
         draw = routing.next_draw()
+        seeds = routing.seeds
+
+        def drop(rows: Tensor, name: str) -> Tensor:
+            return dropout(rows, p, seed_of(seeds[name], draw)) if name in seeds else rows
+
         if routing.single is not None:
-            return dropout(input, p, seed_of(routing.seeds[routing.single], draw))
-        seeds, routing = routing.seeds, routing.fitting(input.shape[0])
+            return drop(input, routing.single)
+        routing = routing.fitting(input.shape[0])
         parts = [
-            dropout(rows, p, seed_of(seeds[group.name], draw))
-            for group, rows in zip(routing.groups, routing.split(input, "dropout"), strict=True)
+            drop(rows, group.name) for group, rows in zip(routing.groups, routing.split(input, "dropout"), strict=True)
         ]
         return routing.join(parts, input)
 
@@ -110,9 +115,11 @@ class SeededDropout(TorchFunctionMode):
             # The kernel draws from the global generator, which is put back as it was.
             devices = [query.device] if query.device.type != "cpu" else []
             with torch.random.fork_rng(devices, device_type=query.device.type if devices else "cuda"):
-                torch.manual_seed(seed_of(routing.seeds[group], draw))
+                seed = routing.seeds.get(group)
+                torch.manual_seed(0 if seed is None else seed_of(seed, draw))
                 q, k, v, shown = rows
-                parts.append(F.scaled_dot_product_attention(q, k, v, shown, dropout_p, **options))
+                rate = 0.0 if seed is None else dropout_p
+                parts.append(F.scaled_dot_product_attention(q, k, v, shown, rate, **options))
         return parts[0] if len(parts) == 1 else routing.join(parts, query)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.data.readers import BATCH, SPLIT_NAMES, name_classes
-from lora.data.rows import Origin, Row, SourceRow, located
+from lora.data.rows import Origin, Row, SourceRow, as_python, located
 from lora.data.streams import ListOrStream, RowStream, too_large
 from lora.errors import DataError
 from lora.hub import offline_unless_reachable
@@ -101,7 +101,8 @@ def stream_dataset(data: Any, name: str) -> RowStream:
     def rows() -> Iterator[Row]:
         origin, numbers = Origin(name), itertools.count(1)
         for batch in data.iter(BATCH):
-            some = [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
+            cells = zip(*batch.values(), strict=True)
+            some = [as_python(dict(zip(batch, row, strict=True))) for row in cells]
             name_classes(some, features)
             yield from (SourceRow(row, origin, number) for row, number in zip(some, numbers, strict=False))
 

@@ -270,9 +270,37 @@ def read_txt(path: Path, limit: int | None = None) -> list[Row]:
     return _not_empty(path, located(({"text": document} for document in documents[:limit]), str(path), "document"))
 
 
+def read_conll(path: Path, limit: int | None = None) -> list[Row]:
+    """CoNLL's columns: a word a line, its tags beside it (separated by tabs, else white space), a blank line between
+    sentences.
+
+    Rows have ``tokens``, the first column; ``tags``, the last; and ``column_2`` … for those between. Without a second
+    column there are words alone. Lines ``-DOCSTART-`` and comments (``# name = value``) are skipped. Raises DataError
+    naming lines that have other columns than the first.
+    """
+    rows: list[Row] = []
+    broken: list[str] = []
+    origin, columns, sentence, begun = Origin(str(path), "line"), 0, list[list[str]](), 1
+    for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
+        fields = line.rstrip("\r").split("\t") if "\t" in line else line.split()
+        if fields and not re.match(r"-DOCSTART-|# [^\t]* = ", line):
+            columns, begun = columns or len(fields), begun if sentence else number
+            sentence.append(fields)
+            if len(fields) != columns:
+                broken.append(f"line {number}: {len(fields)} columns where the first has {columns}: {_cut(line)}")
+        elif not fields and sentence:
+            names = ["tokens", *(f"column_{place}" for place in range(2, columns)), *(["tags"] if columns > 1 else [])]
+            rows.append(SourceRow(dict(zip(names, map(list, zip(*sentence)), strict=False)), origin, begun))
+            sentence = []
+        if limit is not None and len(rows) >= limit:
+            break
+    _raise_broken(path, broken, "each line needs a word and its tags, a blank line ends a sentence")
+    return _not_empty(path, rows)
+
+
 READERS: dict[str, Callable[[Path, int | None], list[Row] | dict[str, list[Row]]]] = {
     ".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_tsv, ".parquet": read_parquet,
-    ".txt": read_txt,
+    ".txt": read_txt, ".conll": read_conll, ".iob": read_conll,
 }  # fmt: skip
 
 

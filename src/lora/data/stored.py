@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EXAMPLES, ENTRY, COUNTS = "examples.arrow", "entry.json", ("lengths", "supervised")
+ANSWER = "__answer__"  # the column of `Encoded.answers`, beside those of the examples
 BATCH = 1024
 CHECKED = 16  # examples of a batch that are read back and compared before they are relied on
 
@@ -43,12 +44,20 @@ class Writer:
         self._waiting: list[Example] = []
         self._file: Any = None
 
-    def add(self, examples: Sequence[Example], lengths: Sequence[int], supervised: Sequence[int]) -> None:
-        """Raises Unstorable; OSError where the disk is full."""
+    def add(
+        self, examples: Sequence[Example], lengths: Sequence[int], supervised: Sequence[int],
+        answers: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """``answers``: of each example the text of its answer, or none at all.
+
+        Raises Unstorable; OSError where the disk is full.
+        """
         self.counts["lengths"].extend(lengths)
         self.counts["supervised"].extend(supervised)
         update(self.digest, examples)
-        self._waiting += examples
+        self._waiting += (
+            [{**one, ANSWER: text} for one, text in zip(examples, answers, strict=True)] if answers else examples
+        )
         while len(self._waiting) >= BATCH:
             self._write(self._waiting[:BATCH])
             del self._waiting[:BATCH]
@@ -62,7 +71,7 @@ class Writer:
                 self._file = pa.ipc.new_file(str(self.folder / EXAMPLES), schema)
                 self._schema, self._keys = schema, set(examples[0])
             batch = pa.RecordBatch.from_pylist(examples, schema=self._schema)
-        except (pa.ArrowException, OverflowError, TypeError) as error:
+        except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as error:
             raise Unstorable(f"examples that are not all of a kind ({str(error).splitlines()[0]})") from error
         # Arrow knows fewer types than Python: what comes back must be what was given.
         if any(set(example) != self._keys for example in examples) or batch[:CHECKED].to_pylist() != examples[:CHECKED]:
@@ -95,13 +104,11 @@ class StoredExamples(Sequence[Example]):
 
         self._source = pa.memory_map(str(path))
         reader = pa.ipc.open_file(self._source)
-        self._names: list[str] = reader.schema.names
-        self._batches = [
-            [_column(column) for column in reader.get_batch(number).columns]
-            for number in range(reader.num_record_batches)
-        ]
-        last = reader.get_batch(reader.num_record_batches - 1).num_rows if self._batches else 0
-        self._length = max(len(self._batches) - 1, 0) * BATCH + last
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self._names: list[str] = [name for name in reader.schema.names if name != ANSWER]
+        self._batches = [[_column(batch.column(name)) for name in self._names] for batch in batches]
+        self.answers = _Answers([batch.column(ANSWER) for batch in batches] if ANSWER in reader.schema.names else [])
+        self._length = sum(batch.num_rows for batch in batches)
 
     def __len__(self) -> int:
         return self._length
@@ -118,6 +125,30 @@ class StoredExamples(Sequence[Example]):
             raise IndexError(f"example {index} of {self._length}")
         batch, row = divmod(place, BATCH)
         return {name: column[row] for name, column in zip(self._names, self._batches[batch], strict=True)}
+
+
+class _Answers(Sequence[str]):
+    """The texts of a column, each read when it is asked for."""
+
+    def __init__(self, columns: Sequence[pa.Array]) -> None:
+        self._columns = columns
+        self._length = sum(map(len, columns))
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(self._length))]
+        place = index + self._length if index < 0 else index
+        if not 0 <= place < self._length:
+            raise IndexError(f"answer {index} of {self._length}")
+        text: str = self._columns[place // BATCH][place % BATCH].as_py()
+        return text
 
 
 class _Lists:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from lora.data.rows import Row
 
@@ -79,12 +80,19 @@ def chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     chunk, letters = list[Row](), 0
     for row in rows:
         chunk.append(row)
-        letters += sum(len(cell) for cell in row.values() if isinstance(cell, str))
+        letters += sum(map(_letters, row.values()))
         if len(chunk) == CHUNK or letters >= LETTERS:
             yield chunk
             chunk, letters = [], 0
     if chunk:
         yield chunk
+
+
+def _letters(cell: Any) -> int:
+    """Characters of a cell: a text, or messages and the like."""
+    if isinstance(cell, dict):
+        cell = list(cell.values())
+    return len(cell) if isinstance(cell, str) else sum(map(_letters, cell)) if isinstance(cell, (list, tuple)) else 0
 
 
 def too_large(size: int, kept: bool = True) -> bool:

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora.config import EVAL_BATCH_SIZE, LATENCY_ROWS, DataConfig
+from lora.config import EVAL_BATCH_SIZE, LATENCY_ROWS, MAX_NEW_TOKENS, DataConfig
 from lora.core.routing import BASE
 from lora.errors import ConfigError, ModelError
+from lora.evaluation.answers import has_answers, write_answers
 from lora.evaluation.inputs import Inputs, chosen_adapters, prepare
 from lora.evaluation.reference import constant_answer
 from lora.evaluation.result import Evaluation
 from lora.evaluation.speed import PeakMemory, measure_speed
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task
-from lora.tasks.inference import evaluating, forward, infer, misfit, to_device
-from lora.tasks.inputs import check_arguments
+from lora.tasks.inference import collated, evaluating, forward, infer, misfit, to_device
+from lora.tasks.inputs import check_arguments, tokenizer_of
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -41,6 +42,8 @@ def evaluate(
     latency: bool = True,
     latency_rows: int = LATENCY_ROWS,
     data_config: DataConfig | None = None,
+    generate: int | bool = False,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Evaluation:
     """Measure adapters on labelled data, the base beside them in the same pass.
 
@@ -59,22 +62,30 @@ def evaluate(
         latency: measure speed and peak memory too (on CUDA this resets torch's peak counter).
         latency_rows: single rows that latency is measured on.
         data_config: column names where they differ from those in training, and how to read rows without a stored task.
+        generate: let base and adapters write answers, greedily, to so many of the different prompts, evenly over the
+            data (True: to all), and score them; see docs/evaluation.md for the metrics.
+        max_new_tokens: most tokens of such an answer.
 
     Raises:
-        ConfigError, RoutingError: no task, several tasks, an unknown adapter.
+        ConfigError, RoutingError: no task, several tasks, an unknown adapter, a task without answers to be written.
         DataError: no rows, rows at fault, labels that training has not seen.
         ModelError: the model's outputs do not fit the task.
     """
     check_arguments(model=model, task=task, data=data_config, tokenizer=tokenizer)
     if adapters is not None and not adapters:
         raise ConfigError("adapters: names none; leave it out to measure all")
-    for name, value in (("batch_size", batch_size), ("latency_rows", latency_rows)):
+    least_one = {"batch_size": batch_size, "latency_rows": latency_rows, "max_new_tokens": max_new_tokens}
+    for name, value in least_one.items():
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if not isinstance(generate, int) or generate < 0:
+        raise ConfigError(f"generate is {generate!r}; it must be a number of prompts, or True for all")
     started = time.perf_counter()
     names = chosen_adapters(model, adapters, baseline)
     inputs = prepare(model, data, names, tokenizer, task, max_length, data_config)
     task, encoded = inputs.task, inputs.encoded
+    if generate and not has_answers(task, encoded):
+        raise ConfigError(f"generate: rows of the task {task.name} hold no answers to be written, so leave it out")
     names = _fitting(model, inputs, names)
     # Without measuring, the peak counter of a surrounding training run is left alone.
     with PeakMemory(model) if latency else nullcontext() as peak:
@@ -86,9 +97,16 @@ def evaluate(
             )
     targets = task.targets(encoded.examples)
     metrics = {name: task.metrics(out.predictions, targets, out.loss_sum, out.count) for name, out in outcomes.items()}
+    generation = None
+    if generate:
+        generation, scores = write_answers(
+            model, task, encoded, names, tokenizer or tokenizer_of(model), max_new_tokens=max_new_tokens,
+            wanted=None if generate is True else generate, batch_size=batch_size,
+        )  # fmt: skip
+        metrics = {name: its | scores[name] for name, its in metrics.items()}
     return Evaluation(
         metrics=metrics,
-        rows=len(encoded),
+        rows=encoded.rows,
         truncated=encoded.truncated,
         notes=inputs.notes,
         task=task.name,
@@ -99,6 +117,7 @@ def evaluate(
         speed=speed,
         peak_memory_bytes=peak.bytes if peak else None,
         peak_memory_kind=peak.kind if peak else None,
+        generation=generation,
         seconds=time.perf_counter() - started,
         source=inputs.source,
     )
@@ -117,11 +136,12 @@ def _fitting(model: LoRA, inputs: Inputs, names: list[str]) -> list[str]:
     Raises ModelError where an adapter does not fit, or nothing is left: an index error inside a loss tells no one why.
     """
     shortest = min(range(len(inputs.encoded)), key=inputs.encoded.lengths.__getitem__)
-    batch = to_device(inputs.task.collate([inputs.encoded.examples[shortest]], inputs.pad_token_id), model)
+    batch = collated(model, inputs.task, [inputs.encoded.examples[shortest]], inputs.pad_token_id)
+    batch = to_device(batch, model)
     kept = []
     with evaluating(model):
         for name in names:
-            problem = misfit(model, inputs.task, forward(model, batch, [name]))
+            problem = misfit(model, inputs.task, forward(model, batch, name))
             if problem is None:
                 kept.append(name)
             elif name != BASE or len(names) == 1:

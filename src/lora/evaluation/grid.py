@@ -13,22 +13,25 @@ Cell = str | tuple[str, str]  # text, or text and rich style
 
 @dataclass
 class Grid:
-    """A table of texts; the first column is left-aligned, the others right-aligned.
+    """A table; the first column is left-aligned, the others right-aligned.
 
     Attributes:
         below: lines under the table, in full sentences.
+        texts: all columns are left-aligned.
     """
 
     title: str
     headers: list[str]
     rows: list[list[Cell]]
     below: list[str] = field(default_factory=list)
+    texts: bool = False
 
     def markdown(self) -> str:
         """Heading, table and lines below it."""
         lines = [f"## {self.title}", ""]
         if self.rows:
-            lines += [_line(self.headers), _line([":--", *["--:"] * (len(self.headers) - 1)])]
+            others = ":--" if self.texts else "--:"
+            lines += [_line(self.headers), _line([":--", *[others] * (len(self.headers) - 1)])]
             lines += [_line([escape(text(cell)) for cell in row]) for row in self.rows]
             lines.append("")
         for sentence in self.below:
@@ -44,7 +47,7 @@ class Grid:
             title=self.title, caption=Text("\n".join(self.below)) if self.below else None, caption_justify="left"
         )
         for place, header in enumerate(self.headers):
-            out.add_column(Text(header), justify="right" if place else "left", overflow="fold")
+            out.add_column(Text(header), justify="right" if place and not self.texts else "left", overflow="fold")
         for row in self.rows:
             # Text, never markup: a class may be called "[red]".
             out.add_row(*[Text(cell) if isinstance(cell, str) else Text(cell[0], style=cell[1]) for cell in row])

@@ -115,7 +115,7 @@ def stored_task(model: LoRA, names: Sequence[str]) -> Task | None:
 
 def task_from_rows(model: LoRA, rows: list[Row], config: DataConfig) -> tuple[Task, str]:
     """Task and labels read from the rows, and a sentence about it. Labels are in the model's order, if it says one."""
-    task, how = task_for(rows, config)
+    task, how = task_for(rows, config, getattr(model.base, "config", None))
     order = _labels_of(model, getattr(task, "labels", []))
     if order:
         task = from_state({**task.state(), "labels": order})

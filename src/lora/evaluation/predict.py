@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
+from lora.core.configs import is_encoder_decoder
 from lora.core.routing import BASE
 from lora.data.problems import Problems
 from lora.data.rows import Origin, SourceRow
@@ -49,10 +50,10 @@ def predict(
     >>> predict(model, ["where is my parcel?"])
     [{"label": "delivery", "score": 0.93, "probabilities": {"delivery": 0.93, ...}}]
     """
-    given = _given(rows)
+    given = given_rows(rows)
     listed = given if isinstance(given, list) else list(given)
     name, task = _task(model, adapter, task)
-    _checked(task, listed, 0)
+    checked_rows(task, listed, 0)
     answers = predict_iter(
         model,
         listed,
@@ -76,6 +77,7 @@ def predict_iter(
     batch_size: int = EVAL_BATCH_SIZE,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
+    at_once: int | None = None,
     on_note: Callable[[str], None] = log.warning,
     **generation: Any,
 ) -> Iterator[dict[str, Any]]:
@@ -88,16 +90,17 @@ def predict_iter(
         tokenizer: default: that of the base model's folder.
         task: default: the one stored with the adapter.
         batch_size: rows of one forward pass.
-        max_length: tokens kept of a row; default: as in training, else what the model takes. Of a prompt: its last
-            ones; default: as many as leave room for the completion.
-        max_new_tokens: length of a completion; causal tasks only, as are all further options, which go to
+        max_length: tokens kept of a row; default: as in training, else what the model takes. Of a decoder's prompt: its
+            last ones; default: as many as leave room for the completion.
+        max_new_tokens: length of a completion; for tasks that write one, as are all further options, which go to
             ``generate``.
+        at_once: rows answered at a time, so many after another: their answers come out together; default: `CHUNK`.
         on_note: called with what a user should know (rows that were cut); default: a warning in the log.
 
     Yields:
         classification: ``{"label", "score", "probabilities": {class: p}}``; multi-label:
-        ``{"labels", "probabilities"}``; regression: ``{"value"}``; causal: ``{"prompt", "completion"}``, the
-        completion without the prompt.
+        ``{"labels", "probabilities"}``; regression: ``{"value"}``; token classification: ``{"words", "tags",
+        "scores", "spans"}``; causal and seq2seq: ``{"prompt", "completion"}``, the completion without the prompt.
 
     Raises:
         ConfigError, RoutingError: no task stored, which adapter is open, options that the task does not have.
@@ -108,31 +111,33 @@ def predict_iter(
     name, task = _task(model, adapter, task)
     tokenizer = tokenizer or tokenizer_of(model)
     task = task.with_tokenizer(tokenizer)
-    generates = task.auto_class.endswith("CausalLM")
     options = {**generation, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
-    if options and not generates:
+    if options and not task.generates:
         raise ConfigError(f"{', '.join(options)}: the task {task.name} gives a label or a number and generates nothing")
-    if generates:
+    if task.generates:
         options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+        if options["max_new_tokens"] < 1:
+            raise ConfigError(f"max_new_tokens is {options['max_new_tokens']}; it must be at least 1")
+    if task.generates and not is_encoder_decoder(model.base.config):
         length = prompt_length(model, tokenizer, max_length, options["max_new_tokens"])
     else:
         length = length_for(model, [name], tokenizer, max_length)
-    done = 0
-    for chunk in _chunks(_given(rows), CHUNK):
-        ready = _checked(task, chunk, done)
+    done, at_once = 0, at_once or CHUNK
+    for chunk in chunks(given_rows(rows), at_once):
+        ready = checked_rows(task, chunk, done)
         encoded = task.encode(ready, tokenizer, length, supervised=False)
         for note in encoded.notes:
-            on_note(note if len(chunk) < CHUNK and not done else f"Rows {done + 1} to {done + len(chunk)}: {note}")
-        if generates:
+            on_note(note if len(chunk) < at_once and not done else f"Rows {done + 1} to {done + len(chunk)}: {note}")
+        if task.generates:
             column = task.inputs()[0].column
             completions = complete(model, task, encoded, name, tokenizer, batch_size=batch_size, **options)
             yield from (
-                {"prompt": row[column], "completion": text} for row, text in zip(ready, completions, strict=True)
+                {"prompt": row[column], "completion": its.text} for row, its in zip(ready, completions, strict=True)
             )
         else:
             pad = pad_token_id(tokenizer, model.base)
             found = infer(model, task, encoded, [name], pad_token_id=pad, batch_size=batch_size, supervised=False)
-            yield from (_answer(task, prediction) for prediction in found[name].predictions)
+            yield from task.answers(ready, encoded, found[name].predictions)
         done += len(chunk)
     if not done:
         raise DataError("there are no rows to predict on")
@@ -150,7 +155,7 @@ def _task(model: LoRA, adapter: str | None, task: Task | None) -> tuple[str, Tas
     return names[0], task
 
 
-def _given(rows: Any) -> Iterable[Any]:
+def given_rows(rows: Any) -> Iterable[Any]:
     if isinstance(rows, str):
         raise DataError("rows is a single string; pass a list ([text]), or a pathlib.Path for a file")
     if isinstance(rows, Path):
@@ -160,20 +165,23 @@ def _given(rows: Any) -> Iterable[Any]:
     return rows
 
 
-def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
 
 
-def _checked(task: Task, rows: list[Any], before: int) -> list[Row]:
+def checked_rows(task: Task, rows: list[Any], before: int) -> list[Row]:
     """``rows`` as dicts that know their number. Raises DataError naming all at fault; ``before``: rows before these."""
     inputs = [given for given in task.inputs() if not given.optional]
     origin = Origin(unit="row")
     out: list[Row] = []
     for number, row in enumerate(rows, start=before + 1):
         cells = {inputs[0].column: row} if isinstance(row, str) else row if isinstance(row, Mapping) else {}
-        out.append(row if isinstance(row, SourceRow) else SourceRow(cells, origin, number))
+        if len(inputs) == 1 and list(cells) == ["text"]:  # a text alone, such as a txt file gives, is like a string
+            cells = {inputs[0].column: cells["text"]}
+        place = (row.origin, row.number) if isinstance(row, SourceRow) else (origin, number)
+        out.append(SourceRow(cells, *place))
     problems = Problems(out)
     for index, row in enumerate(rows):
         if isinstance(row, str) and len(inputs) > 1:
@@ -196,13 +204,3 @@ def _cell_problem(row: Row, given: Input) -> str | None:
         return f"no column {name!r} (there are: {', '.join(map(str, row)) or 'none'})"
     problem = given.problem(row[name])
     return f"{name} {problem}" if problem else None
-
-
-def _answer(task: Task, prediction: Any) -> dict[str, Any]:
-    """A task's prediction as a row of its own: probabilities by name, a bare number under ``value``."""
-    if not isinstance(prediction, dict):
-        return {"value": prediction}
-    labels = getattr(task, "labels", None)
-    if labels and "probabilities" in prediction:
-        return {**prediction, "probabilities": dict(zip(labels, prediction["probabilities"], strict=True))}
-    return dict(prediction)

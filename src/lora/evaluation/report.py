@@ -69,7 +69,7 @@ def write_report(
 def versions() -> dict[str, str | None]:
     """Versions of what a result depends on; None for what is not installed."""
     out: dict[str, str | None] = {"lora": lora.__version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scikit-learn"):
+    for name in ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scikit-learn", "sacrebleu"):
         try:
             out[name] = version(name)
         except PackageNotFoundError:

@@ -16,12 +16,33 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class Generation:
+    """Answers written to some of the prompts.
+
+    Attributes:
+        answers: of each prompt ``{"prompt": text, "references": [text, ...], "answers": {adapter: text}}``.
+        references: how many there are in all; rows of the same prompt are references of one answer.
+        reference_length: their mean number of tokens.
+        max_new_tokens: what an answer could have at most.
+        signatures: what sacrebleu says of how its metrics were computed, by metric.
+        notes: what a user should know of them, in full sentences.
+    """
+
+    answers: list[dict[str, Any]]
+    references: int
+    reference_length: float
+    max_new_tokens: int
+    signatures: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Evaluation:
     """Metrics of every adapter on one data set, the base beside them.
 
     Attributes:
         metrics: adapter name -> what `Task.metrics` gave, ``"base"`` first if it ran; ``evaluation[name]`` for short.
-        rows: examples measured on.
+        rows: rows measured on.
         truncated: rows that were longer than the model takes.
         task: name of the task; ``best_metric`` is the key of ``metrics`` that it is judged by.
         untrained_head: the base's task head was made up at random when it was loaded, so its answers are guesses.
@@ -29,6 +50,7 @@ class Evaluation:
         speed: adapter name -> ``latency_p50_ms``, ``latency_p95_ms``, ``rows_per_second``, ``tokens_per_second``, and
             ``to_base``, the factors to the base's with their intervals; see `lora.evaluation.speed`.
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
+        generation: answers that were written, where that was asked for; their metrics are among the others.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
         source: file, folder or hub id of the rows.
@@ -46,6 +68,7 @@ class Evaluation:
     speed: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
+    generation: Generation | None = None
     seconds: float = 0.0
     source: str | None = None
 
@@ -71,7 +94,7 @@ class Evaluation:
         return plain({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)})
 
     def to_markdown(self) -> str:
-        """Comparison, per-class table and confusions in Markdown, headings of level 2."""
+        """Comparison, per-class table, confusions and written answers in Markdown, headings of level 2."""
         from lora.evaluation.tables import markdown
 
         return markdown(self)

@@ -20,7 +20,7 @@ from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.evaluation.factors import factor, median_ratio, p95_ratio, rate_ratio
 from lora.tasks.base import Encoded, Task
-from lora.tasks.inference import evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, forward, to_device
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -50,7 +50,7 @@ def measure_speed(
     """
 
     def collate(indices: Sequence[int]) -> dict[str, Tensor]:
-        return task.collate([encoded.examples[i] for i in indices], pad_token_id)
+        return collated(model, task, [encoded.examples[i] for i in indices], pad_token_id)
 
     singles = spread(len(encoded), rows)
     batches = in_order(encoded.lengths, batch_size)
@@ -108,7 +108,7 @@ def _take_turns(model: LoRA, adapters: Sequence[str], batches: list[dict[str, Te
 
 def _timed(model: LoRA, name: str, batch: dict[str, Tensor], device: torch.device) -> float:
     started = time.perf_counter()
-    forward(model, to_device(batch, model), [name] * len(batch["input_ids"]))
+    forward(model, to_device(batch, model), name)
     if device.type != "cpu":  # kernels run behind; their end is what counts
         torch.accelerator.synchronize(device)
     return time.perf_counter() - started

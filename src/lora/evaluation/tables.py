@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MATRIX = 15  # classes; a larger matrix is wider than a page and mostly zeros
 PAIRS = 15  # most confused pairs shown instead
+ANSWERS = 5  # written answers shown, evenly over all of them
+EXCERPT = 240  # characters of a text shown
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,13 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("accuracy"),
+    "f1": Metric("F1"),
+    "precision": Metric("precision"),
+    "recall": Metric("recall"),
+    "f1_strict": Metric("F1 strict"),
     "f1_macro": Metric("F1 macro"),
+    "precision_macro": Metric("precision macro"),
+    "recall_macro": Metric("recall macro"),
     "f1_micro": Metric("F1 micro"),
     "f1_weighted": Metric("F1 weighted"),
     "hamming": Metric("wrong cells (Hamming loss)", better=-1),
@@ -42,7 +50,19 @@ METRICS = {
     "loss": Metric("loss", better=-1),
     "perplexity": Metric("perplexity", ",.2f", -1),
     "token_accuracy": Metric("token accuracy"),
+    "margin": Metric("margin of rewards", ".4f"),
+    "reward_chosen": Metric("reward, chosen", ".4f", 0),
+    "reward_rejected": Metric("reward, rejected", ".4f", 0),
+    "likelihood_accuracy": Metric("chosen more likely per token"),
+    "loss_chosen": Metric("loss per token, chosen", better=0),
+    "loss_rejected": Metric("loss per token, rejected", better=0),
     "tokens": Metric("supervised tokens", ",.0f", None),
+    "bleu": Metric("BLEU", ".2f"),
+    "chrf": Metric("chrF", ".2f"),
+    "rouge_l": Metric("ROUGE-L"),
+    "exact_match": Metric("exact match"),
+    "stop_rate": Metric("answers that end"),
+    "answer_length": Metric("tokens of an answer", ",.1f", 0),
 }
 SPEED = {
     "latency_p50_ms": Metric("latency p50, ms", ",.2f", -1),
@@ -132,7 +152,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
     if evaluation.reference:
         values, described = evaluation.reference["metrics"], _described(evaluation)
         # Of one label per row, F1 micro is the accuracy.
-        keys = ("accuracy", "f1_macro", *(["f1_micro"] if "hamming" in values else []), "rmse", "mae")
+        keys = ("accuracy", "f1", "f1_macro", *(["f1_micro"] if "hamming" in values else []), "rmse", "mae")
         metrics = {key: described.get(key, METRICS[key]) for key in keys if key in values}
         numbers = ", ".join(f"{metric.title} {shown(values[key], metric)}" for key, metric in metrics.items())
         out.append(f"For reference: {evaluation.reference['name']}: {numbers}.")
@@ -146,6 +166,14 @@ def remarks(evaluation: Evaluation) -> list[str]:
         )
     if any("to_base" in speed for speed in evaluation.speed.values()):
         out.append("×: how many times the base's, with its 95 % interval; one that holds 1 shows no difference.")
+    if written := evaluation.generation:
+        out.append(
+            f"Written answers: greedy, to {len(written.answers):,} different prompts, at most {written.max_new_tokens} "
+            f"tokens; beside {written.references:,} references with {written.reference_length:.1f} tokens on average. "
+            "ROUGE-L: F1, the nearest reference. Exact match: but for case and white space. "
+            + " ".join(f"{METRICS[key].title}: {signature}." for key, signature in written.signatures.items())
+        )
+        out += written.notes
     if evaluation.peak_memory_bytes:
         out.append(f"Peak memory: {evaluation.peak_memory_bytes / 2**20:,.0f} MiB, {evaluation.peak_memory_kind}.")
     return out
@@ -157,14 +185,14 @@ def per_class(evaluation: Evaluation, name: str) -> Grid | None:
     if not classes:
         return None
     base = evaluation[evaluation.base]["per_class"] if evaluation.base else None
-    headers = ["class", "rows", "precision", "recall", "F1"] + (
+    headers = ["class", "support", "precision", "recall", "F1"] + (
         [f"F1 {evaluation.label(BASE)}", "difference"] if base else []
     )
     grid = Grid(f"Per class: {name}", headers, [])
     order = list(classes)
     if len(order) > MATRIX:
         order.sort(key=lambda each: (not classes[each]["support"], classes[each]["f1"]))
-        grid.below.append("Sorted by F1, the worst first; classes without a row last.")
+        grid.below.append("Sorted by F1, the worst first; classes without support last.")
     form = Metric("")
     for each in order:
         row = classes[each]
@@ -207,6 +235,27 @@ def _pairs(labels: list[str], matrix: list[list[int]], name: str) -> Grid:
     return Grid(f"Most confused: {name}", ["true", "predicted", "rows", "of the true class"], rows, below)
 
 
+def answers(evaluation: Evaluation) -> Grid | None:
+    """Some of the written answers, side by side with a reference."""
+    if evaluation.generation is None:
+        return None
+    names = ([evaluation.base] if evaluation.base else []) + evaluation.tuned
+    every = evaluation.generation.answers
+    places = sorted({round(place * (len(every) - 1) / (ANSWERS - 1)) for place in range(ANSWERS)})
+    rows: list[list[Cell]] = []
+    for answer in (every[place] for place in places):
+        first, *more = answer["references"]
+        reference = _short(first) + (f" (and {len(more)} more)" if more else "")
+        rows.append([_short(answer["prompt"]), reference, *[_short(answer["answers"][name]) for name in names]])
+    headers = ["prompt", "reference", *[evaluation.label(name) for name in names]]
+    return Grid(f"Written answers, {len(rows)} of {len(every)}", headers, rows, texts=True)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return (text if len(text) <= EXCERPT else text[:EXCERPT] + " …") or "(nothing)"
+
+
 def headline(evaluation: Evaluation) -> str:
     """One sentence: the metric that counts, the base's, and the difference."""
     key, described = evaluation.best_metric, _described(evaluation)
@@ -229,4 +278,6 @@ def markdown(evaluation: Evaluation) -> str:
     grids[0].below += evaluation.notes
     for name in evaluation.tuned:
         grids += [grid for grid in (per_class(evaluation, name), confusion(evaluation, name)) if grid]
+    if (written := answers(evaluation)) is not None:
+        grids.append(written)
     return "\n".join(grid.markdown() for grid in grids)

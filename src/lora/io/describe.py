@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
 
 from lora.config import AdapterConfig
 from lora.errors import ConfigError
-from lora.io.peft import PREFIX
+from lora.io.peft import CONFIG, PREFIX, SIDECAR, WEIGHTS
 from lora.io.peft_load import read_folder, variant_of
-from lora.model.base import check_folder, loading
+from lora.model.base import check_folder, load_base_config, shape_of_base
 from lora.model.heads import task_heads
 from lora.model.targets import PRESETS, find_targets
 from lora.model.ties import share_tied
@@ -43,21 +44,23 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
     return out
 
 
+def files_sha256(folder: Path) -> str:
+    """SHA-256 over all that an adapter folder says of its adapter."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS, SIDECAR):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
 def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
     """Parameters of a base model and what each preset would adapt; weights are not loaded, only shapes are made.
 
     Raises:
         ModelError: no model of that name.
     """
-    import torch
-    import transformers
-
-    name = check_folder(name)
-    with loading(name, "cannot be read as a model"):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        auto = _auto_class(config)
-        with torch.device("meta"):
-            model = getattr(transformers, auto).from_config(config, trust_remote_code=trust_remote_code)
+    config = load_base_config(name, trust_remote_code)
+    model: Any = shape_of_base(name, config, auto_class_of(config), trust_remote_code=trust_remote_code)
     rank = rank or AdapterConfig().rank
     presets: dict[str, Any] = {}
     total = sum(p.numel() for p in model.parameters())
@@ -76,7 +79,7 @@ def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = 
             f"{summary(t.path for t in report.adapted)}"
         )
     return {
-        "base": name,
+        "base": check_folder(name),
         "class": type(model).__name__,
         "parameters": total,
         "layers": getattr(config.get_text_config(), "num_hidden_layers", "unknown"),
@@ -90,13 +93,14 @@ def describe_base(name: str, rank: int | None = None, trust_remote_code: bool = 
     }
 
 
-def _auto_class(config: Any) -> str:
+def auto_class_of(config: Any) -> str:
     """The class the checkpoint was saved as decides; a body without a head is shown as such."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
     for ending, auto in {
         "ForCausalLM": "AutoModelForCausalLM",
         "LMHeadModel": "AutoModelForCausalLM",
         "ForSequenceClassification": "AutoModelForSequenceClassification",
+        "ForTokenClassification": "AutoModelForTokenClassification",
         "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
         "ForImageClassification": "AutoModelForImageClassification",
     }.items():

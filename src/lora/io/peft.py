@@ -37,7 +37,8 @@ PEFT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "s
 
 TASK_TYPES = {
     "SequenceClassification": "SEQ_CLS", "CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
-    "ConditionalGeneration": "SEQ_2_SEQ_LM", "TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS",
+    "ConditionalGeneration": "SEQ_2_SEQ_LM", "MTModel": "SEQ_2_SEQ_LM",
+    "TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS",
 }  # fmt: skip
 
 

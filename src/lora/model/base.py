@@ -26,6 +26,15 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
+def load_base_config(name: str, trust_remote_code: bool = False) -> Any:
+    """transformers' configuration of base model ``name``, without its weights; raises ModelError."""
+    from transformers import AutoConfig
+
+    name = check_folder(name)
+    with loading(name, "its config.json cannot be read"):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
 def load_base(
     name: str,
     auto_class: str,
@@ -45,6 +54,24 @@ def load_base(
         return getattr(transformers, auto_class).from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, **(options or {})
         )
+
+
+def shape_of_base(
+    name: str, config: Any, auto_class: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """Base model ``name`` of ``config`` on torch's meta device: shapes alone, no weight is read or made.
+
+    Raises:
+        ModelError: transformers has no such model for this configuration.
+    """
+    import transformers
+
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    with loading(name, f"cannot be made as {auto_class}"), torch.device("meta"):
+        model: nn.Module = getattr(transformers, auto_class).from_config(
+            config, **({} if dtype is None else {"dtype": dtype}), **options
+        )
+    return model
 
 
 @contextmanager
@@ -84,20 +111,23 @@ def longest_row(tokenizer: Any, model: nn.Module, wanted: int | None = None) -> 
     Raises:
         ModelError: more is wanted than the model has positions for.
     """
-    config = getattr(model, "config", None)
-    text = text_config(config)
-    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    if positions and getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
-        positions -= 2  # these families count positions from the padding id + 1
-    if positions is not None and positions <= 0:  # XLNet's way to say that it has no limit
-        positions = None
-    # Relative positions (T5, BLOOM) and tokenizers without a limit give huge or absent values.
+    positions = positions_of(model)
+    # Tokenizers without a limit give huge values.
     limits = [limit for limit in (positions, getattr(tokenizer, "model_max_length", None)) if limit and limit < 10**7]
     if wanted is not None:
         if positions and wanted > positions:
             raise ModelError(f"max_length {wanted} is above the {positions} positions that the base model has")
         return wanted
     return min([*limits, MAX_LENGTH])
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """Positions that a row can have; None: there is no limit, as with relative positions (T5, BLOOM)."""
+    text = text_config(getattr(model, "config", None))
+    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    if positions and getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
+        positions -= 2  # these families count positions from the padding id + 1
+    return positions if positions and positions > 0 else None  # -1 is XLNet's way to say that it has no limit
 
 
 def check_folder(name: str) -> str:

@@ -16,7 +16,7 @@ from lora.config import AdapterConfig
 from lora.core.routing import BASE
 from lora.errors import ConfigError
 from lora.model.heads import input_embedding, output_heads
-from lora.model.inject import route_checkpoints
+from lora.model.inject import route_checkpoints, switch_layers_alone
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -108,6 +108,7 @@ class Facade(nn.Module):
             self.base.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **kwargs)  # type: ignore[operator]
         else:  # transformers before 5.20
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)  # type: ignore[operator]
+        switch_layers_alone(self.base)
         route_checkpoints(self.base, self.router)
 
     def gradient_checkpointing_enable(

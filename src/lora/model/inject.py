@@ -93,3 +93,18 @@ def route_checkpoints(model: nn.Module, router: Router) -> None:
         if checkpoint is not None:
             options = {"use_reentrant": False, "context_fn": router.checkpoint_contexts}
             module.__dict__["_gradient_checkpointing_func"] = functools.partial(checkpoint, **options)
+
+
+def switch_layers_alone(model: nn.Module) -> None:
+    """Of checkpointed blocks leave the switch on themselves and take it off their parts.
+
+    For the reentrant form T5's attention makes a mask that requires a gradient where its switch is on. Such a mask
+    takes another kernel, and so gives other last bits than without checkpointing.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            for part in block.modules():
+                if part is not block and getattr(part, "gradient_checkpointing", False):
+                    part.gradient_checkpointing = False  # type: ignore[assignment]

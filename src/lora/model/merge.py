@@ -11,6 +11,7 @@ from torch import nn
 from lora.core.configs import text_config
 from lora.core.layer import AdaptedLayer, TiedSlot
 from lora.core.owned import OwnedModule
+from lora.errors import ModelError
 from lora.model.heads import fit_width
 from lora.model.inject import forget_adapters
 
@@ -28,7 +29,11 @@ def merge(model: LoRA, name: str) -> nn.Module:
     Args:
         model: unchanged.
         name: one of its adapters.
+
+    Raises:
+        ModelError: an adapted layer's weights are quantised.
     """
+    _refuse_quantised(model, name)
     slots = model.slots(name, tied=True)
     memo: dict[int, Any] = {}
     plain = plain_copy(model.base, memo)
@@ -55,6 +60,19 @@ def merge(model: LoRA, name: str) -> nn.Module:
                 if layer.out_features != width:
                     _say_labels(plain, layer.out_features)
     return plain.requires_grad_(True)
+
+
+def _refuse_quantised(model: LoRA, name: str) -> None:
+    """Raise ModelError where the update would be rounded to a handful of values, and so be lost."""
+    for wrapper in model.base.modules():
+        if isinstance(wrapper, AdaptedLayer) and wrapper.slot(name) is not None:
+            weight: Any = wrapper.base_layer.weight
+            if not weight.is_floating_point() or weight.dtype.itemsize < 2 or hasattr(weight, "quant_state"):
+                raise ModelError(
+                    f"{wrapper.path}: its weights are quantised ({type(wrapper.base_layer).__name__}), and merging "
+                    "would round the update away; load the base without quantisation and merge into that, or serve the "
+                    "adapter unmerged"
+                )
 
 
 def plain_copy(base: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

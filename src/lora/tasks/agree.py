@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from lora.config import DataConfig
 from lora.data.columns import Columns, Table
@@ -16,11 +17,14 @@ from lora.tasks.recognise import recognise
 from lora.tasks.sequence import require_columns
 
 
-def agree(parts: list[Part], settings: DataConfig, task: Task | None = None) -> tuple[Task, list[str]]:
+def agree(
+    parts: list[Part], settings: DataConfig, task: Task | None = None, base: Any = None
+) -> tuple[Task, list[str]]:
     """The task that all ``parts`` are for, and sentences about it. Where columns are spelled unlike, rows are replaced.
 
     Args:
         task: already known; the rows must have its columns.
+        base: transformers' configuration of the base model.
 
     Raises:
         DataError: a source is for no task, or for another than the first.
@@ -29,7 +33,7 @@ def agree(parts: list[Part], settings: DataConfig, task: Task | None = None) -> 
         (part,) = parts
         settings = _settings_of(part, settings)
         if task is None:
-            task, how = task_for(part.train, settings)
+            task, how = task_for(part.train, settings, base)
             return task, [how]
         task = with_columns(task, settings)
         require_columns(part.train, [given.column for given in task.inputs() if not given.optional])
@@ -42,7 +46,7 @@ def agree(parts: list[Part], settings: DataConfig, task: Task | None = None) -> 
         for part in parts:
             require_columns(part.train, columns)
         return task, notes
-    found = _recognised(parts, settings)
+    found = _recognised(parts, settings, base)
     roles = _spelling(found)
     notes = [note for part, its in zip(parts, found, strict=True) for note in _renamed(part, its.roles, roles)]
     task = learned(found[0].task, joined([part.train for part in parts]) or [], roles, settings)
@@ -55,12 +59,12 @@ def _settings_of(part: Part, settings: DataConfig) -> DataConfig:
     return settings.model_copy(update={**own, "columns": {**settings.columns, **part.columns}})
 
 
-def _recognised(parts: list[Part], settings: DataConfig) -> list[Columns]:
+def _recognised(parts: list[Part], settings: DataConfig, base: Any) -> list[Columns]:
     """Task and columns of each source. Raises DataError: unrecognised sources, all of them, or of different tasks."""
     found, problems = [], []
     for part in parts:
         try:
-            found.append(recognise(part.train, _settings_of(part, settings)))
+            found.append(recognise(part.train, _settings_of(part, settings), base))
         except DataError as error:
             problems.append(str(error))
     if problems:

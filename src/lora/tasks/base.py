@@ -27,11 +27,12 @@ class Options(Settings):
 
 
 class NoneLeft(DataError):
-    """All rows were left out. ``notes``: the sentences about them that `Encoded` would have had."""
+    """All rows were left out. ``notes``, ``truncated``: what `Encoded` would have had."""
 
-    def __init__(self, message: str, notes: list[str]) -> None:
+    def __init__(self, message: str, notes: list[str], truncated: int) -> None:
         super().__init__(message)
         self.notes = notes
+        self.truncated = truncated
 
 
 @dataclass
@@ -43,10 +44,13 @@ class Encoded:
             Where there are many they are read from the disk one by one (`lora.data.stored`).
         lengths: number of tokens of each example.
         supervised: number of supervised positions (tokens or labels) of each example.
-        truncated: how many rows were longer than ``max_length``.
+        truncated: how many rows were longer than ``max_length``, those left out among them.
         notes: what a user should know, in full sentences (truncation, dropped rows).
+        answers: of each example the text that is its answer, as the data have it; empty where that is not kept.
+        ends: token ids with which answers end that were only met among the rows, see `Task.met`.
         shares: examples and weight of each source, one after another (see `BatchPlan`); empty: one source.
         digest: SHA-256 of all examples, where it is known already.
+        of_rows: how many rows the examples come from, where it is known already.
     """
 
     examples: Sequence[dict[str, Any]]
@@ -54,11 +58,21 @@ class Encoded:
     supervised: Sequence[int]
     truncated: int = 0
     notes: list[str] = field(default_factory=list)
+    answers: Sequence[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     shares: list[tuple[int, float]] = field(default_factory=list)
     digest: str | None = None
+    of_rows: int | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def rows(self) -> int:
+        """How many rows the examples come from; a long one may have become several, which then say their ``row``."""
+        if self.of_rows is not None:
+            return self.of_rows
+        return len({example.get("row", place) for place, example in enumerate(self.examples)})
 
 
 @dataclass(frozen=True)
@@ -102,9 +116,20 @@ class Task(ABC):
     greater_is_better: ClassVar[bool]
     # The numbers among `metrics`, any of which can pick the best checkpoint; empty: not known before the first time.
     measures: ClassVar[tuple[str, ...]] = ()
+    per_token: ClassVar[bool] = False  # whether its labels are of single tokens: the logits are (b, t, c), not (b, c)
     # Whether the loss is the cross-entropy of each next token that ``labels`` of an example holds: such examples can be
     # packed into one row, and the head computed for supervised positions alone.
     next_token: ClassVar[bool] = False
+    # Whether label smoothing is of the cross-entropy of those tokens, and not of the task's own loss.
+    smooths_tokens: ClassVar[bool] = True
+    rows: ClassVar[int] = 1  # of a padded batch that one example makes
+    generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
+
+    @classmethod
+    def suits(cls, base: Any) -> bool:
+        """Whether the task may be meant where the settings name none and the base has the configuration ``base``
+        (transformers'; None: not known)."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -136,7 +161,7 @@ class Task(ABC):
         return None
 
     def remarks(self) -> list[str]:
-        """What a user should know of what was learned from the rows, in full sentences."""
+        """What a user should know of what was learned from the rows, or seen of the tokenizer, in full sentences."""
         return []
 
     @abstractmethod
@@ -149,6 +174,19 @@ class Task(ABC):
         Raises DataError where rows would become other tokens than those the adapter was trained with.
         """
         return self
+
+    def ends(self) -> list[int]:
+        """Token ids that end a generated answer, beside the model's and the tokenizer's own."""
+        return []
+
+    def met(self, ends: Sequence[int]) -> None:
+        """Take note of `Encoded.ends`, of rows that another process may have encoded."""
+        return None
+
+    @property
+    def reference(self) -> bool:
+        """Whether the loss compares with the base: it then runs on the same examples, in the same batch."""
+        return False
 
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` (``num_labels``, ``id2label``, ``problem_type``)."""
@@ -168,17 +206,70 @@ class Task(ABC):
     ) -> dict[str, Tensor]:
         """Pad ``examples`` to one batch of tensors: ``input_ids`` (b, t), ``attention_mask`` (b, t), ``labels``, …"""
 
+    def for_base(self, batch: dict[str, Tensor], base: Any) -> dict[str, Tensor]:
+        """``batch`` with what only the base model itself can make of it. Raises ModelError where it cannot."""
+        return batch
+
+    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+        """A supervised example without its (last) answer, as generation begins with it, and the tokens of that answer.
+
+        None: there is no answer to be written.
+        """
+        if not self.next_token:
+            return None
+        learned = [label != -100 for label in example["labels"]]
+        end = len(learned) - learned[::-1].index(True)
+        start = next((place + 1 for place in range(end - 1, -1, -1) if not learned[place]), 0)
+        ids = example["input_ids"]
+        return {**{key: example[key] for key in example if key != "labels"}, "input_ids": ids[:start]}, ids[start:end]
+
     @abstractmethod
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Loss sums (b,) in fp32 and numbers of supervised positions (b,): sums until the last division."""
+        """Loss sums (b,) in fp32 and numbers of supervised positions (b,): sums until the last division.
+
+        With ``reference`` this takes one more argument of that name, the base's outputs; so does ``predictions``.
+        """
+
+    def token_losses(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """With ``next_token``: cross-entropy sums and numbers of supervised tokens, of each padded row."""
+        return self.row_losses(outputs, batch)
+
+    def packed_loss(
+        self, losses: Tensor, examples: list[dict[str, Any]], reference: Tensor | None, label_smoothing: float
+    ) -> Tensor:
+        """With ``next_token``: the loss of ``examples``, summed, from those of their supervised tokens.
+
+        Args:
+            losses: (n,) cross-entropy, example by example.
+            reference: (n,) the same of the base; None where ``reference`` is false.
+        """
+        return losses.sum()
 
     @abstractmethod
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[Any]:
-        """One prediction per row, as plain Python: what ``metrics`` and ``lora predict`` consume."""
+        """One prediction per row, as plain Python: what ``metrics`` and ``answers`` consume."""
+
+    def answers(self, rows: list[Row], encoded: Encoded, predictions: list[Any]) -> list[dict[str, Any]]:
+        """What ``lora predict`` says of each of ``rows``, JSON-serialisable.
+
+        ``encoded``: these rows; ``predictions``: one per example of it. A task that makes several examples of a row
+        puts them together again. Here: probabilities by name, a bare number under ``value``.
+        """
+        labels, out = getattr(self, "labels", None), []
+        for said in predictions:
+            answer = dict(said) if isinstance(said, dict) else {"value": said}
+            if labels and "probabilities" in answer:
+                answer["probabilities"] = dict(zip(labels, answer["probabilities"], strict=True))
+            out.append(answer)
+        return out
 
     @abstractmethod
     def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         """The true answer of each example, in the form that ``metrics`` compares with ``predictions``."""
+
+    def labels_in(self, target: Any) -> list[Any]:
+        """The labels that a target holds, as those of ``labels`` are counted: one, several, or one for each word."""
+        return target if isinstance(target, list) else [target]
 
     @abstractmethod
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:

@@ -32,8 +32,10 @@ def key_of(
 ) -> tuple[str, dict[str, Any]]:
     """The key, and the parts that it is the hash of. ``sizes``: rows of each source.
 
-    Raises Unstorable.
+    Raises Unstorable; DataError, ConfigError as `Task.with_tokenizer`.
     """
+    # As it stands before the first row: a chat format knows its template's text and golden ids then, and no more.
+    task = task.with_tokenizer(tokenizer)
     parts = {
         "rows": rows_sha256,
         "sources": list(sizes),
@@ -93,6 +95,10 @@ def tokenizer_sha256(tokenizer: Any) -> str:
         for probe in PROBES:
             for special in (True, False):
                 digest.update(_exact(dict(tokenizer(probe, add_special_tokens=special, verbose=False))))
+            if hasattr(
+                tokenizer, "_switch_to_target_mode"
+            ):  # where targets are other tokens, they may be so by a setting
+                digest.update(_exact(dict(tokenizer(text_target=probe, verbose=False))))
     except Exception as error:  # whatever one of unknown make raises
         raise Unstorable(f"a tokenizer that does not save itself ({type(error).__name__}: {error})") from error
     return digest.hexdigest()

@@ -1,34 +1,29 @@
-"""Next tokens: of plain text, or of a completion after its prompt. How they become token ids stands in `tokens`.
-
-Shapes: b row, t token, v vocabulary, n supervised token.
-"""
+"""Next tokens: of plain text, or of a completion after its prompt. How they become token ids stands in `tokens`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from lora.data.columns import TEXT, Claim, Sign, Table
 from lora.data.problems import Problems, is_missing, text_problem
-from lora.tasks.base import Encoded, Input, Row, Task
-from lora.tasks.sequence import REMEDY, check_texts, pad
-from lora.tasks.tokens import IGNORED, Frame, Made, bare_ids, blocks, completions
+from lora.tasks.base import Encoded, Input, Row
+from lora.tasks.next_token import NextTokenTask
+from lora.tasks.sequence import REMEDY, check_texts
+from lora.tasks.tokens import Frame, Made, bare_ids, blocks, completions
 
 PLAIN_TEXT = ("text", "content", "document")  # a lone column of this name is text to model, whatever stands beside it
 PROMPTS = (
     ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
-    ("question", "answer"), ("source", "target"), ("input", "output"), ("input", "target"),
+    ("question", "answer"), ("source", "target"), ("input", "output"), ("input", "target"), ("document", "summary"),
+    ("article", "highlights"), ("text", "summary"),
 )  # fmt: skip
 WITH_CONTEXT = ("instruction", "prompt", "question")  # prompts that a context column may belong to
 CONTEXT = ("input", "context")  # joined below the prompt where the prompt is an instruction
 JOIN = "\n\n"  # between an instruction and its input (alpaca), simple enough to write by hand when serving
 
 
-class CausalTask(Task):
+class CausalTask(NextTokenTask):
     """Next-token prediction.
 
     Arguments:
@@ -38,14 +33,9 @@ class CausalTask(Task):
     """
 
     name = "causal"
-    roles = ("text", "prompt", "context", "completion")
+    roles: ClassVar[tuple[str, ...]] = ("text", "prompt", "context", "completion")
     optional = ("context",)
     to_name = "data.prompt_column and data.completion_column to learn answers, or data.task causal for plain text"
-    auto_class = "AutoModelForCausalLM"
-    best_metric = "loss"
-    greater_is_better = False
-    measures = ("loss", "perplexity", "token_accuracy")
-    next_token = True
 
     def __init__(
         self,
@@ -69,7 +59,7 @@ class CausalTask(Task):
         if "text" in given and not answers:
             return Claim(Sign.NAMED if asked else Sign.USUAL, {"text": given["text"]}, why)
         sign = Sign.NAMED if asked or answers else Sign.USUAL
-        prompt, completion = _prompt_and_completion(table)
+        prompt, completion = prompt_and_completion(table)
         if prompt and completion:
             return _answering(table, sign, prompt, completion)
         if prompt or completion:
@@ -162,80 +152,15 @@ class CausalTask(Task):
         else:
             ends = [frame.strip(ids, first=False) for ids in bare_ids(tokenizer, answers)]
             completions(made, frame, bodies, ends, max_length)
-        return made.encoded(max_length, frame, self.text is not None, supervised)
+        encoded = made.encoded(max_length, frame, self.text is not None, supervised)
+        encoded.answers = [answers[example["row"]] for example in encoded.examples] if answers else []
+        return encoded
 
-    def collate(
-        self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
-    ) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask``, ``labels``: (b, t) long. Padding is masked by length: it may be eos."""
-        ids = [example["input_ids"] for example in examples]
-        return {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
-            "labels": pad(
-                [example.get("labels", [IGNORED] * len(example["input_ids"])) for example in examples],
-                IGNORED,
-                padding_side,
-            ),
-        }
-
-    def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over a row's supervised tokens (b,) fp32, and their number (b,).
-
-        ``outputs.logits``: (b, t, v); position t predicts token t+1. Only supervised positions are copied to fp32:
-        the whole of (b, t, v) would be the largest tensor of the run. Smoothing as in
-        ``torch.nn.functional.cross_entropy``.
-        """
-        chosen, labels, mask = self._supervised(outputs, batch)
-        scores = chosen.float()  # (n, v)
-        normaliser = scores.logsumexp(dim=-1)
-        losses = normaliser - scores.gather(1, labels.unsqueeze(1)).squeeze(1)
-        if label_smoothing:
-            losses = (1 - label_smoothing) * losses + label_smoothing * (normaliser - scores.mean(dim=-1))
-        return _per_row(losses, mask), mask.sum(dim=1).float()
-
-    @torch.no_grad()
-    def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """``{"loss": sum, "tokens": supervised ones, "correct": those whose most likely token is right}`` per row."""
-        chosen, labels, mask = self._supervised(outputs, batch)
-        losses, counts = self.row_losses(outputs, batch)
-        correct = _per_row((chosen.argmax(dim=-1) == labels).float(), mask)
-        return [
-            {"loss": loss, "tokens": int(tokens), "correct": int(right)}
-            for loss, tokens, right in zip(losses.tolist(), counts.tolist(), correct.tolist(), strict=True)
-        ]
-
-    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
-        """Numbers of supervised tokens."""
-        return [sum(label != IGNORED for label in example["labels"]) for example in examples]
-
-    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
-        """Loss per token, its exponential (perplexity), share of tokens predicted right, number of tokens."""
-        loss = loss_sum / count
-        tokens = sum(row["tokens"] for row in predictions)
-        return {
-            "loss": loss,
-            # exp(709.8) is the largest that fp64 holds; above it Python raises. NaN stays NaN.
-            "perplexity": math.inf if loss > 709 else math.exp(loss),
-            "token_accuracy": sum(row["correct"] for row in predictions) / tokens if tokens else 0.0,
-            "tokens": tokens,
-        }
-
-    @staticmethod
-    def _supervised(outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n, v) in their own dtype, labels (n,), and which positions they come from (b, t-1)."""
-        following = batch["labels"][:, 1:]
-        mask = following != IGNORED
-        return outputs.logits[:, :-1][mask], following[mask], mask
+    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+        return super().asked(example) if self.text is None else None
 
 
-def _per_row(values: Tensor, mask: Tensor) -> Tensor:
-    """Sums (b,) of ``values`` (n,), which stand at ``mask`` (b, t-1)."""
-    # Not index_add: on CUDA its order, and so its last bit, changes from run to run.
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values).sum(dim=1)
-
-
-def _prompt_and_completion(table: Table) -> tuple[str | None, str | None]:
+def prompt_and_completion(table: Table) -> tuple[str | None, str | None]:
     """The named columns; to one of them the other that is usual; or a usual pair."""
     prompt, completion = table.named.get("prompt"), table.named.get("completion")
     if prompt and not completion:

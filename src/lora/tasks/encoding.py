@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from lora.data.rows import named
+from lora.data.rows import located, named
 from lora.data.stored import Broken, Unstorable, Writer, read
 from lora.data.streams import ListOrStream, RowStream, chunks
 from lora.errors import DataError, SaveError
@@ -17,7 +17,7 @@ from lora.io.atomic import saving
 from lora.io.cache import VARIABLE, Cache
 from lora.tasks.base import Encoded, NoneLeft, Row, Task
 from lora.tasks.cache_key import key_of, rows_sha256
-from lora.tasks.sequence import CutNote
+from lora.tasks.sequence import Counted
 
 FEWEST = 2000  # rows from which on the disk is used: fewer are tokenised in less time than it takes to say so
 SAMPLE = 8  # rows that are tokenised anew to see that what was kept is what they give
@@ -55,28 +55,31 @@ def encode(
 def _in_memory(task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares: Shares) -> Encoded:
     if not shares:
         return task.encode(rows, tokenizer, max_length)
-    examples, lengths, supervised = list[dict[str, Any]](), list[int](), list[int]()
-    notes, counts, truncated, start = list[list[str]](), list[int](), 0, 0
+    examples, lengths, supervised, answers = list[dict[str, Any]](), list[int](), list[int](), list[str]()
+    notes, counts, ends, truncated, start = list[list[str]](), list[int](), set[int](), 0, 0
     for number, _ in shares:
         part = encode_part(task, rows[start : start + number], tokenizer, max_length, start)
         examples += part.examples
         lengths += part.lengths
         supervised += part.supervised
+        answers += part.answers
+        ends |= set(part.ends)
         truncated += part.truncated
         counts.append(len(part))
         notes.append(part.notes)
         start += number
     told = joined_notes(notes, len(rows))
-    _refuse_nothing(rows, len(examples), told)
-    return Encoded(examples, lengths, supervised, truncated, told, _weighed(counts, shares))
+    _refuse_nothing(rows, len(examples), told, truncated)
+    weighed = _weighed(counts, shares)
+    return Encoded(examples, lengths, supervised, truncated, told, answers, sorted(ends), weighed)
 
 
 def encode_part(task: Task, rows: list[Row], tokenizer: Any, max_length: int, start: int = 0) -> Encoded:
     """`Task.encode` of some of the rows, the first of them number ``start``; no example may be left."""
     try:
-        part = task.encode(rows, tokenizer, max_length)
+        part = task.encode(located(rows, "", first=start + 1), tokenizer, max_length)
     except NoneLeft as nothing:
-        return Encoded([], [], [], notes=nothing.notes)
+        return Encoded([], [], [], nothing.truncated, nothing.notes)
     for example in part.examples:
         example["row"] += start
     return part
@@ -86,9 +89,9 @@ def _weighed(counts: Sequence[int], shares: Shares) -> list[tuple[int, float]]:
     return [(count, weight) for count, (_, weight) in zip(counts, shares, strict=True)]
 
 
-def _refuse_nothing(rows: Iterable[Row], examples: int, notes: list[str]) -> None:
+def _refuse_nothing(rows: Iterable[Row], examples: int, notes: list[str], truncated: int) -> None:
     if not examples:
-        raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes)
+        raise NoneLeft(f"{named(rows)}{notes[-1]} None is left; raise data.max_length", notes, truncated)
 
 
 # -- on disk -----------------------------------------------------------------------------------------------------------
@@ -107,6 +110,7 @@ def _cached(task: Task, rows: ListOrStream, tokenizer: Any, max_length: int, sha
         if list(found.examples[: len(first)]) != first:
             raise Broken("the first rows give other tokens now")
         cache.used(key)
+        task.met(found.ends)
         found.notes.append(f"Token ids were read from {cache.place(key)}.")
         return found
     except FileNotFoundError:
@@ -147,20 +151,24 @@ def write(
     Raises DataError as `Task.encode`; Unstorable.
     """
     writer = Writer(folder)
-    notes, counts, truncated, start = list[list[str]](), [0] * max(len(shares), 1), 0, 0
+    notes, counts, ends = list[list[str]](), [0] * max(len(shares), 1), set[int]()
+    truncated = of_rows = start = 0
     try:
         for place, chunk in _chunks(rows, shares):
             part = encode_part(task, chunk, tokenizer, max_length, start)
-            writer.add(part.examples, part.lengths, part.supervised)
+            writer.add(part.examples, part.lengths, part.supervised, part.answers)
             counts[place] += len(part)
+            ends |= set(part.ends)
+            of_rows += part.rows
             truncated += part.truncated
             notes.append(part.notes)
             start += len(chunk)
         told = joined_notes(notes, start)
-        _refuse_nothing(rows, sum(counts), told)
+        _refuse_nothing(rows, sum(counts), told, truncated)
         writer.finish(
-            truncated=truncated, notes=told, counts=counts, digest=writer.digest.hexdigest(), rows=start, key=key
-        )
+            truncated=truncated, notes=told, counts=counts, digest=writer.digest.hexdigest(), rows=start,
+            of_rows=of_rows, ends=sorted(ends), key=key,
+        )  # fmt: skip
     finally:
         writer.close()
 
@@ -168,10 +176,11 @@ def write(
 def _opened(folder: Path, shares: Shares, check: bool = True) -> Encoded:
     """Raises Broken, FileNotFoundError."""
     examples, counts, facts = read(folder, check)
-    encoded = Encoded(examples, counts["lengths"], counts["supervised"], facts["truncated"], facts["notes"])
-    encoded.shares = _weighed(facts["counts"], shares) if shares else []
-    encoded.digest = facts["digest"]
-    return encoded
+    return Encoded(
+        examples, counts["lengths"], counts["supervised"], facts["truncated"], facts["notes"],
+        answers=examples.answers, ends=facts["ends"], digest=facts["digest"], of_rows=facts["of_rows"],
+        shares=_weighed(facts["counts"], shares) if shares else [],
+    )  # fmt: skip
 
 
 def _chunks(rows: Iterable[Row], shares: Shares) -> Iterator[tuple[int, list[Row]]]:
@@ -184,12 +193,10 @@ def _chunks(rows: Iterable[Row], shares: Shares) -> Iterator[tuple[int, list[Row
 
 def joined_notes(lots: Iterable[list[str]], total: int) -> list[str]:
     """The notes about parts of ``total`` rows as those about all: each once, numbers added up."""
-    cut: dict[tuple[int, str], list[CutNote]] = {}
-    order: dict[Any, str | None] = {}
+    found: dict[Any, list[str]] = {}
     for note in chain.from_iterable(lots):
-        if isinstance(note, CutNote):
-            cut.setdefault((note.max_length, note.then), []).append(note)
-            order.setdefault((note.max_length, note.then), None)
-        else:
-            order.setdefault(note, note)
-    return [CutNote.of(cut[key], total) if note is None else note for key, note in order.items()]
+        found.setdefault(note.what if isinstance(note, Counted) else note, []).append(note)
+    return [
+        Counted.of(counted, total) if (counted := [note for note in notes if isinstance(note, Counted)]) else notes[0]
+        for notes in found.values()
+    ]

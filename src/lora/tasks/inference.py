@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lora.config import EVAL_BATCH_SIZE
-from lora.core.configs import text_config
+from lora.core.configs import is_encoder_decoder, text_config
+from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.errors import RoutingError
+from lora.model.heads import output_heads
 from lora.tasks.base import Encoded, Task
 
 if TYPE_CHECKING:
@@ -71,25 +74,44 @@ def _together(
     padding_side: str, supervised: bool,
 ) -> dict[str, Outcome]:  # fmt: skip
     """`infer` with every adapter's rows in one batch. Raises RoutingError where the base cannot tell them apart."""
-    rows_each = max(1, batch_size // len(adapters))
+    runs = list(adapters)
+    if task.reference and supervised and BASE not in runs:
+        runs.append(BASE)
+    rows_each = max(1, batch_size // (len(runs) * task.rows))
     out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
     with evaluating(model), without_cache(model):
-        for indices in _batches(model, task, encoded, rows_each, len(adapters)):
-            batch = task.collate([encoded.examples[i] for i in indices], pad_token_id, padding_side)
+        for indices in _batches(model, task, encoded, rows_each, len(runs) * task.rows):
+            batch = collated(model, task, [encoded.examples[i] for i in indices], pad_token_id, padding_side)
             batch = to_device(batch, model)
-            repeated = {key: torch.cat([value] * len(adapters)) for key, value in batch.items()}
-            names = [name for name in adapters for _ in indices]
-            outputs = forward(model, repeated, names)
-            predictions = task.predictions(outputs, repeated)
-            sums, counts = task.row_losses(outputs, repeated) if supervised else (None, None)
+            rows = len(next(iter(batch.values())))
+            repeated = {key: torch.cat([value] * len(runs)) for key, value in batch.items()}
+            outputs = forward(model, repeated, [name for name in runs for _ in range(rows)])
+            if task.reference and supervised:
+                parts = _compared(task, outputs, batch, runs)
+            else:
+                sums, counts = task.row_losses(outputs, repeated) if supervised else (None, None)
+                parts = [(task.predictions(outputs, repeated), sums, counts)]
+            predictions = [prediction for part in parts for prediction in part[0]]
             for k, name in enumerate(adapters):
-                rows = slice(k * len(indices), (k + 1) * len(indices))
-                for index, prediction in zip(indices, predictions[rows], strict=True):
+                its = slice(k * len(indices), (k + 1) * len(indices))
+                for index, prediction in zip(indices, predictions[its], strict=True):
                     out[name].predictions[index] = prediction
-                if sums is not None and counts is not None:
-                    out[name].loss_sum += float(sums[rows].cpu().double().sum())
-                    out[name].count += int(counts[rows].sum())
+                if supervised:
+                    sums, counts = (torch.cat([part[place] for part in parts])[its] for place in (1, 2))
+                    out[name].loss_sum += float(sums.cpu().double().sum())
+                    out[name].count += int(counts.sum())
     return out
+
+
+def _compared(task: Task, outputs: Any, batch: dict[str, Tensor], runs: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Predictions, loss sums and counts of each of ``runs``, beside the base, which is one of them."""
+    each = [SimpleNamespace(logits=rows) for rows in outputs.logits.chunk(len(runs))]
+    compare: Any = task  # with ``reference``, as the contract has it
+    base = each[runs.index(BASE)]
+    return [
+        (compare.predictions(own, batch, reference=base), *compare.row_losses(own, batch, reference=base))
+        for own in each
+    ]
 
 
 LOGITS = 1 << 28  # of a batch; in fp32, in which losses are taken, they are 1 GiB
@@ -97,27 +119,40 @@ LOGITS = 1 << 28  # of a batch; in fp32, in which losses are taken, they are 1 G
 
 def _batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) -> Iterator[list[int]]:
     """Batches of at most ``rows`` rows, fewer where each token has logits over a large vocabulary."""
-    width = getattr(text_config(getattr(model.base, "config", None)), "vocab_size", None) if task.next_token else None
+    width = getattr(text_config(getattr(model.base, "config", None)), "vocab_size", None) if task.generates else None
     for indices in in_order(encoded.lengths, rows):
         longest = encoded.lengths[indices[0]]
         most = len(indices) if width is None else max(1, LOGITS // (longest * width * copies))
         yield from (indices[start : start + most] for start in range(0, len(indices), most))
 
 
-def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str]) -> Any:
-    """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself."""
+def collated(
+    model: LoRA, task: Task, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+) -> dict[str, Tensor]:
+    """``examples`` as one batch with everything that this model takes. Raises ModelError as `Task.for_base`."""
+    return task.for_base(task.collate(examples, pad_token_id, padding_side), model.base)
+
+
+def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str] | str) -> Any:
+    """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself.
+
+    ``adapters``: one name for each row, or one for all.
+    """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return model(**inputs, adapters=list(adapters))
+    rows = len(next(iter(inputs.values())))
+    return model(**inputs, adapters=[adapters] * rows if isinstance(adapters, str) else list(adapters))
 
 
 def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:
     """Why ``outputs`` of one row are not what ``task`` reads; None if they are."""
     logits = getattr(outputs, "logits", None)
-    per_token = task.auto_class.endswith("CausalLM")
     wanted = task.model_options().get("num_labels")
-    if not per_token and wanted is None:
+    of_tokens = task.generates or task.per_token
+    if not of_tokens and wanted is None:
         return None  # a task of one's own, of which no more is known
-    if logits is None or logits.dim() != (3 if per_token else 2):
+    # Logits of a language model are of each token too, but over its vocabulary.
+    vocabulary = task.per_token and bool(output_heads(model.base))
+    if logits is None or logits.dim() != (3 if of_tokens else 2) or vocabulary:
         found = type(model.base).__name__
         return f"the task {task.name} needs a model loaded with {task.auto_class}, and this one is a {found}"
     if wanted is None or logits.shape[-1] == wanted or logits.shape[-1] > wanted > 1:  # more are not read
@@ -148,12 +183,17 @@ def evaluating(model: LoRA) -> Iterator[None]:
 @contextmanager
 def without_cache(model: LoRA) -> Iterator[None]:
     """For the block the model keeps no keys and values for tokens to come, which nobody asks for."""
-    config = text_config(getattr(model.base, "config", None))
-    caches = getattr(config, "use_cache", None)
-    if caches:
-        config.use_cache = False
+    base: Any = model.base
+    config = getattr(base, "config", None)
+    configs = [text_config(config)]
+    if is_encoder_decoder(config) and hasattr(base, "get_decoder"):
+        configs.append(getattr(base.get_decoder(), "config", None))  # T5's has one of its own
+    caching = [its for its in configs if getattr(its, "use_cache", None)]
+    before = [its.use_cache for its in caching]
+    for its in caching:
+        its.use_cache = False
     try:
         yield
     finally:
-        if caches:
-            config.use_cache = caches
+        for its, value in zip(caching, before, strict=True):
+            its.use_cache = value

@@ -5,16 +5,14 @@ Rows may come as anything that callers call data; the rest follows from the mode
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 from lora.config import DataConfig, Source, TrainingConfig
 from lora.data.hub import stream_dataset
 from lora.data.readers import name_classes
-from lora.data.rows import Row, located
+from lora.data.rows import Row, as_python, located
 from lora.data.streams import ListOrStream, RowStream, chunks, too_large
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_tokenizer, longest_row
@@ -68,7 +66,7 @@ def as_rows(data: Any, what: str, stream: bool | None = False) -> ListOrStream:
         )
     if not rows:
         raise DataError(f"{what}: there are no rows")
-    rows = [_plain(row) for row in rows]
+    rows = [as_python(row) for row in rows]
     if features is not None and hasattr(features, "to_dict"):
         name_classes(rows, features.to_dict())
     return located(rows, what)
@@ -82,22 +80,12 @@ def _in_parts(data: Any, stream: bool | None) -> bool:
     return bool(stream) or kind == "IterableDataset" or too_large(data.data.nbytes)
 
 
-def _plain(row: Row) -> Row:
-    """``row`` with numbers of numpy, torch or decimal as Python's own: by its type it is told what a label is."""
-    changed = {
-        key: float(value) if isinstance(value, Decimal) else value.item()
-        for key, value in row.items()
-        if isinstance(value, Decimal) or (hasattr(value, "item") and getattr(value, "shape", None) == ())
-    }
-    if changed:
-        row = copy.copy(row)
-        row.update(changed)
-    return row
+def task_for(rows: ListOrStream, config: DataConfig, base: Any = None) -> tuple[Task, str]:
+    """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError.
 
-
-def task_for(rows: ListOrStream, config: DataConfig) -> tuple[Task, str]:
-    """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError."""
-    columns = recognise(rows, config)
+    ``base``: transformers' configuration of the base model.
+    """
+    columns = recognise(rows, config, base)
     task = learned(columns.task, rows, columns.roles, config)
     return task, " ".join([columns.how, *task.remarks()])
 

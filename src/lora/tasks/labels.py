@@ -66,7 +66,7 @@ class LabelsTask(SequenceTask):
 
     def restore(self, name: str) -> Any:
         """The label called ``name`` as it was in the training data."""
-        return name == "True" if self.label_kind == "bool" else KINDS[self.label_kind](name)
+        return typed(name, self.label_kind)
 
 
 def per_class(true: Any, said: Any, names: list[str]) -> dict[str, dict[str, float | int]]:
@@ -104,6 +104,11 @@ def name_of(value: Any, kind: str) -> str:
         # int(text) first: beyond 2**53 the way over a float changes the number
         return str(int(text)) if text.lstrip("+-").isdigit() else (str(int(number)) if number.is_integer() else text)
     return text
+
+
+def typed(name: str, kind: str) -> Any:
+    """The label called ``name`` as it was in the training data."""
+    return name == "True" if kind == "bool" else KINDS[kind](name)
 
 
 def sort_names(names: set[str]) -> list[str]:

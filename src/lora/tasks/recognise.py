@@ -7,6 +7,7 @@ are and the settings that name one.
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from lora.config import DataConfig
 from lora.data.columns import LABEL, TEXT, Claim, Columns, Sign, Table
@@ -15,14 +16,14 @@ from lora.errors import DataError
 from lora.registry import unknown
 from lora.tasks import TASKS, task_class
 
-CHAT = ("messages", "conversations", "conversation")
 
-
-def recognise(rows: ListOrStream, config: DataConfig) -> Columns:
+def recognise(rows: ListOrStream, config: DataConfig, base: Any = None) -> Columns:
     """Task and columns of ``rows``: what ``config`` names, else what the names and values say.
 
-    Raises DataError: a named column is not there, nothing is recognisable, data of a kind that no task reads (chat,
-    preferences, labels of single tokens), or settings that contradict each other.
+    Args:
+        base: transformers' configuration of the base model: tasks that do not suit it are not meant, unless named.
+
+    Raises DataError: a named column is not there, nothing is recognisable, or settings that contradict each other.
     """
     if not rows:
         raise DataError("there are no rows")
@@ -31,14 +32,13 @@ def recognise(rows: ListOrStream, config: DataConfig) -> Columns:
     asked = config.task != "auto"
     if not asked:
         _refuse_mixture(table)
-    tasks = {config.task: task_class(config.task)} if asked else TASKS
+    fitting = {name: task for name, task in TASKS.items() if task.suits(base)}
+    tasks = {config.task: task_class(config.task)} if asked else fitting
     claims = [(name, claim) for name, task in tasks.items() if (claim := task.recognise(table, asked))]
     if not claims:
-        raise _unsupported(table) or _nothing(table)
+        raise _nothing(table)
     # max() returns the first of several that are equally clear: the order of the registry.
     task, claim = max(claims, key=lambda pair: pair[1].sign)
-    if claim.sign is Sign.LEFT and not asked and (unsupported := _unsupported(table)):
-        raise unsupported
     if claim.sign is Sign.LEFT and not asked and not table.named:
         _refuse_misspelt(table, list(claim.roles.values()))
     if claim.problem is not None:
@@ -81,27 +81,7 @@ def _refuse_mixture(table: Table) -> None:
     raise DataError(f"no task reads all that the settings name: {listed}; remove one kind or set data.task")
 
 
-def _unsupported(table: Table) -> DataError | None:
-    """Data of a kind that no task reads yet, where plain text is all that is left."""
-    # A column of that name with strings in it is a text or an identifier, no list of turns.
-    chat = next((name for name in table.every(CHAT) if table.holds_lists(name)), None)
-    if chat:
-        return table.error(
-            f"column {chat!r} holds chat data, which is not supported yet in this version; flatten it to two "
-            "columns, prompt and completion (one row for each answer), or name columns with data.prompt_column and "
-            "data.completion_column"
-        )
-    if table.get("chosen") and table.get("rejected"):
-        return table.error(
-            "preference data (chosen, rejected) is not supported yet in this version; train on the chosen answers "
-            "with data.prompt_column and data.completion_column"
-        )
-    return None
-
-
 def _nothing(table: Table) -> DataError:
-    if table.get("tokens") and table.get("tags"):
-        return table.error("labels for single tokens (tokens, tags) are not supported yet in this version")
     text = table.get(*TEXT)
     what = "no column is recognised"
     if text:

@@ -5,8 +5,10 @@ Shapes: b row, t token, c class.
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -101,7 +103,7 @@ class SequenceTask(Task):
         problems.raise_if_any(REMEDY)
         if supervised:
             self.check_labels(labels, rows)
-        encodings, truncated = _tokenise(tokenizer, texts, max_length)
+        encodings, truncated = tokenise(tokenizer, texts, max_length)
         examples: list[dict[str, Any]] = []
         for index, encoding in enumerate(encodings):
             if not encoding["input_ids"]:
@@ -211,19 +213,35 @@ def check_texts(rows: list[Row], columns: list[str], problems: Problems, blank: 
     return cells
 
 
-class CutNote(str):
-    """A sentence about rows that were too long. Those about parts of the same rows can be added up: see `of`."""
+class Counted(str):
+    """A sentence with numbers in it. Those that say the same of parts of the rows can be added up: see `of`.
 
-    cut: int
-    max_length: int
-    then: str
-    more: dict[str, int]
+    Attributes:
+        say: makes the sentence of ``fixed`` and ``numbers``.
+        numbers: to be added; but ``total``, where it is among them, is how many rows there are.
+    """
+
+    say: Callable[..., str]
+    fixed: tuple[Any, ...]
+    numbers: dict[str, Any]
+
+    @property
+    def what(self) -> Any:
+        """The same for sentences that can be added up."""
+        return self.say, self.fixed
 
     @staticmethod
-    def of(parts: Sequence[CutNote], total: int) -> str:
+    def of(parts: Sequence[Counted], total: int) -> Counted:
         """One sentence about ``total`` rows for those about parts of them."""
-        more = {key: sum(part.more[key] for part in parts) for key in parts[0].more}
-        return cut_note(sum(part.cut for part in parts), total, parts[0].max_length, parts[0].then, **more)
+        numbers = {key: reduce(operator.add, [part.numbers[key] for part in parts]) for key in parts[0].numbers}
+        return counted(parts[0].say, *parts[0].fixed, **{**numbers, **({"total": total} if "total" in numbers else {})})
+
+
+def counted(say: Callable[..., str], *fixed: Any, **numbers: Any) -> Counted:
+    """The sentence that ``say`` makes. ``numbers``: ints, or whatever else can be added."""
+    note = Counted(say(*fixed, **numbers))
+    note.say, note.fixed, note.numbers = say, fixed, numbers
+    return note
 
 
 def cut_note(cut: int, total: int, max_length: int, then: str, **more: int) -> str:
@@ -231,10 +249,12 @@ def cut_note(cut: int, total: int, max_length: int, then: str, **more: int) -> s
 
     ``then``: what became of them, ``{was}`` for was or were, and the names of further numbers, which are in ``more``.
     """
+    return counted(_cut, max_length, then, cut=cut, total=total, **more)
+
+
+def _cut(max_length: int, then: str, cut: int, total: int, **more: int) -> str:
     was = "was" if cut == 1 else "were"
-    note = CutNote(f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was, **more)}.")
-    note.cut, note.max_length, note.then, note.more = cut, max_length, then, more
-    return note
+    return f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was, **more)}."
 
 
 def label_problem(value: Any) -> str | None:
@@ -250,7 +270,7 @@ def wrong_type(value: Any, wanted: str) -> str:
     return f"the label {excerpt(value)} is not {wanted}"
 
 
-def _tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
+def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
     """One encoding per row and how many were cut. ``texts``: one or two texts per row."""
     encodings = _call(tokenizer, texts)
     over = [index for index, encoding in enumerate(encodings) if len(encoding["input_ids"]) > max_length]

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora.data.problems import Problems
+from lora.data.rendering import IGNORED
 from lora.data.rows import named
 from lora.tasks.base import Encoded, NoneLeft, Row
 from lora.tasks.sequence import REMEDY, cut_note
 
-IGNORED = -100  # what transformers and torch take for "no label here"
+NO_END = "The tokenizer has no end token: the adapter will not learn where an answer ends."
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,23 @@ class Made:
                 )
             )
         if not self.examples:
-            raise NoneLeft(f"{named(self.rows)}{notes[0]} None is left; raise data.max_length", notes)
+            raise NoneLeft(
+                f"{named(self.rows)}{notes[0]} None is left; raise data.max_length",
+                notes,
+                self.truncated + self.dropped,
+            )
         if self.truncated and plain and supervised:
             notes.append(cut_note(self.truncated, total, max_length, "and became {parts} examples", parts=self.parts))
         elif self.truncated:
             whose = "texts" if plain else "prompts"
             notes.append(cut_note(self.truncated, total, max_length, f"and lost the beginning of their {whose}"))
         if supervised and not frame.end:
-            notes.append("The tokenizer has no end token: the adapter will not learn where an answer ends.")
+            notes.append(NO_END)
         supervision = [sum(label != IGNORED for label in example.get("labels", ())) for example in self.examples]
         return Encoded(
-            self.examples, [len(example["input_ids"]) for example in self.examples], supervision, self.truncated, notes
-        )
+            self.examples, [len(example["input_ids"]) for example in self.examples], supervision,
+            self.truncated + self.dropped, notes,
+        )  # fmt: skip
 
 
 def blocks(made: Made, frame: Frame, bodies: list[list[int]], max_length: int) -> None:

@@ -52,7 +52,10 @@ def enter(
             if job.prepared is None:
                 held = False if evaluation is not None and job.eval_data is None else job.eval_data
                 columns = job.data_settings(name, data)
-                rows = read_rows(job.data if job.data is not None else [], held, columns, s.seed, job.task)
+                rows = read_rows(
+                    job.data if job.data is not None else [], held, columns, s.seed, job.task,
+                    getattr(model.base, "config", None),
+                )  # fmt: skip
                 job.prepared = prepare(model, rows, tokenizer, columns.max_length)
             _place(model, name, job, s.seed)
             participants.append(Participant(model, name, job.prepared, s, processes, run, evaluation))

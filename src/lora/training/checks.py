@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora.core.layer import AdaptedLayer
 from lora.errors import LoraError, ModelError, TrainingError
 from lora.model.base import short
-from lora.tasks.inference import evaluating, forward, misfit, to_device
+from lora.tasks.inference import collated, evaluating, forward, misfit, to_device
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -27,11 +27,13 @@ def refuse_misfit(model: LoRA, name: str, prepared: Prepared) -> None:
     """
     task, data = prepared.task, prepared.train
     index = min(range(len(data)), key=lambda i: (data.lengths[i] < 3, data.lengths[i]))  # short, but not too short
-    batch = to_device(task.collate([data.examples[index]], prepared.pad_token_id, prepared.padding_side), model)
+    batch = to_device(
+        collated(model, task, [data.examples[index]], prepared.pad_token_id, prepared.padding_side), model
+    )
     kind = type(model.base).__name__
     with evaluating(model):
         try:
-            outputs = forward(model, batch, [name])
+            outputs = forward(model, batch, name)
         except (LoraError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a model of another kind objects to
@@ -45,7 +47,7 @@ def refuse_misfit(model: LoRA, name: str, prepared: Prepared) -> None:
             ids = batch["input_ids"].clone()
             last = int(ids[0, -1])
             ids[:, -1] = next((i for i in ids[0].tolist() if i != last), last - 1 if last else 1)
-            changed = forward(model, batch | {"input_ids": ids}, [name])
+            changed = forward(model, batch | {"input_ids": ids}, name)
             difference = (changed.logits.float() - outputs.logits.float()).abs().amax(dim=(0, 2))  # by position
             # Of a decoder nothing changes but, with other shapes in an expert or a quantised layer, the last bits.
             exact = next(model.base.parameters()).dtype in (torch.float32, torch.float64)
@@ -101,8 +103,8 @@ def locate_non_finite(model: LoRA, trainee: Trainee, prepared: Prepared) -> str:
     try:
         for number, indices in enumerate(trainee.batches(trainee.step)):
             examples = [trainee.data.examples[i] for i in indices]
-            batch = to_device(trainee.task.collate(examples, prepared.pad_token_id, prepared.padding_side), model)
-            forward(model, batch, [trainee.name] * len(indices))
+            batch = collated(model, trainee.task, examples, prepared.pad_token_id, prepared.padding_side)
+            forward(model, to_device(batch, model), trainee.name)
             if first:
                 return f" (first in {first[0]}, batch {number + 1} of the step, training rows {indices[:5]}...)"
     finally:

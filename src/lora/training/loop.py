@@ -75,7 +75,7 @@ def fit(
             own. False: none, the last step wins. For several adapters one for all, or a dict by name.
         adapter: which adapter; may be left out where there is only one.
         tokenizer: default: that of the base model's folder.
-        task: default: read from the columns.
+        task: default: read from the columns, and from what the base is.
         data: column names, task, length; see `DataConfig`.
         prepared: data already tokenised, in place of ``train_data``.
         output_dir: the run's folder; of several adapters each has a folder of its name in it, like a run of its own.

@@ -135,25 +135,65 @@ def plan(
     else:
         budget = min(memory_gib, 2**30) * 2**30  # more is not to be had, and would not be a number any more
     adapters = min(at_once or 1, len(participants))
-    found = _decide(passes, ahead, budget, adapters, chosen) if processes.main else None
+    found = None
+    if processes.main:
+        kind, can = type(passes.model.base).__name__, can_recompute(passes.model)
+        found = decide(needs(passes, ahead), budget, adapters, chosen, kind, can, len(ahead) > 1)
     agreed: Plan = processes.agree(found)  # the first process has the first batch of every step
     return agreed
 
 
-def _decide(
-    passes: Passes, participants: Sequence[Participant], budget: float, adapters: int, chosen: bool | None
-) -> Plan:
+@dataclass(frozen=True)
+class Needs:
+    """What the largest batch of any adapter and an adapter in training take, as measured.
+
+    Attributes:
+        kept: of a part of that batch.
+        packed: whether its rows go into one.
+        head: bytes of the logits that a packed pass holds at a time.
+        state: see `Memory`.
+        tokens: of the whole batch.
+    """
+
+    kept: Kept
+    packed: bool
+    head: int
+    state: int
+    tokens: int
+
+    def memory(self, budget: float, recompute: bool) -> Memory:
+        """With layers recomputed or not, where it is known what that takes."""
+        kept, again = self.kept.whole, self.kept.recomputed
+        if recompute and again is not None:
+            kept = again
+        per_token = (kept + COPIES[self.packed] * self.kept.largest) / self.kept.tokens
+        return Memory(budget, per_token, self.head, self.state, self.tokens)
+
+
+def needs(passes: Passes, participants: Sequence[Participant]) -> Needs:
+    """Measure for all ``participants``; the model must be in training mode."""
     tokens, rows, largest = max(((*largest_batch(p), p) for p in participants), key=lambda found: found[0])
     kept = measure(passes, _sample(passes, largest, rows))
-    passing = COPIES[largest.packed] * kept.largest
-    memory = Memory(
-        budget, (kept.whole + passing) / kept.tokens, _head_bytes(passes.model) if largest.packed else 0,
-        max(state_bytes(p) for p in participants), tokens,
-    )  # fmt: skip
-    whole, again = memory.needed(tokens, adapters), None
-    recompute = chosen if chosen is not None else whole > budget and can_recompute(passes.model)
-    if recompute and kept.recomputed is not None:
-        memory = replace(memory, per_token=(kept.recomputed + passing) / kept.tokens)
+    head = _head_bytes(passes.model) if largest.packed else 0
+    return Needs(kept, largest.packed, head, max(state_bytes(p) for p in participants), tokens)
+
+
+def decide(
+    measured: Needs, budget: float, adapters: int, chosen: bool | None, kind: str, can: bool, several: bool
+) -> Plan:
+    """What a ``budget`` in bytes makes of what was measured.
+
+    Args:
+        adapters: in training at the same time.
+        chosen: what the settings say of recomputing layers; None: nothing.
+        kind: name of the base's class; whether it ``can`` recompute layers.
+        several: whether the run has several adapters.
+    """
+    tokens = measured.tokens
+    whole, again = measured.memory(budget, False).needed(tokens, adapters), None
+    recompute = chosen if chosen is not None else whole > budget and can
+    memory = measured.memory(budget, recompute)
+    if recompute and measured.kept.recomputed is not None:
         again = memory.needed(tokens, adapters)
     if (again if chosen and again is not None else whole) <= budget:
         return Plan(recompute, memory)
@@ -162,14 +202,14 @@ def _decide(
     if recompute:
         said += ": layers are recomputed in the backward" + (f", which takes {gib(again)}" if again else "")
     elif chosen is None:
-        said += f", and {type(passes.model.base).__name__} cannot recompute layers in the backward"
+        said += f", and {kind} cannot recompute layers in the backward"
     else:
         said += ", and training.gradient_checkpointing is off"
     if not recompute or (again or 0) > budget:
-        fewer = ", or fewer adapters at once (at_once)" if len(participants) > 1 else ""
+        fewer = ", or fewer adapters at once (at_once)" if several else ""
         said += (
             ". It may run out of memory: a smaller batch_size with more accumulation or a shorter max_length takes "
-            f"less{fewer}"
+            f"less{fewer}; `lora plan` says how much"
         )
     return Plan(recompute, memory, f"{said}.")
 
@@ -215,16 +255,17 @@ def _head_bytes(model: LoRA) -> int:
 def measure(passes: Passes, share: Share) -> Kept:
     """Count what autograd would keep of a pass with ``share``; nothing is computed beyond the forward."""
     model = passes.model
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     # By weak references: while one is held, no other storage can be taken for the one that it was made of.
+    own = {StorageWeakRef(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers())}
     outside, inputs = dict[StorageWeakRef, int](), dict[StorageWeakRef, int]()
     layers: list[dict[StorageWeakRef, int]] = []  # of each layer computed what it keeps
     depth = 0  # of layers within layers: the outermost is recomputed
 
     def note(tensor: Tensor, where: dict[StorageWeakRef, int]) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            where[StorageWeakRef(storage)] = storage.nbytes()
+        reference = StorageWeakRef(storage)
+        if reference not in own:
+            where[reference] = storage.nbytes()
 
     def enter(_: Any, args: Any, kwargs: Any) -> None:
         nonlocal depth
@@ -243,7 +284,7 @@ def measure(passes: Passes, share: Share) -> Kept:
         note(tensor, layers[-1] if depth else outside)
 
     with ExitStack() as hooks:
-        for module in _layers(model):
+        for module in layers_of(model):
             hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(leave).remove)
         hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing))
@@ -255,7 +296,7 @@ def measure(passes: Passes, share: Share) -> Kept:
     return Kept(share.tokens, sum(whole.values()), recomputed, max(whole.values(), default=0))
 
 
-def _layers(model: LoRA) -> list[torch.nn.Module]:
+def layers_of(model: LoRA) -> list[torch.nn.Module]:
     """The modules of the base that transformers recomputes one by one."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -304,7 +345,11 @@ def training_mode(model: LoRA) -> Iterator[None]:
 
 def free_memory(model: LoRA) -> float:
     """Bytes that are free on the model's device, what torch holds in reserve included."""
-    device = next(model.parameters()).device
+    return free_bytes(next(model.parameters()).device)
+
+
+def free_bytes(device: torch.device) -> float:
+    """The same, of any device."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve

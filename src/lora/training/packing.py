@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,8 @@ from lora.core.randomness import seed_of
 from lora.core.routing import BASE, Routing
 from lora.core.segments import Segment
 from lora.model.tree import inner
-from lora.tasks.causal import IGNORED
-from lora.tasks.inference import evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, forward, to_device
+from lora.tasks.tokens import IGNORED
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -39,13 +39,46 @@ ROUGH = 2e-2  # the same in half precision
 
 
 class Text:
-    """One example's tokens and, for each position that is supervised, the token that should follow."""
+    """One example's tokens and documents and, for each position that is supervised, the token that should follow.
+
+    An example with ``branches`` (p, c, r, ...) holds a prompt of p tokens and several answers to it, one after another:
+    each answer follows the prompt alone, and the prompt is there once.
+
+    Attributes:
+        documents: (own tokens, tokens of the prompt that it begins with) of each.
+        positions: of each token in what it sees.
+        places, labels: where a token is supervised, and which.
+    """
 
     def __init__(self, example: dict[str, Any]) -> None:
         self.ids: list[int] = example["input_ids"]
-        following = example["labels"][1:]
-        self.places = [place for place, label in enumerate(following) if label != IGNORED]
-        self.labels = [following[place] for place in self.places]
+        prompt, *answers = example.get("branches") or (len(self.ids), 0)
+        self.documents = [(prompt + answers[0], 0), *((length, prompt) for length in answers[1:])]
+        self.positions = [place for own, before in self.documents for place in range(before, before + own)]
+        before = list(range(-1, len(self.ids) - 1))  # of each token the one that predicts it
+        start = 0
+        for own, shared in self.documents:
+            if shared:
+                before[start] = shared - 1
+            start += own
+        labels = example["labels"]
+        supervised = [place for place, label in enumerate(labels) if label != IGNORED and place]
+        self.places = [before[place] for place in supervised]
+        self.labels = [labels[place] for place in supervised]
+
+
+class Lot(NamedTuple):
+    """What goes through one adapter in a pass."""
+
+    name: str  # of the adapter
+    owner: str  # whose it is: the base's part for one adapter has nothing to do with that for another
+    texts: list[Text]
+    seed: int | None
+    smoothing: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(text.ids) for text in self.texts)
 
 
 class Packing:
@@ -60,51 +93,68 @@ class Packing:
         self.scale = float(getattr(text, "logit_scale", None) or 1) / float(getattr(text, "logits_scaling", None) or 1)
 
     def losses(
-        self, documents: Sequence[Sequence[dict[str, Any]]], names: Sequence[str], seeds: dict[str, int] | None,
-        smoothing: Sequence[float],
+        self, examples: Sequence[Sequence[dict[str, Any]]], names: Sequence[str], seeds: dict[str, int] | None,
+        smoothing: Sequence[float], reference: Sequence[bool] = (),
     ) -> list[Tensor]:  # fmt: skip
-        """Losses (n,) in fp32 of the supervised positions, for each adapter of ``names`` those of its ``documents``.
+        """Losses (n,) in fp32 of the supervised positions, for each adapter of ``names`` those of its ``examples``.
 
         To be called, and its backward too, under `per_document`: blocks recomputed for the backward attend again.
 
         Args:
             seeds: of what each adapter draws in this pass; None: torch's global generator.
             smoothing: label smoothing of each.
+            reference: of which adapters the base computes the same examples too, in the same pass. Its losses, to which
+                no gradient goes and in which nothing is dropped, come after all others, in the order of the names.
         """
+        lots = [
+            Lot(name, name, [Text(example) for example in its], None if seeds is None else seeds[name], smooth)
+            for name, its, smooth in zip(names, examples, smoothing, strict=True)
+        ]
+        if reference:
+            chosen = [lot for lot, wanted in zip(lots, reference, strict=True) if wanted]
+            lots += [Lot(BASE, f"{BASE} for {lot.name}", lot.texts, None) for lot in chosen]
+        count = len(lots)
+        filling = FEWEST_ROWS - sum(lot.tokens for lot in lots)
+        if filling > 0 and BASE not in names:  # with fewer, bits would not be those of a row that is shared
+            lots.append(Lot(BASE, BASE, [Text({"input_ids": [0] * filling, "labels": [IGNORED] * filling})], None))
+        hidden = self._hidden(lots, seeds)
+        out, start = [], 0
+        for lot in lots[:count]:
+            rows = hidden[start : start + sum(len(text.places) for text in lot.texts)]
+            start += len(rows)
+            out.append(self._head(rows if lot.owner == lot.name else rows.detach(), lot))
+        return out
+
+    def _hidden(self, lots: Sequence[Lot], seeds: dict[str, int] | None) -> Tensor:
+        """What the output head is given at the supervised positions of ``lots``: (n, h)."""
         device = next(self.model.parameters()).device
-        groups = [[Text(example) for example in examples] for examples in documents]
-        owners, filling = list(names), FEWEST_ROWS - sum(len(d.ids) for group in groups for d in group)
-        if filling > 0 and BASE not in owners:  # with fewer, bits would not be those of a row that is shared
-            owners.append(BASE)
-            groups.append([Text({"input_ids": [0] * filling, "labels": [IGNORED] * filling})])
-            seeds = seeds and {**seeds, BASE: 0}
-        every = [document for group in groups for document in group]
-        lengths = [len(document.ids) for document in every]
-        routing = self._routing(owners, [sum(len(d.ids) for d in group) for group in groups], seeds)
-        routing.documents = Row(
-            [
-                Document(len(document.ids), None if seeds is None else seed_of(seeds[name], "document", number), name)
-                for name, group in zip(owners, groups, strict=True)
-                for number, document in enumerate(group)
-            ]
-        )
-        ids = torch.tensor([[token for document in every for token in document.ids]], device=device)
-        places = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device)
+        documents, ids, positions, chosen = list[Document](), list[int](), list[int](), list[int]()
+        for lot in lots:
+            for number, text in enumerate(lot.texts):
+                seed = None if lot.seed is None else seed_of(lot.seed, "document", number)
+                start = len(ids)
+                drops = lot.name != BASE
+                documents += [Document(own, seed, lot.owner, (start, before), drops) for own, before in text.documents]
+                ids += text.ids
+                positions += text.positions
+                chosen += [start + place for place in text.places]
+        routing = self._routing(lots, seeds)
+        routing.documents = Row(documents)
         with self.model.router.activate(routing), self._tap() as tap:
-            self.model.base(input_ids=ids, position_ids=places, use_cache=False)
-        hidden = tap[0][0]  # (n, h)
+            self.model.base(
+                input_ids=torch.tensor([ids], device=device), position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+            )  # fmt: skip
+        return tap[0][0].index_select(0, torch.tensor(chosen, device=device))
 
-        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
-        chosen = [start + place for start, d in zip(starts, every, strict=True) for place in d.places]
-        labels = torch.tensor([label for document in every for label in document.labels], device=device)
-        counts = [sum(len(d.labels) for d in group) for group in groups[: len(names)]]
-        supervised = hidden.index_select(0, torch.tensor(chosen, device=device))
-        return self._head(supervised, labels, names, counts, seeds, smoothing)
-
-    def _routing(self, names: Sequence[str], sizes: Sequence[int], seeds: dict[str, int] | None) -> Routing:
-        if len(names) == 1:
-            return Routing.uniform(names[0], None if seeds is None else seeds[names[0]])
-        return Routing.of_runs(list(zip(names, sizes, strict=True)), seeds)
+    def _routing(self, lots: Sequence[Lot], seeds: dict[str, int] | None) -> Routing:
+        sizes: dict[str, int] = {}
+        for lot in lots:  # those of the base come last and lie together
+            sizes[lot.name] = sizes.get(lot.name, 0) + lot.tokens
+        if len(sizes) == 1:
+            (name,) = sizes
+            return Routing.uniform(name, None if seeds is None else seeds.get(name))
+        return Routing.of_runs(list(sizes.items()), seeds)
 
     @property
     def head(self) -> Any:
@@ -128,19 +178,12 @@ class Packing:
             if "forward" in before:
                 head.__dict__["forward"] = before["forward"]
 
-    def _head(
-        self, hidden: Tensor, labels: Tensor, names: Sequence[str], counts: Sequence[int],
-        seeds: dict[str, int] | None, smoothing: Sequence[float],
-    ) -> list[Tensor]:  # fmt: skip
-        """Cross-entropy of the supervised positions ``hidden`` (n, h), which lie adapter by adapter."""
-        out, start = [], 0
-        for name, count, smooth in zip(names, counts, smoothing, strict=True):
-            # One after another: a row's exponentials may be computed in another way at another place in memory.
-            rows, its_labels = hidden[start : start + count], labels[start : start + count]
-            with self.model.router.activate(Routing.uniform(name, None if seeds is None else seeds[name])):
-                out.append(self._loss(rows, its_labels, name, smooth))
-            start += count
-        return out
+    def _head(self, hidden: Tensor, lot: Lot) -> Tensor:
+        """Cross-entropy of each of a lot's supervised positions ``hidden`` (n, h)."""
+        labels = torch.tensor([label for text in lot.texts for label in text.labels], device=hidden.device)
+        # One lot after another: a row's exponentials may be computed in another way at another place in memory.
+        with self.model.router.activate(Routing.uniform(lot.name, lot.seed)):
+            return self._loss(hidden, labels, lot.name, lot.smoothing)
 
     def _loss(self, hidden: Tensor, labels: Tensor, name: str, smoothing: float) -> Tensor:
         """The cross-entropy of each of one adapter's supervised positions ``hidden`` (n, h)."""
@@ -219,9 +262,9 @@ def _leaks(packing: Packing, name: str, examples: list[dict[str, Any]], losses: 
 
 
 def _own_loss(model: LoRA, trainee: Trainee, prepared: Prepared, example: dict[str, Any]) -> Tensor:
-    """The loss sum of one example by the model's own forward and the task's own loss."""
-    batch = to_device(trainee.task.collate([example], prepared.pad_token_id, prepared.padding_side), model)
-    sums, _ = trainee.task.row_losses(forward(model, batch, [trainee.name]), batch)
+    """The loss sum of one example's tokens by the model's own forward."""
+    batch = to_device(collated(model, trainee.task, [example], prepared.pad_token_id, prepared.padding_side), model)
+    sums, _ = trainee.task.token_losses(forward(model, batch, trainee.name), batch)
     return sums.sum()
 
 

@@ -120,11 +120,7 @@ class Participant:
         Before anyone trains. ``compile``: whether the run's kernels are compiled. Raises ConfigError, ModelError,
         TrainingError.
         """
-        self.trainee = Trainee(
-            self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
-            self.processes.rank,
-        )  # fmt: skip
-        refuse_misfit(self.model, self.name, self.prepared)
+        self.ready()
         self.notes += _without_effect(self.model, self.name, self.settings, self.evaluate is not None)
         self.identity = _identity(self.model, self.name, self.prepared) | {
             "compile": compile or None,
@@ -135,6 +131,14 @@ class Participant:
             state = load_checkpoint(found[-1])[0]
             self._check_identity(found[-1], state)
             self.done = state["step"] >= self.trainee.total_steps
+
+    def ready(self) -> None:
+        """Make the trainee, and see that the model takes the rows. Raises ConfigError, ModelError, TrainingError."""
+        self.trainee = Trainee(
+            self.model, self.name, self.prepared.task, self.prepared.train, self.settings, self.processes.count,
+            self.processes.rank,
+        )  # fmt: skip
+        refuse_misfit(self.model, self.name, self.prepared)
 
     def open(self, resume: bool) -> None:
         """Make the folder ready, now that nobody has complained: what is replaced goes, also that of who must wait."""
@@ -329,7 +333,7 @@ def _notes(prepared: Prepared, settings: TrainingConfig) -> dict[str, Any]:
     return {
         "task": prepared.task.state(),
         "max_length": prepared.max_length,
-        "trained_on": {"rows": len(prepared.train), "digest": prepared.digest},
+        "trained_on": {"rows": prepared.train.rows, "digest": prepared.digest},
         "training": settings.model_dump(mode="json"),
     }
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from lora.core.attention import per_document
 from lora.core.randomness import seeded_dropout
-from lora.errors import ConfigError, RoutingError
+from lora.core.routing import BASE
+from lora.errors import ConfigError, RoutingError, TrainingError
 from lora.model.base import short
 from lora.model.fused import Fused
 from lora.model.kernels import Kernels
 from lora.model.rows import routing_of
-from lora.tasks.inference import to_device, without_cache
+from lora.tasks.inference import collated, to_device, without_cache
 from lora.training.blocks import Blocks, find_blocks, same
 from lora.training.packing import Packing, find_packing
 
@@ -59,12 +60,19 @@ class Share:
         return {key: value for key, value in self.batch.items() if key != "labels"}
 
     @property
+    def rows(self) -> int:
+        """Rows of the padded tensors."""
+        return len(self.examples) * self.trainee.task.rows
+
+    @property
     def tokens(self) -> int:
-        """Places that the share takes in a pass, padding included."""
+        """Places that the share takes in a pass, padding and the base's part included."""
+        times = 2 if self.trainee.task.reference else 1
         if self.packed:
-            return sum(len(example["input_ids"]) for example in self.examples)
-        ids = next(iter(self.batch.values()))
-        return ids.shape[0] * (ids.shape[1] if ids.dim() > 1 else 1)
+            return times * sum(len(example["input_ids"]) for example in self.examples)
+        # Of an encoder-decoder those of its decoder too.
+        ids = [value for key, value in self.batch.items() if key.endswith("input_ids")] or [*self.batch.values()][:1]
+        return times * sum(value.shape[0] * (value.shape[1] if value.dim() > 1 else 1) for value in ids)
 
     @property
     def layout(self) -> Any:
@@ -89,7 +97,9 @@ class Passes:
 
     def kind(self, share: Share) -> Any:
         """Shares of one kind can go through the base together."""
-        return share.layout if share.packed or self._blocks is None else "padded"
+        if share.packed or self._blocks is None or share.trainee.task.reference:
+            return share.layout
+        return "padded"
 
     def keep_apart(self) -> None:
         """From now on only shares of one layout are of one kind."""
@@ -120,7 +130,8 @@ class Passes:
         number, rows = found
 
         def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-            return to_device(trainee.task.collate(examples, prepared.pad_token_id, prepared.padding_side), self.model)
+            batch = collated(self.model, trainee.task, examples, prepared.pad_token_id, prepared.padding_side)
+            return to_device(batch, self.model)
 
         return Share(trainee, number, [trainee.data.examples[i] for i in rows], packed, collate)
 
@@ -145,8 +156,15 @@ class Passes:
                 loss / s.trainee.supervised(s.trainee.batches(s.trainee.step))
                 for loss, s in zip(compute(shares), shares, strict=True)
             ]
+            total = _added(losses)
+            if not total.requires_grad:
+                names = ", ".join(share.trainee.name for share in shares)
+                raise TrainingError(
+                    f"no gradient reaches {names}: none of its modules took part in the forward pass; choose other "
+                    "targets"
+                )
             with attending:
-                _added(losses).backward()
+                total.backward()
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()  # else this would be the time that it takes to ask for the work
         seconds, tokens = time.perf_counter() - begun, sum(share.tokens for share in shares)
@@ -163,24 +181,40 @@ class Passes:
     def _packed(self, shares: Sequence[Share]) -> list[Tensor]:
         packing = self._packing
         assert packing is not None, "why_padded was asked"
+        reference = [share.trainee.task.reference for share in shares]
         with self._drops:
             losses = packing.losses(
                 [share.examples for share in shares],
                 [share.trainee.name for share in shares],
                 _seeds(shares),
-                [share.trainee.settings.label_smoothing for share in shares],
+                [s.trainee.settings.label_smoothing if s.trainee.task.smooths_tokens else 0.0 for s in shares],
+                reference,
             )
-        return [of_one.sum() for of_one in losses]
+        of_base = iter(losses[len(shares) :])
+        return [
+            share.trainee.task.packed_loss(
+                own, share.examples, next(of_base) if wanted else None, share.trainee.settings.label_smoothing
+            )
+            for share, own, wanted in zip(shares, losses, reference, strict=False)
+        ]
 
     def _padded(self, shares: Sequence[Share]) -> list[Tensor]:
-        inputs = {key: torch.cat([share.inputs[key] for share in shares]) for key in shares[0].inputs}
-        names = [share.trainee.name for share in shares for _ in share.examples]
+        # The base's rows, of adapters whose loss compares with it, come last.
+        compared = [share for share in shares if share.trainee.task.reference]
+        parts = [*shares, *compared]
+        inputs = {key: torch.cat([share.inputs[key] for share in parts]) for key in shares[0].inputs}
+        names = [share.trainee.name for share in shares for _ in range(share.rows)]
+        names += [BASE for share in compared for _ in range(share.rows)]
         routing = routing_of(self.model.base, self.model.router, names, (), inputs)
         routing.seeds = _seeds(shares)
         with self.model.router.activate(routing), self._drops, without_cache(self.model):
             outputs = self.model.base(**inputs)
-        rows = outputs.logits.split([len(share.examples) for share in shares])
-        return [_loss(share, SimpleNamespace(logits=logits)) for share, logits in zip(shares, rows, strict=True)]
+        rows = [SimpleNamespace(logits=part) for part in outputs.logits.split([share.rows for share in parts])]
+        of_base = iter(rows[len(shares) :])
+        return [
+            _loss(share, own, next(of_base) if share in compared else None)
+            for share, own in zip(shares, rows, strict=False)
+        ]
 
     def _in_blocks(self, shares: Sequence[Share]) -> list[Tensor]:
         assert self._blocks is not None, "else they are of different kinds"
@@ -232,9 +266,11 @@ class Passes:
             raise RoutingError(f"{kind} computes something else where batches of unlike width share its layers")
 
 
-def _loss(share: Share, outputs: Any) -> Tensor:
-    """The share's loss, summed over its rows."""
-    losses, _ = share.trainee.task.row_losses(outputs, share.batch, share.trainee.settings.label_smoothing)
+def _loss(share: Share, outputs: Any, of_base: Any = None) -> Tensor:
+    """The share's loss, summed over its examples."""
+    compared = {} if of_base is None else {"reference": of_base}
+    smoothing = share.trainee.settings.label_smoothing
+    losses, _ = share.trainee.task.row_losses(outputs, share.batch, smoothing, **compared)
     return losses.sum()
 
 

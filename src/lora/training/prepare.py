@@ -58,8 +58,14 @@ class Prepared:
     digest: str  # of the training token ids: a resumed run must see the same data
 
 
-def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed: int, task: Task | None = None) -> Rows:
+def read_rows(
+    train: Data, held: Data | bool | None, settings: DataConfig, seed: int, task: Task | None = None, base: Any = None
+) -> Rows:
     """Read and understand the data; a held-out part is split off where none is given (``held=False``: none at all).
+
+    Args:
+        task: default: what the settings name, else what the columns are for on this kind of base.
+        base: transformers' configuration of the base model.
 
     Raises:
         DataError: files or rows that cannot be used, with file, line or row numbers.
@@ -67,7 +73,7 @@ def read_rows(train: Data, held: Data | bool | None, settings: DataConfig, seed:
     splits, given = _read(train, held, settings)
     parts = splits.parts
     # Before the split: what is wrong with a row is said of all rows at once.
-    task, notes = agree(parts, settings, task)
+    task, notes = agree(parts, settings, task, base)
     notes = [*splits.notes, *notes]
     held_rows, test_rows = given, joined([part.test for part in parts])
     if held is False:
@@ -117,7 +123,7 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     held, test = (
         encode(task, part, tokenizer, length, cache=rows.cache) if part else None for part in (rows.held, rows.test)
     )
-    notes = [*rows.notes, *train.notes]
+    notes = [*rows.notes, *(note for note in task.remarks() if note not in rows.task.remarks()), *train.notes]
     for name, part in (("held-out", held), ("test", test)):
         notes += [f"{name} data: {note}" for note in (part.notes if part else [])]
     return Prepared(task, tokenizer, train, held, test, length, pad, "right", notes, digest(train))

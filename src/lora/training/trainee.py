@@ -26,7 +26,7 @@ LOWER = {"loss", "perplexity", "mse", "rmse", "mae", "hamming"}
 # Settings that may change between a run and its continuation: they do not touch the mathematics.
 FREE_ON_RESUME = {
     "log_every", "save_every", "keep_checkpoints", "tensorboard", "eval_batch_size", "patience",
-    "gradient_checkpointing",
+    "gradient_checkpointing", "generate_rows",
 }  # fmt: skip
 
 

@@ -12,12 +12,12 @@ from lora.config import DataConfig, RunConfig
 from lora.errors import ConfigError, DataError, Interrupted
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, holds_a_set, how_to_resume
-from lora.model.base import load_base, load_tokenizer
+from lora.model.base import load_base, load_base_config, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
-from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure, settle
+from lora.workflow.run import Say, TrainResult, config_file, facts_of, in_full, measure, settle, verify, verify_trained
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows
@@ -49,25 +49,29 @@ def train_many(
     processes = Processes()
     say = say if say and processes.main else (lambda line: None)
     configs = _checked(config, resume, overwrite)
+    assert config.model, "checked"
+    kind = load_base_config(config.model, config.trust_remote_code)
     rows: dict[str, Rows] = {}
     problems = []
     for name, each in configs.items():
         assert each.data.train, "checked"
         try:
             with named_errors(name):
-                rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed)
+                rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed, base=kind)
             each.data.streaming = rows[name].streamed
         except DataError as error:
             problems.append(str(error))
     if problems:  # of all adapters, not of the first: they may be mended in one go
         raise DataError("\n".join(problems))
-    model, tokenizer = _load(config, configs, rows)
+    model, tokenizer = load(config, configs, rows)
     jobs = {}
     for name, each in configs.items():
         prepared = prepare(model, rows[name], tokenizer, each.data.max_length)
         jobs[name] = Job(prepared=prepared, training=each.training)
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
+    if config.check and not resume:
+        verify(model, {name: (job.prepared, configs[name]) for name, job in jobs.items() if job.prepared}, say)
     output = Path(config.output or "")
     with ExitStack() as files:
         files.enter_context(config_file(config, output, processes))
@@ -92,6 +96,8 @@ def train_many(
                     + how_to_resume(output)
                 ) from None
             facts = facts_of(configs[name], model, rows[name], result)
+            if config.check:
+                facts["checks_after_training"] = verify_trained(config, model, result, lambda line: None)
             path = write_report(output / name, facts, result.history, evaluation)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
     return out
@@ -148,7 +154,7 @@ def _check_free(output: Path, names: list[str], overwrite: bool) -> None:
             raise ConfigError(f"output: {output} holds a single run; name another folder for a set of them")
 
 
-def _load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]) -> tuple[LoRA, Any]:
+def load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]) -> tuple[LoRA, Any]:
     """Base with all adapters, and tokenizer. What is chosen for machine and model goes into the configurations."""
     from lora.training.job import named_errors
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, how_to_resume
-from lora.model.base import load_base, load_tokenizer
+from lora.model.base import load_base, load_base_config, load_tokenizer
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.overrides import load_config, save_config
@@ -29,7 +29,7 @@ from lora.workflow.tuned import adapter_folder, base_of, task_of
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
     from lora.training.loop import FitResult
-    from lora.training.prepare import Rows
+    from lora.training.prepare import Prepared, Rows
     from lora.training.processes import Processes
 
 Say = Callable[[str], None]
@@ -81,12 +81,20 @@ def train(
     run, start = _places(config, resume, overwrite)
     task = task_of(start) if start else None
     assert config.model and config.data.train, "checked among the places"
-    rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task)
+    # Which task is meant can depend on the kind of base; its weights are loaded when the data have been found good.
+    kind = None if task else load_base_config(config.model, config.trust_remote_code)
+    rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task, kind)
     config.data.streaming = rows.streamed  # a run resumed elsewhere reads its rows alike
-    model, tokenizer = _load(config, rows.task, start)
+    model, tokenizer = load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     for line in [*model.summary().splitlines(), *prepared.notes]:
         say(line)
+    if config.probe:
+        from lora.checks.probe import probe_texts
+
+        probe_texts(config.probe)  # complains now, not after training
+    if config.check and not resume:
+        verify(model, {"default": (prepared, config)}, say)
     newest = run.checkpoints()[-1:] if resume else []
     with _refusals(config, run, processes):
         result = fit(
@@ -105,6 +113,8 @@ def train(
             f"the adapter is trained and saved ({run.adapter}), but not measured. For that: {how_to_resume(run.path)}"
         ) from None
     facts = facts_of(config, model, rows, result)
+    if config.check:
+        facts["checks_after_training"] = verify_trained(config, model, result, say)
     # The time of earlier parts is that of their training: what they measured, if they came to that, is not counted.
     facts["training"]["total_seconds"] = round(time.perf_counter() - begun + result.seconds_before, 1)
     return TrainResult(model, result, evaluation, write_report(run.path, facts, result.history, evaluation))
@@ -138,7 +148,7 @@ def _places(config: RunConfig, resume: bool, overwrite: bool) -> tuple[RunFolder
     return run, start
 
 
-def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
+def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
     """Base with its adapter, and tokenizer. What is chosen for this machine and model is written into ``config``.
 
     Raises:
@@ -167,6 +177,41 @@ def _load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]
         config.adapter = found
     settle(config, base, dtype)
     return model, tokenizer
+
+
+def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say) -> None:
+    """Run the checks before training for each of ``jobs``, and say what they found worth a look.
+
+    Raises:
+        TrainingError: some failed.
+    """
+    from lora.checks.before import check_training, refuse_failed
+    from lora.training.processes import Processes
+
+    model.to(Processes().device)
+    begun, count = time.perf_counter(), 0
+    for name, (prepared, config) in jobs.items():
+        found = check_training(model, name, prepared, config.training, Path(config.output or "."))
+        for finding in found:
+            if finding.status == "note":
+                say(f"{name}: {finding}" if len(jobs) > 1 else str(finding))
+        refuse_failed(found)
+        count += sum(finding.status != "skipped" for finding in found)
+    say(f"{count} checks before training in {time.perf_counter() - begun:.1f} s.")
+
+
+def verify_trained(config: RunConfig, model: LoRA, result: FitResult, say: Say) -> dict[str, str]:
+    """Run the checks after training, say what they found worth a look, and give all by name for the report."""
+    from lora.checks.after import check_trained
+    from lora.checks.probe import probe_texts
+
+    assert result.output is not None
+    texts = probe_texts(config.probe) if config.probe else None
+    found = check_trained(model, result.adapter, result.output / "adapter", result.data, texts)
+    for finding in found:
+        if finding.status in ("note", "failed"):
+            say(str(finding))
+    return {finding.check: f"{finding.status}: {finding.said}" for finding in found}
 
 
 def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
@@ -218,16 +263,21 @@ def measure(
     config: RunConfig, model: LoRA, tokenizer: Any, result: FitResult, latency: bool, say: Say, baseline: bool = True
 ) -> Evaluation | None:
     """Base beside tuned on the rows kept for it: test rows, else the held-out ones; None where there are neither."""
+    from lora.evaluation.answers import has_answers
     from lora.evaluation.evaluate import evaluate
 
     prepared = result.data
     measured = prepared.test or prepared.held
     if measured is None:
         return None
+    generate = config.training.generate_rows if has_answers(prepared.task, measured) else 0
+    if generate:
+        say(f"Up to {generate} prompts are answered for the report (training.generate_rows: 0 leaves that out).")
     evaluation = evaluate(
         model, measured, tokenizer=tokenizer, task=prepared.task, adapters=[result.adapter], latency=latency,
         baseline=baseline,
         batch_size=config.training.evaluation_rows, max_length=prepared.max_length,
+        generate=generate,
     )  # fmt: skip
     if prepared.test is None and result.best_step is not None:
         result.notes.append(
@@ -245,8 +295,9 @@ def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> d
         "config": config.model_dump(mode="json"),
         "adapter": model.summary(result.adapter),
         "data": {
-            "sources": rows.sources, "train_rows": len(result.data.train), "held_out_rows": len(result.data.held or []),
-            "test_rows": len(result.data.test or []),
+            "sources": rows.sources, "train_rows": result.data.train.rows,
+            "held_out_rows": result.data.held.rows if result.data.held else 0,
+            "test_rows": result.data.test.rows if result.data.test else 0,
         },
         "notes": result.notes,
         "training": {
@@ -264,6 +315,7 @@ def in_full(config: RunConfig) -> None:
     """Write paths to base and data in full: the run must be usable, and resumable, from any other folder."""
     config.model = config.model and _absolute(config.model)
     config.data.validation = config.data.validation and _absolute(config.data.validation)
+    config.probe = config.probe and _absolute(config.probe)
     if isinstance(config.data.cache, str):
         config.data.cache = str(Path(config.data.cache).expanduser().absolute())
     if not config.data.train:
@@ -308,6 +360,7 @@ def resume(
         "data.train",
         "data.validation",
         "data.cache",
+        "data.streaming",
         "memory_gib",
         *(f"training.{key}" for key in FREE_ON_RESUME),
     }

@@ -18,11 +18,11 @@ from lora.tasks import Task, from_state
 from lora.training.device import best_device, choose_dtype
 
 
-def adapter_folder(adapter: str | Path) -> Path:
+def adapter_folder(adapter: str | Path, with_task: bool = True) -> Path:
     """The folder with the files of an adapter that lora made: itself, a run's result, or a hub id's download.
 
     Raises:
-        AdapterFileError: nothing there, or it does not say its task.
+        AdapterFileError: nothing there, or (``with_task``) it does not say its task.
     """
     folder = Path(adapter).expanduser()
     if holds_a_set(folder):
@@ -33,7 +33,7 @@ def adapter_folder(adapter: str | Path) -> Path:
     folder = resolve_folder(folder if folder.exists() else str(adapter))
     if not (folder / CONFIG).is_file():
         raise AdapterFileError(f"{folder}: holds no adapter ({CONFIG} is missing); name an adapter's or a run's folder")
-    if "task" not in read_sidecar(folder):
+    if with_task and "task" not in read_sidecar(folder):
         raise AdapterFileError(
             f"{folder}: it was not made by lora and does not say its task and labels; "
             "use LoRA(...).load_adapter from Python"

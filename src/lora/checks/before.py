@@ -1,0 +1,88 @@
+"""What is verified before training: that there is something to learn, that it can be learned, and that it will be kept.
+
+Every check is cheap beside a run; together they take seconds for small models. None changes the adapter, its gradients
+or a random stream, so a run with them is the run without them to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora.checks import rows, saving, steps
+from lora.checks.finding import Finding
+from lora.core.layer import AdaptedLayer
+from lora.errors import TrainingError
+from lora.model.tree import summary
+from lora.training.checks import refuse_misfit
+from lora.training.schedule import default_learning_rate
+
+if TYPE_CHECKING:
+    from lora.config import TrainingConfig
+    from lora.model.lora import LoRA
+    from lora.training.prepare import Prepared
+
+
+def check_training(
+    model: LoRA, name: str, prepared: Prepared, settings: TrainingConfig, output: Path | None = None
+) -> list[Finding]:
+    """Verify that adapter ``name`` can be trained on ``prepared``.
+
+    Args:
+        settings: of the training; without a learning rate the model's default is meant.
+        output: where the run will write.
+
+    Raises:
+        ConfigError, ModelError: what `fit` refuses as well.
+    """
+    if settings.learning_rate is None:
+        settings = settings.model_copy(
+            update={"learning_rate": default_learning_rate(getattr(model.base, "config", None))}
+        )
+    assert settings.learning_rate is not None
+    refuse_misfit(model, name, prepared)
+    recompute = bool(settings.gradient_checkpointing)
+    embedding = any(slot_path.endswith(("embed_tokens", "wte", "word_embeddings")) for slot_path in model.slots(name))
+    found = [
+        rows.supervised(prepared.train, prepared.task),
+        rows.stops(model, prepared),
+        rows.beginnings(prepared),
+        rows.cut(prepared),
+        rows.template_tokens(model, prepared, embedding),
+        rows.rate(model, settings.learning_rate),
+        _targets(model, name),
+    ]
+    trial = steps.Trial(model, name, prepared, settings)
+    computed: list[Callable[[], Finding]] = [
+        lambda: steps.accumulation(trial),
+        lambda: steps.longest(trial, recompute),
+        lambda: steps.evaluation(trial),
+    ]
+    with trial.nothing_counts():
+        found.append(steps.gradients(trial, recompute))
+        if found[-1].status != "failed":  # else the others have nothing to go by
+            for check in computed:
+                found.append(check())
+                trial.trainee.begin_step()
+        found += saving.save(trial, output)
+    return found
+
+
+def _targets(model: LoRA, name: str) -> Finding:
+    paths = [
+        module.path
+        for module in model.base.modules()
+        if isinstance(module, AdaptedLayer) and module.slot(name) is not None
+    ]
+    return Finding("targets are matched", "passed", f"{len(paths)} modules: {summary(paths, most=3)}")
+
+
+def refuse_failed(found: list[Finding]) -> None:
+    """Raise TrainingError with all of ``found`` that failed."""
+    failed = [str(finding) for finding in found if finding.status == "failed"]
+    if failed:
+        raise TrainingError(
+            "checks before training failed:\n  " + "\n  ".join(failed)
+            + "\n`lora check` tells all of it; to train nevertheless, leave the checks out with --no-check"
+        )  # fmt: skip

@@ -1,0 +1,151 @@
+"""Checks of what the data have become: token ids and what is learned of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora.checks.finding import Finding
+from lora.data.rendering import IGNORED
+from lora.evaluation.generation import end_tokens
+from lora.tasks import Encoded, Task
+from lora.training.schedule import default_learning_rate
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+    from lora.training.prepare import Prepared
+
+LITTLE = 0.02  # of the tokens learned: rarely meant
+# Times the default rate below which a rate is one of full fine-tuning, and above which runs diverge (the sweep behind
+# the default saw that mostly at ten times it).
+SLOW, FAST = 1 / 15, 15
+
+
+def supervised(data: Encoded, task: Task) -> Finding:
+    """Whether every example has something to learn, and how much of it."""
+    empty = sum(1 for count in data.supervised if not count)
+    name = "something to learn in every example"
+    if empty:
+        return Finding(
+            name, "failed", f"{empty} of {len(data)} examples have no supervised token",
+            "They cost time and teach nothing, while the loss of the others looks healthy.",
+            "Look at them with `lora data show` and correct or remove them.",
+        )  # fmt: skip
+    if not task.generates:
+        return Finding(name, "passed", f"{len(data)} examples")
+    labels = [sum(label != IGNORED for label in example["labels"]) for example in data.examples]
+    share = sum(labels) / max(1, sum(data.lengths))
+    said = f"{sum(labels):,} of {sum(data.lengths):,} tokens are learned ({share:.0%}), {min(labels)} at least"
+    if share < LITTLE:
+        return Finding(
+            name, "note", said, "Almost all of the time goes into prompts.",
+            "See whether the right columns are learned (`lora data show`).",
+        )  # fmt: skip
+    return Finding(name, "passed", said)
+
+
+def stops(model: LoRA, prepared: Prepared) -> Finding:
+    """Whether the last token learned of each answer is one that stops generation."""
+    task, data = prepared.task, prepared.train
+    name = "answers end with a stop token"
+    if not task.generates or task.inputs()[0].divisible:
+        return Finding(name, "skipped", "the task has no answers" if not task.generates else "running text has no end")
+    known = {*end_tokens(model, prepared.tokenizer), *task.ends()}
+    # One example at a time, here and below: all of them may be more than memory holds.
+    ended = sum(
+        next(label for label in reversed(example["labels"]) if label != IGNORED) in known for example in data.examples
+    )
+    shown = ", ".join(repr(prepared.tokenizer.decode([token])) for token in sorted(known)) or "none is known"
+    said = f"{ended} of {len(data)} examples do ({shown})"
+    if ended == len(data):
+        return Finding(name, "passed", said)
+    return Finding(
+        name, "failed" if not ended else "note", said,
+        "A model that never learns an end writes on until it is cut off.",
+        "Give the tokenizer an end token, or choose a chat template that ends answers with one.",
+    )  # fmt: skip
+
+
+def beginnings(prepared: Prepared) -> Finding:
+    """Whether an example begins with the beginning token twice."""
+    begin = prepared.tokenizer.bos_token_id
+    name = "one beginning token"
+    data = prepared.train
+    # Who has no such token need not look.
+    twice = begin is not None and sum(one.get("input_ids", [])[:2] == [begin, begin] for one in data.examples)
+    if twice:
+        return Finding(
+            name, "failed", f"{twice} of {len(data)} examples begin with two",
+            "A server sends one, so the model would be asked in a form that it was not trained in.",
+            "Take the token out of the data's text, or out of the template.",
+        )  # fmt: skip
+    return Finding(name, "passed", "no example begins with two")
+
+
+def cut(prepared: Prepared) -> Finding:
+    """How many rows were longer than the length."""
+    count, kept = prepared.train.truncated, len(prepared.train)
+    name = "rows fit the length"
+    said = f"{count} rows have more than {prepared.max_length} tokens; {kept} examples are left to train on"
+    if count > kept / 10:
+        return Finding(
+            name, "note", said, "What was cut is not learned; the run's notes say what became of it.",
+            "Raise max_length, if model and memory allow it.",
+        )  # fmt: skip
+    return Finding(name, "passed", said)
+
+
+def rate(model: LoRA, learning_rate: float) -> Finding:
+    """Whether the learning rate is one of LoRA's."""
+    usual = default_learning_rate(getattr(model.base, "config", None))
+    name, said = "a learning rate for LoRA", f"{learning_rate:g}, where {usual:.2g} is usual for this model"
+    if learning_rate < SLOW * usual:
+        return Finding(
+            name, "note", said, "That is a rate of full fine-tuning: an adapter needs about ten times as much.",
+            "Leave learning_rate out, or raise it.",
+        )  # fmt: skip
+    if learning_rate > FAST * usual:
+        return Finding(name, "note", said, "Most runs diverge there.", "Leave learning_rate out, or lower it.")
+    return Finding(name, "passed", said)
+
+
+@torch.no_grad()
+def template_tokens(model: LoRA, prepared: Prepared, adapted: bool) -> Finding:
+    """Whether the special tokens that the chat format writes have embeddings that were ever trained.
+
+    ``adapted``: whether the adapter trains the embedding.
+    """
+    name = "the template's tokens are trained"
+    kept: Any = getattr(prepared.task, "format", None)
+    base: Any = model.base
+    embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    if not kept or embedding is None:
+        return Finding(name, "skipped", "no chat template is used")
+    weight: Any = getattr(embedding, "weight", None)
+    special = set(prepared.tokenizer.all_special_ids) | set(prepared.tokenizer.get_added_vocab().values())
+    ids = sorted(special & set(kept["golden"]))
+    if weight is None or not ids:
+        return Finding(name, "passed", "the template writes ordinary tokens alone")
+    untrained = [token for token in ids if _untrained(weight, token)]
+    words = ", ".join(repr(word) for word in prepared.tokenizer.convert_ids_to_tokens(untrained))
+    if not untrained:
+        return Finding(name, "passed", f"{len(ids)} special tokens have embeddings of their own")
+    if adapted:
+        return Finding(name, "passed", f"{words} have none yet, and the adapter trains the embedding")
+    return Finding(
+        name, "note", f"{words} have the embedding of a token that was never trained",
+        "The model cannot tell them apart from other unused tokens: an instruction model's template on its base model.",
+        "Use a template of ordinary tokens (data.options {template: plain}), train the embedding too (targets with the "
+        "embedding's name), or begin from the instruction model.",
+    )  # fmt: skip
+
+
+def _untrained(weight: Any, token: int) -> bool:
+    """Whether a row of the embedding is zero, is that of another token as well, or is shorter than any ordinary one."""
+    row = weight[token]
+    if not bool(row.any()):
+        return True
+    some = weight[:: max(1, len(weight) // 4096)]
+    twins = int((weight == row).all(dim=1).sum())
+    return twins > 1 or bool(row.float().norm() < 0.1 * some.float().norm(dim=1).median())

@@ -1,0 +1,117 @@
+"""``lora plan``: what a training run will need, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora.cli.options import ConfigCommand, config_options
+
+if TYPE_CHECKING:
+    from lora.checks.plan import RunPlan
+
+
+@click.command(cls=ConfigCommand)
+@click.argument("config_file", required=False, metavar="[CONFIG.yaml]")
+@click.option("--length", type=click.IntRange(min=2), help="tokens of a row, in place of those of the data")
+@click.option("--device-gib", type=click.FloatRange(min=0, min_open=True), metavar="NUMBER",
+              help="memory of a device that you do not have here, weights included")  # fmt: skip
+@click.option("--quick", is_flag=True, help="do not look for the largest batch and length, nor for remedies")
+@click.option("--json", "as_json", is_flag=True, help="print as JSON")
+@config_options()
+def command(
+    config_file: str | None, length: int | None, device_gib: float | None, quick: bool, as_json: bool,
+    overrides: dict[str, Any],
+) -> int:  # fmt: skip
+    """Say what a training run will need: memory, disk, time, and what fits.
+
+    Options and file are those of `lora train`; no weight is read and nothing is written. Without data, give --length.
+    The exit code is 2 where the run does not fit.
+
+    \b
+    lora plan --model BASE --data train.jsonl
+    lora plan --model BASE --length 1024 --batch-size 8 --device-gib 24
+    lora plan config.yaml --json
+    """
+    from lora.cli import quiet_libraries
+    from lora.overrides import load_config
+
+    config = load_config(config_file, overrides)
+    quiet_libraries()
+    from lora.checks.plan import plan
+
+    found = plan(config, length=length, device_gib=device_gib, search=not quick)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        _show(found)
+    if not found.fits:
+        print(_does_not_fit(found), file=sys.stderr)
+    return 0 if found.fits else 2
+
+
+def _show(found: RunPlan) -> None:
+    from rich.table import Table
+
+    from lora.cli.show import console
+    from lora.training.memory import gib
+
+    table = Table(title=f"Memory for {found.model}", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right")
+    for part, size in found.memory.items():
+        table.add_row(part, gib(size) if size >= 0 else f"-{gib(-size)}")
+    table.add_section()
+    table.add_row("peak of the run", gib(found.peak))
+    table.add_row("the process before it", gib(found.process))
+    table.add_row("there is, beside the process", gib(found.available))
+    console().print(table)
+    for line in _lines(found, gib):
+        print(line)
+
+
+def _lines(found: RunPlan, gib: Any) -> list[str]:
+    trained = sum(found.trainable.values())
+    by_kind = ", ".join(f"{kind} {count:,}" for kind, count in found.trainable.items())
+    share = 100 * trained / max(1, found.parameters)
+    out = [
+        f"Parameters: {found.parameters:,}; trained: {trained:,} ({share:.2f} %): {by_kind}",
+        f"Largest batch: {found.batch} rows of up to {found.length:,} tokens, {found.tokens:,} in a pass, "
+        + ("packed" if found.packed else "padded") + (", layers recomputed in the backward" if found.recompute else ""),
+        "Disk: " + ", ".join(f"{what} {gib(size)}" for what, size in found.disk.items()),
+    ]  # fmt: skip
+    if found.step_seconds is not None and found.speed is not None:
+        least, most = found.step_seconds
+        total = ""
+        if found.steps:
+            total = f"; {found.steps:,} steps: {_time(least * found.steps)} to {_time(most * found.steps)}"
+        out.append(f"Time, an estimate: {least:.3g} to {most:.3g} s a step{total}")
+        out.append(
+            f"  by {found.operations / 1e9:.3g} billion operations a token, and {found.speed / 1e9:,.0f} billion a "
+            "second in a matrix product just now; all else takes up to 1.5 times as long again"
+        )
+    if found.largest_batch is not None:
+        out.append(f"Largest batch that fits at this length: {found.largest_batch:,}")
+        out.append(f"Largest length that fits at this batch: {found.largest_length:,}")
+    return out + found.notes + ([f"fit will say: {found.says}"] if found.says else [])
+
+
+def _time(seconds: float) -> str:
+    for unit, one in (("h", 3600), ("min", 60)):
+        if seconds >= one:
+            return f"{seconds / one:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _does_not_fit(found: RunPlan) -> str:
+    from lora.training.memory import gib
+
+    said = f"error: this run does not fit: it takes {gib(found.peak)}, and there is {gib(found.available)}."
+    if found.remedies:
+        said += " What takes less, each beside those above it:"
+    for words, peak in found.remedies:
+        said += f"\n  {words}: {gib(peak)}" + (", which fits" if peak <= found.available else "")
+    return said

@@ -1,0 +1,87 @@
+"""A conversation that is too long, as several examples: no answer is cut, and each is learned once.
+
+Its system message stands before each. The first holds as many exchanges (a user's message and all up to the next) as
+fit; each further one begins with as many of those before as fill half the length, for context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lora.data.conversations import Message
+from lora.data.rendering import Learned, Renderer
+
+
+def fitting(
+    renderer: Renderer, messages: Sequence[Message], answers: Sequence[int], tools: list[Any] | None, length: int
+) -> tuple[list[Learned], int]:
+    """Examples of at most ``length`` tokens that learn the messages at ``answers``, and how many of these fit in none.
+
+    Raises ValueError as `Renderer.learned`.
+    """
+    if not answers:
+        return [], 0
+    messages = messages[: answers[-1] + 1]  # what follows the last answer teaches nothing
+    whole = renderer.learned(messages, answers, tools)
+    if all(len(example.ids) <= length for example in whole):
+        return whole, 0
+    head = 1 if messages[0]["role"] == "system" else 0
+    starts = [i for i in range(head, len(messages)) if messages[i]["role"] == "user" or i == head]
+    stops = [*starts[1:], len(messages)]
+
+    def tried(first: int, new: int, last: int) -> list[Learned] | None:
+        """The exchanges ``first`` to ``last``, of which those from ``new`` on are learned; None: they do not fit."""
+        shift = starts[first] - head
+        part = [*messages[:head], *messages[starts[first] : stops[last]]]
+        wanted = [place - shift for place in answers if starts[new] <= place < stops[last]]
+        if not wanted:
+            return []
+        made = renderer.learned(part[: wanted[-1] + 1], wanted, tools)
+        return made if all(len(example.ids) <= length for example in made) else None
+
+    out, lost, new = list[Learned](), 0, 0
+    while new < len(starts):
+        first = _context(renderer, messages, head, starts, new, tools, length // 2)
+        made, last = tried(first, new, new), new
+        if made is None and first < new:
+            first, made = new, tried(new, new, new)
+        if made is None:
+            lost += sum(starts[new] <= place < stops[new] for place in answers)
+            new += 1
+            continue
+        while last + 1 < len(starts) and (more := tried(first, new, last + 1)) is not None:
+            made, last = more, last + 1
+        out, new = out + made, last + 1
+    return out, lost
+
+
+def _context(
+    renderer: Renderer, messages: Sequence[Message], head: int, starts: list[int], new: int,
+    tools: list[Any] | None, length: int,
+) -> int:  # fmt: skip
+    """The first exchange of those before ``new`` that fit in ``length`` tokens."""
+    first = new
+    while first > 0:
+        part = [*messages[:head], *messages[starts[first - 1] : starts[new]]]
+        if len(renderer.prompt(part, tools)) > length:
+            break
+        first -= 1
+    return first
+
+
+def last_exchanges(
+    renderer: Renderer, messages: Sequence[Message], tools: list[Any] | None, length: int
+) -> tuple[list[int], bool]:
+    """Token ids that the next answer follows, and whether something was left out for them to be ``length`` at most:
+    the oldest exchanges, and of a single one the beginning."""
+    ids = renderer.prompt(messages, tools)
+    head = 1 if messages[0]["role"] == "system" else 0
+    starts = [i for i in range(head, len(messages)) if messages[i]["role"] == "user"]
+    if len(ids) <= length:
+        return ids, False
+    for start in starts[1:]:
+        ids = renderer.prompt([*messages[:head], *messages[start:]], tools)
+        if len(ids) <= length:
+            break
+    return ids[-length:], True

@@ -1,0 +1,138 @@
+"""Answers that adapters write to the prompts of a data set, scored against those that the data hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora.core.routing import BASE
+from lora.evaluation.generation import complete, end_tokens, until
+from lora.evaluation.result import Generation
+from lora.evaluation.speed import spread
+from lora.evaluation.text_metrics import text_metrics
+from lora.tasks import Encoded, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora.model.lora import LoRA
+
+FEW = 0.5  # of the answers that had room: where fewer end by themselves, something is wrong more often than not
+
+
+@dataclass
+class Question:
+    """One prompt, and the answers of all rows that have it.
+
+    Attributes:
+        example: as `Task.encode` makes it without labels.
+        references: texts that would be right.
+        lengths: of each the number of tokens, the end token not counted.
+    """
+
+    example: dict[str, Any]
+    references: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+
+def has_answers(task: Task, encoded: Encoded) -> bool:
+    """Whether the rows have answers that a model can write."""
+    return task.generates and bool(len(encoded)) and task.asked(encoded.examples[0]) is not None
+
+
+def questions(
+    task: Task, encoded: Encoded, tokenizer: Any, ends: list[int], wanted: int | None = None
+) -> list[Question]:
+    """The different prompts of supervised rows, in their order, each with the answers of all its rows.
+
+    Args:
+        ends: ids of tokens that end an answer.
+        wanted: at most so many prompts, evenly over all of them.
+    """
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, example in enumerate(encoded.examples):
+        asked = task.asked(example)
+        if asked is not None:
+            places.setdefault(tuple(asked[0]["input_ids"]), []).append(place)
+    groups = list(places.values())
+    chosen = groups if wanted is None else [groups[i] for i in spread(len(groups), wanted)]
+    return [_question(task, encoded, tokenizer, ends, group) for group in chosen]
+
+
+def _question(task: Task, encoded: Encoded, tokenizer: Any, ends: list[int], places: list[int]) -> Question:
+    out: Question | None = None
+    for place in places:
+        asked = task.asked(encoded.examples[place])
+        assert asked is not None, "it was among those with an answer"
+        question, answer = asked
+        answer = list(until(answer, ends))
+        out = out or Question(question)
+        own = encoded.answers[place] if encoded.answers else tokenizer.decode(answer, skip_special_tokens=True)
+        if own not in out.references:
+            out.references.append(own)
+            out.lengths.append(len(answer))
+    assert out is not None, "a group has a row"
+    return out
+
+
+def write_answers(
+    model: LoRA, task: Task, encoded: Encoded, names: Sequence[str], tokenizer: Any, *, wanted: int | None,
+    max_new_tokens: int, batch_size: int,
+) -> tuple[Generation, dict[str, dict[str, float]]]:  # fmt: skip
+    """Let each of ``names`` answer the same prompts, greedily.
+
+    Args:
+        encoded: supervised rows.
+        wanted: how many different prompts, evenly over the data; None: all.
+
+    Returns:
+        the answers, and metrics of each name: those of `text_metrics`; ``stop_rate``, the share that ended with an end
+        token; ``answer_length``, mean tokens.
+    """
+    ends = end_tokens(model, tokenizer)
+    asked = questions(task, encoded, tokenizer, ends, wanted)
+    prompts = Encoded([q.example for q in asked], [len(q.example["input_ids"]) for q in asked], [0] * len(asked))
+    references = [q.references for q in asked]
+    metrics, texts, signatures = dict[str, dict[str, float]](), dict[str, list[str]](), dict[str, str]()
+    for name in names:
+        # One after another, not in one batch: a row that has ended waits there for the longest, and a base that has
+        # not learned to stop is that.
+        done = complete(model, task, prompts, name, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        texts[name] = [its.text for its in done]
+        found, signatures = text_metrics(texts[name], references)
+        metrics[name] = found | {
+            "stop_rate": sum(its.stopped for its in done) / len(done),
+            "answer_length": sum(its.tokens for its in done) / len(done),
+        }
+    lengths = [length for q in asked for length in q.lengths]
+    shown = [tokenizer.decode(q.example["input_ids"], skip_special_tokens=True) for q in asked]
+    generation = Generation(
+        answers=[
+            {"prompt": prompt, "references": q.references, "answers": {name: texts[name][place] for name in names}}
+            for place, (prompt, q) in enumerate(zip(shown, asked, strict=True))
+        ],
+        references=len(lengths),
+        reference_length=sum(lengths) / len(lengths),
+        max_new_tokens=max_new_tokens,
+        signatures=signatures,
+        notes=_notes(asked, metrics, max_new_tokens),
+    )
+    return generation, metrics
+
+
+def _notes(asked: Sequence[Question], metrics: dict[str, dict[str, float]], max_new_tokens: int) -> list[str]:
+    out = []
+    room = sum(min(q.lengths) < max_new_tokens for q in asked)
+    if room < len(asked):
+        out.append(
+            f"Of {len(asked) - room} of {len(asked)} prompts no answer in the data fits into {max_new_tokens} new "
+            "tokens, so what was written there is cut; raise max_new_tokens."
+        )
+    for name, its in metrics.items():
+        if name != BASE and its["stop_rate"] < FEW * room / len(asked):
+            out.append(
+                f"Only {its['stop_rate']:.0%} of the answers of {name} ended with an end token; the others ran on to "
+                f"{max_new_tokens} tokens. Was the end token never learned? It is, where training is long enough and "
+                "every answer has one behind it."
+            )
+    return out

@@ -1,0 +1,210 @@
+"""One batch of prompts to tokens: each row through its own adapter, to its own end, with its own random numbers.
+
+Shapes: b row, t token, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from lora.config import SamplingConfig
+from lora.errors import RoutingError
+from lora.tasks.inference import evaluating, to_device
+from lora.tasks.sequence import pad
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+# A checkpoint's own generation settings carry others: what is drawn, and how, is decided here alone.
+OWN = {
+    "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "min_p": None, "repetition_penalty": 1.0,
+    "num_beams": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written behind one prompt.
+
+    Attributes:
+        ids: token ids, without the one that ended it.
+        stop: ``end`` (an end token), ``length`` (no room for more) or ``stopped`` (by the caller).
+    """
+
+    ids: list[int]
+    stop: str
+
+
+@torch.no_grad()
+def decode(
+    model: LoRA,
+    prompts: Sequence[Sequence[int]],
+    adapters: Sequence[str],
+    ends: Sequence[Collection[int]],
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+    *,
+    pad_token_id: int,
+    cache: Any = None,
+    on_token: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> list[Written]:
+    """Write behind every prompt.
+
+    Args:
+        adapters, ends, seeds: of each row: its adapter, the tokens that end it, the seed of what is drawn for it. A
+            row's draws depend on its own seed alone, whatever else is in the batch.
+        cache: keys and values of the beginning of the prompt (of one row); it is filled further.
+        on_token: called with each token (of one row) as it is written, the one that ends it included.
+        stop: asked after every token; true: leave it at what there is.
+    """
+    if len(set(adapters)) > 1:
+        try:
+            return _together(model, prompts, adapters, ends, sampling, seeds, pad_token_id, stop=stop)
+        except RoutingError:  # a base whose rows cannot be told apart: one adapter after another, more slowly
+            out: list[Written | None] = [None] * len(prompts)
+            for name in dict.fromkeys(adapters):
+                rows = [row for row, its in enumerate(adapters) if its == name]
+                found = _together(
+                    model, [prompts[row] for row in rows], [name] * len(rows), [ends[row] for row in rows], sampling,
+                    [seeds[row] for row in rows], pad_token_id, stop=stop,
+                )  # fmt: skip
+                for row, its in zip(rows, found, strict=True):
+                    out[row] = its
+            return [written for written in out if written is not None]
+    return _together(
+        model, prompts, adapters, ends, sampling, seeds, pad_token_id, cache=cache, on_token=on_token, stop=stop
+    )
+
+
+def _together(
+    model: LoRA, prompts: Sequence[Sequence[int]], adapters: Sequence[str], ends: Sequence[Collection[int]],
+    sampling: SamplingConfig, seeds: Sequence[int], pad_token_id: int, *, cache: Any = None,
+    on_token: Callable[[int], None] | None = None, stop: Callable[[], bool] | None = None,
+) -> list[Written]:  # fmt: skip
+    width = max(map(len, prompts))
+    padding = [width - len(prompt) for prompt in prompts]
+    batch = {
+        "input_ids": pad([list(prompt) for prompt in prompts], pad_token_id, "left"),
+        "attention_mask": pad([[1] * len(prompt) for prompt in prompts], 0, "left"),
+    }
+    common = set(ends[0]).intersection(*ends)
+    options: dict[str, Any] = {} if cache is None else {"past_key_values": cache, "cache_implementation": None}
+    with evaluating(model):
+        found = model.generate(
+            **to_device(batch, model), adapters=list(adapters), max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=pad_token_id, eos_token_id=sorted(common) or None, use_cache=True, **OWN, **options,
+            logits_processor=_processors(sampling, padding, width, seeds),
+            stopping_criteria=StoppingCriteriaList([_RowsEnd(ends, stop)]),
+            streamer=_Tokens(on_token) if on_token else None,
+        )  # fmt: skip
+    return [_cut(ids, its, sampling.max_new_tokens) for ids, its in zip(found[:, width:].tolist(), ends, strict=True)]
+
+
+def _cut(ids: list[int], ends: Collection[int], most: int) -> Written:
+    # Cut, not filtered: behind the end stands padding, and the padding token may be an ordinary one.
+    place = next((place for place, token in enumerate(ids) if token in ends), None)
+    if place is not None:
+        return Written(ids[:place], "end")
+    return Written(ids, "length" if len(ids) >= most else "stopped")
+
+
+class _RowsEnd(StoppingCriteria):
+    """Each row ends at its own tokens: adapters of one batch may have been trained in different formats."""
+
+    eos_token_id = None  # transformers fills finished rows with padding where a criterion has this attribute
+
+    def __init__(self, ends: Sequence[Collection[int]], stop: Callable[[], bool] | None) -> None:
+        self.ends, self.stop = ends, stop
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        if self.stop is not None and self.stop():
+            return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        last = input_ids[:, -1].tolist()
+        done = [token in ends for token, ends in zip(last, self.ends, strict=True)]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class _Tokens(BaseStreamer):
+    """Hands on the tokens of the one row, without the prompt, which transformers gives first."""
+
+    def __init__(self, on_token: Callable[[int], None]) -> None:
+        self.on_token, self.begun = on_token, False
+
+    def put(self, value: Tensor) -> None:
+        if self.begun:
+            self.on_token(int(value.flatten()[0]))
+        self.begun = True
+
+    def end(self) -> None:
+        pass
+
+
+def _processors(
+    sampling: SamplingConfig, padding: Sequence[int], width: int, seeds: Sequence[int]
+) -> LogitsProcessorList:
+    """What is done to scores (b, v) before the highest is taken; the last of it leaves the token that was drawn."""
+    chain: list[LogitsProcessor] = []
+    if sampling.repetition_penalty != 1:
+        chain.append(_RepetitionPenalty(sampling.repetition_penalty, padding))
+    if sampling.temperature:
+        if sampling.temperature != 1:
+            chain.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            chain.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            chain.append(TopPLogitsWarper(sampling.top_p))
+        if sampling.min_p:
+            chain.append(MinPLogitsWarper(sampling.min_p))
+        chain.append(_Draw(seeds, width, sampling.max_new_tokens))
+    return LogitsProcessorList(chain)
+
+
+class _RepetitionPenalty(RepetitionPenaltyLogitsProcessor):
+    """transformers' (CTRL, arXiv:1909.05858, section 4.1), which would take padding for a part of the prompt: what a
+    row is given would depend on how long its neighbours are."""
+
+    def __init__(self, penalty: float, padding: Sequence[int]) -> None:
+        super().__init__(penalty)
+        self.padding = torch.tensor(padding).unsqueeze(1)  # (b, 1)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        padded = torch.arange(input_ids.shape[1]).unsqueeze(0) < self.padding
+        # The last token stands in the row anyway.
+        ids = torch.where(padded.to(input_ids.device), input_ids[:, -1:], input_ids)
+        return super().__call__(ids, scores)  # type: ignore[arg-type]
+
+
+class _Draw(LogitsProcessor):
+    """Draws by the inverse of the cumulative distribution, one uniform number for each row and token.
+
+    `torch.multinomial` draws a batch from one stream: what a row is given would depend on its neighbours.
+    """
+
+    def __init__(self, seeds: Sequence[int], width: int, steps: int) -> None:
+        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.draws = torch.stack([torch.rand(steps, generator=stream, dtype=torch.float64) for stream in streams])
+        self.width = width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        exact = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no more
+        drawn = self.draws[:, input_ids.shape[1] - self.width].to(scores.device, exact).unsqueeze(1)  # (b, 1)
+        cumulative = scores.to(exact).softmax(dim=-1).cumsum(dim=-1)
+        token = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)

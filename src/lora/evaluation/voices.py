@@ -1,0 +1,93 @@
+"""How each adapter is asked, and what ends its answers: by the task that is stored with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora.core.configs import is_encoder_decoder
+from lora.core.routing import BASE
+from lora.errors import ConfigError
+from lora.evaluation.generation import end_tokens
+from lora.evaluation.inputs import stored_task
+from lora.tasks import Row, Task
+from lora.tasks.causal import CausalTask
+from lora.tasks.chat import ChatTask
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+
+@dataclass(frozen=True)
+class Voice:
+    """An adapter that writes.
+
+    Attributes:
+        task: with the tokenizer's format settled.
+        ends: token ids that end its texts.
+    """
+
+    name: str
+    task: Task
+    ends: frozenset[int]
+
+    @property
+    def chats(self) -> bool:
+        """Whether it is asked with messages in a chat template, and not with a bare text."""
+        return getattr(self.task, "format", None) is not None
+
+    @property
+    def column(self) -> str:
+        """The column of its prompt."""
+        return self.task.inputs()[0].column
+
+    def prompts(self, rows: list[Row], tokenizer: Any, max_length: int) -> tuple[list[list[int]], list[str]]:
+        """Token ids that its text follows, of each of ``rows``, and what a user should know. Raises DataError."""
+        encoded = self.task.encode(rows, tokenizer, max_length, supervised=False)
+        return [example["input_ids"] for example in encoded.examples], encoded.notes
+
+
+def voices_of(
+    model: LoRA, names: Sequence[str], tokenizer: Any, tasks: Mapping[str, Task] | None = None
+) -> dict[str, Voice]:
+    """A voice for each of ``names``. The base is asked as the model's first adapter is, else as `base_task` says.
+
+    Args:
+        tasks: of adapters that store none.
+
+    Raises:
+        ConfigError: an adapter's task is not known, or writes no text.
+        DataError: the tokenizer is not the one that an adapter was trained with.
+    """
+    common, out = end_tokens(model, tokenizer), {}
+    for name in names:
+        task = _task_of(model, name, tasks or {}, tokenizer)
+        if not task.generates or is_encoder_decoder(getattr(model.base, "config", None)):
+            what = "is answered by predict alone" if task.generates else "writes no text; use predict"
+            raise ConfigError(f"the adapter {name!r} was trained for the task {task.name}, which {what}")
+        task = task.with_tokenizer(tokenizer)
+        out[name] = Voice(name, task, frozenset([*common, *task.ends()]))
+    return out
+
+
+def _task_of(model: LoRA, name: str, tasks: Mapping[str, Task], tokenizer: Any) -> Task:
+    if name in tasks:
+        return tasks[name]
+    if name == BASE:
+        first = next(iter(model.adapters), None)
+        return _task_of(model, first, tasks, tokenizer) if first else base_task(tokenizer)
+    stored = stored_task(model, [name])
+    if stored is None:
+        raise ConfigError(f"no task is stored with the adapter {name!r} (PEFT keeps none); pass tasks={{...}}")
+    return stored
+
+
+def base_task(tokenizer: Any, chat: bool = False) -> Task:
+    """How a base without adapters is asked: in its tokenizer's chat template, else with the bare prompt.
+
+    ``chat``: with messages in any case.
+    """
+    if chat or getattr(tokenizer, "chat_template", None):
+        return ChatTask(messages="messages")
+    return CausalTask(prompt="prompt", completion="completion")

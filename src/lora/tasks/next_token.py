@@ -1,0 +1,103 @@
+"""What the tasks share that predict next tokens: padding, cross-entropy of supervised tokens, perplexity.
+
+Shapes: b row, t token, v vocabulary, n supervised token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lora.core.configs import is_encoder_decoder
+from lora.tasks.base import Task
+from lora.tasks.sequence import pad
+from lora.tasks.tokens import IGNORED
+
+
+class NextTokenTask(Task):
+    """A task whose examples hold ``input_ids`` and ``labels`` of the same length, -100 where nothing is learned."""
+
+    auto_class = "AutoModelForCausalLM"
+    best_metric = "loss"
+    greater_is_better = False
+    measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    next_token = True
+    generates = True
+
+    @classmethod
+    def suits(cls, base: Any) -> bool:
+        return not is_encoder_decoder(base)
+
+    def collate(
+        self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+    ) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels``: (b, t) long. Padding is masked by length: it may be eos."""
+        ids = [example["input_ids"] for example in examples]
+        return {
+            "input_ids": pad(ids, pad_token_id, padding_side),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
+            "labels": pad(
+                [example.get("labels", [IGNORED] * len(example["input_ids"])) for example in examples],
+                IGNORED,
+                padding_side,
+            ),
+        }
+
+    def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over a row's supervised tokens (b,) fp32, and their number (b,).
+
+        ``outputs.logits``: (b, t, v); position t predicts token t+1. Only supervised positions are copied to fp32:
+        the whole of (b, t, v) would be the largest tensor of the run. Smoothing as in
+        ``torch.nn.functional.cross_entropy``.
+        """
+        chosen, labels, mask = self._supervised(outputs, batch)
+        scores = chosen.float()  # (n, v)
+        normaliser = scores.logsumexp(dim=-1)
+        losses = normaliser - scores.gather(1, labels.unsqueeze(1)).squeeze(1)
+        if label_smoothing:
+            losses = (1 - label_smoothing) * losses + label_smoothing * (normaliser - scores.mean(dim=-1))
+        return _per_row(losses, mask), mask.sum(dim=1).float()
+
+    @torch.no_grad()
+    def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """``{"loss": sum, "tokens": supervised ones, "correct": those whose most likely token is right}`` per row."""
+        chosen, labels, mask = self._supervised(outputs, batch)
+        losses, counts = self.row_losses(outputs, batch)
+        correct = _per_row((chosen.argmax(dim=-1) == labels).float(), mask)
+        return [
+            {"loss": loss, "tokens": int(tokens), "correct": int(right)}
+            for loss, tokens, right in zip(losses.tolist(), counts.tolist(), correct.tolist(), strict=True)
+        ]
+
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
+        """Numbers of supervised tokens."""
+        return [sum(label != IGNORED for label in example["labels"]) for example in examples]
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """Loss per token, its exponential (perplexity), share of tokens predicted right, number of tokens."""
+        loss = loss_sum / count
+        tokens = sum(row["tokens"] for row in predictions)
+        return {
+            "loss": loss,
+            # exp(709.8) is the largest that fp64 holds; above it Python raises. NaN stays NaN.
+            "perplexity": math.inf if loss > 709 else math.exp(loss),
+            "token_accuracy": sum(row["correct"] for row in predictions) / tokens if tokens else 0.0,
+            "tokens": tokens,
+        }
+
+    @staticmethod
+    def _supervised(outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n, v) in their own dtype, labels (n,), and which positions they come from (b, t-1)."""
+        following = batch["labels"][:, 1:]
+        mask = following != IGNORED
+        return outputs.logits[:, :-1][mask], following[mask], mask
+
+
+def _per_row(values: Tensor, mask: Tensor) -> Tensor:
+    """Sums (b,) of ``values`` (n,), which stand at ``mask`` (b, t-1)."""
+    # Not index_add: on CUDA its order, and so its last bit, changes from run to run.
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values).sum(dim=1)

@@ -1,0 +1,234 @@
+"""Preference training: the answer that was chosen is made more likely than the one that was rejected.
+
+The reference of the losses that have one is the base in the same batch: no second model, nothing computed beforehand.
+Packed, the prompt that both answers follow is there once, for the adapter and for the base.
+
+Shapes: b pair, t token; a padded batch has 2·b rows, chosen and rejected of each pair in turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from lora.data.rendering import IGNORED
+from lora.tasks.base import Encoded, Row
+from lora.tasks.next_token import NextTokenTask
+from lora.tasks.pairs import PairOptions, PairTask, right_share
+
+Loss = Literal["sigmoid", "robust", "hinge", "ipo", "orpo", "simpo"]
+ALONE = ("orpo", "simpo")  # losses without a reference
+BETA = {"sigmoid": 0.1, "robust": 0.1, "hinge": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
+
+
+class PreferenceOptions(PairOptions):
+    """Settings of the task preference."""
+
+    loss: Loss = Field(
+        default="sigmoid",
+        description="sigmoid (DPO), robust, hinge (SLiC), ipo; or without a reference: orpo, simpo",
+    )
+    beta: float | None = Field(
+        default=None, gt=0, description="how far from the reference; of orpo the weight of the odds; default by loss"
+    )
+    gamma: float = Field(default=1.0, ge=0, description="margin that simpo asks for")
+    sft: float = Field(default=0.0, ge=0, description="weight of the chosen answer's cross-entropy per token beside it")
+
+
+class PreferenceTask(PairTask, NextTokenTask):
+    """DPO and its kin.
+
+    Arguments: as of `PairTask`, and those of `PreferenceOptions`.
+
+    With h = β·[(log π(c) - log π_ref(c)) - (log π(r) - log π_ref(r))], of the chosen and the rejected answer, and ε the
+    label smoothing:
+
+    - sigmoid: -(1-ε)·log σ(h) - ε·log σ(-h) (Rafailov et al. 2023, arXiv:2305.18290, eq. 7; with ε the conservative
+      form of their reference code);
+    - robust: (-(1-ε)·log σ(h) + ε·log σ(-h)) / (1-2ε) (Chowdhury et al. 2024, arXiv:2403.00409, eq. 12);
+    - hinge: max(0, 1 - h) (Zhao et al. 2023, arXiv:2305.10425, eq. 10, on the ratios);
+    - ipo: (h/β - 1/(2β))² (Azar et al. 2023, arXiv:2310.12036, eq. 17), with log-probabilities per token, without which
+      long answers weigh too much.
+
+    Without a reference, with p the geometric mean of the probabilities of an answer's tokens:
+
+    - orpo: -log p(c) - β·log σ(log odds(c) - log odds(r)), odds = p/(1-p) (Hong et al. 2024, arXiv:2403.07691, eq. 6);
+    - simpo: -log σ(β·(log p(c) - log p(r)) - γ) (Meng et al. 2024, arXiv:2405.14734, eq. 6).
+
+    To all of them ``sft`` adds that many times -log p(c) (Pang et al. 2024, arXiv:2404.19733, eq. 1).
+    """
+
+    name = "preference"
+    options = PreferenceOptions
+    measures = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "likelihood_accuracy")
+    smooths_tokens = False
+    rows = 2
+
+    def __init__(
+        self, *args: Any, loss: Loss = "sigmoid", beta: float | None = None, gamma: float = 1.0, sft: float = 0.0,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(*args, **kwargs)
+        self.loss, self.beta, self.gamma, self.sft = loss, beta, gamma, sft
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "loss": self.loss, "beta": self.beta, "gamma": self.gamma, "sft": self.sft}
+
+    @property
+    def reference(self) -> bool:
+        return self.loss not in ALONE
+
+    def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
+        """``input_ids``: prompt, chosen answer, rejected answer; ``labels``: of both answers; ``branches``: their
+        lengths. Without ``supervised``: the prompt alone.
+
+        A prompt that is too long loses its beginning (its oldest exchanges, of a conversation); a pair with an answer
+        that does not fit is left out and counted. Raises DataError: rows at fault, or no row left.
+        """
+        if not supervised:
+            return self._asked(rows, tokenizer, max_length)
+        pairs, cut, notes = self._tokens(rows, self._pairs(rows), tokenizer, max_length)
+        examples: list[dict[str, Any]] = [
+            {
+                "input_ids": [*prompt, *chosen, *rejected],
+                "labels": [IGNORED] * len(prompt) + [*chosen, *rejected],
+                "branches": [len(prompt), len(chosen), len(rejected)],
+                "row": row,
+            }
+            for row, prompt, (chosen, rejected) in pairs
+        ]
+        return Encoded(examples, [len(one["input_ids"]) for one in examples], [1] * len(examples), cut, notes)
+
+    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+        """The prompt, and the chosen answer."""
+        prompt, chosen, _ = example["branches"]
+        ids = example["input_ids"]
+        return {"input_ids": ids[:prompt], "row": example["row"]}, ids[prompt : prompt + chosen]
+
+    def collate(
+        self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+    ) -> dict[str, Tensor]:
+        """Of each pair two rows of ``input_ids``, ``attention_mask`` and ``labels``: (2·b, t) long."""
+        rows = [row for example in examples for row in _unfolded(example)]
+        return super().collate(rows, pad_token_id, padding_side)
+
+    def token_losses(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return NextTokenTask.row_losses(self, outputs, batch)
+
+    def row_losses(
+        self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0, reference: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each pair (b,) in fp32, and ones (b,)."""
+        own, counts, base = self._sums(outputs, batch, reference)
+        losses = self.pair_losses(own, counts, base, label_smoothing)
+        return losses, torch.ones_like(losses)
+
+    def packed_loss(
+        self, losses: Tensor, examples: list[dict[str, Any]], reference: Tensor | None, label_smoothing: float
+    ) -> Tensor:
+        lengths = [length for example in examples for length in example["branches"][1:]]
+        own = torch.stack([part.sum() for part in losses.split(lengths)]).view(-1, 2)
+        base = None
+        if reference is not None:
+            base = torch.stack([part.sum() for part in reference.split(lengths)]).view(-1, 2)
+        counts = torch.tensor(lengths, dtype=own.dtype, device=own.device).view(-1, 2)
+        return self.pair_losses(own, counts, base, label_smoothing).sum()
+
+    def pair_losses(self, own: Tensor, counts: Tensor, base: Tensor | None, label_smoothing: float = 0.0) -> Tensor:
+        """(b,) from cross-entropy sums ``own`` and ``base`` (b, 2) of chosen and rejected, of ``counts`` tokens."""
+        h, eps = self._h(own, counts, base), label_smoothing
+        if self.loss == "sigmoid":
+            out = -(1 - eps) * F.logsigmoid(h) - eps * F.logsigmoid(-h)
+        elif self.loss == "robust":
+            out = (-(1 - eps) * F.logsigmoid(h) + eps * F.logsigmoid(-h)) / (1 - 2 * eps)
+        elif self.loss == "hinge":
+            out = torch.relu(1 - h)
+        elif self.loss == "ipo":
+            out = (h / self._beta - 1 / (2 * self._beta)).square()
+        elif self.loss == "orpo":
+            out = own[:, 0] / counts[:, 0] - self._beta * F.logsigmoid(h)
+        else:
+            out = -F.logsigmoid(h - self.gamma)
+        return out + self.sft * own[:, 0] / counts[:, 0] if self.sft else out
+
+    def _h(self, own: Tensor, counts: Tensor, base: Tensor | None) -> Tensor:
+        """(b,) what is to grow: see the class."""
+        rewards = self._rewards(own, counts, base)
+        return rewards[:, 0] - rewards[:, 1]
+
+    def _rewards(self, own: Tensor, counts: Tensor, base: Tensor | None) -> Tensor:
+        """(b, 2) of chosen and rejected, whose difference is h: β·log(π/π_ref), or what stands for it."""
+        if base is not None:
+            ratio = base - own
+            return self._beta * (ratio / counts if self.loss == "ipo" else ratio)
+        mean = -own / counts  # log p
+        if self.loss == "orpo":
+            return mean - _log1m_exp(mean)
+        return self._beta * mean
+
+    @property
+    def _beta(self) -> float:
+        return self.beta or BETA[self.loss]
+
+    def _sums(self, outputs: Any, batch: dict[str, Tensor], reference: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        own, counts = self.token_losses(outputs, batch)
+        base = None if not self.reference else self.token_losses(reference, batch)[0].view(-1, 2)
+        return own.view(-1, 2), counts.view(-1, 2), base
+
+    @torch.no_grad()
+    def predictions(self, outputs: Any, batch: dict[str, Tensor], reference: Any = None) -> list[dict[str, Any]]:
+        """Rewards of both answers, and their cross-entropy per token, for each pair."""
+        own, counts, base = self._sums(outputs, batch, reference)
+        rewards, means = self._rewards(own, counts, base).tolist(), (own / counts).tolist()
+        return [
+            {"reward_chosen": reward[0], "reward_rejected": reward[1], "margin": reward[0] - reward[1],
+             "loss_chosen": mean[0], "loss_rejected": mean[1]}
+            for reward, mean in zip(rewards, means, strict=True)
+        ]  # fmt: skip
+
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
+        return [True] * len(examples)
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """Loss; share of pairs whose chosen answer has the higher reward, ties counting half; mean margin and rewards;
+        share whose chosen answer is the more likely one per token; cross-entropy per token of both."""
+
+        def mean(key: str) -> float:
+            return math.fsum(row[key] for row in predictions) / len(predictions)
+
+        return {
+            "loss": loss_sum / count,
+            "accuracy": right_share([row["margin"] for row in predictions]),
+            "margin": mean("margin"),
+            "reward_chosen": mean("reward_chosen"),
+            "reward_rejected": mean("reward_rejected"),
+            "likelihood_accuracy": right_share([row["loss_rejected"] - row["loss_chosen"] for row in predictions]),
+            "loss_chosen": mean("loss_chosen"),
+            "loss_rejected": mean("loss_rejected"),
+        }
+
+
+def _unfolded(example: dict[str, Any]) -> list[dict[str, Any]]:
+    """The prompt with each of its answers; an example without answers as it is."""
+    if "branches" not in example:
+        return [example]
+    prompt, chosen, _ = example["branches"]
+    ids, labels = example["input_ids"], example["labels"]
+    first, second = prompt + chosen, slice(prompt + chosen, None)
+    return [
+        {"input_ids": ids[:first], "labels": labels[:first]},
+        {"input_ids": ids[:prompt] + ids[second], "labels": labels[:prompt] + labels[second]},
+    ]
+
+
+def _log1m_exp(x: Tensor) -> Tensor:
+    """log(1 - eˣ) of x < 0, without cancellation (Mächler 2012, "Accurately computing log(1 - exp(-|a|))", eq. 7)."""
+    x = x.clamp(max=-1e-7)
+    near: Tensor = torch.log(-torch.expm1(x))
+    return torch.where(x > -math.log(2), near, torch.log1p(-torch.exp(x)))

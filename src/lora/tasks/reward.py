@@ -1,0 +1,144 @@
+"""Reward modelling: a number for a prompt with its answer, higher for the answer that people chose.
+
+Shapes: b pair, t token; a padded batch has 2·b rows, chosen and rejected of each pair in turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from lora.data.conversations import Message
+from lora.data.problems import Problems
+from lora.data.rows import named
+from lora.errors import DataError
+from lora.tasks.base import Encoded, Input, Row
+from lora.tasks.chat import MessagesInput, named_error, to_messages
+from lora.tasks.pairs import PairOptions, PairTask, right_share
+from lora.tasks.sequence import REMEDY, pad
+
+
+class RewardOptions(PairOptions):
+    """Settings of the task reward."""
+
+    centre: float = Field(
+        default=0.0, ge=0, description="pulls the sum of both rewards to zero, which comparisons leave open (0.01)"
+    )
+
+
+class RewardTask(PairTask):
+    """A reward model (Ouyang et al. 2022, arXiv:2203.02155, eq. 1): -log σ(r(c) - r(r)) of the chosen and the rejected
+    answer; ``centre`` adds that many times (r(c) + r(r))² (Eisenstein et al. 2023, arXiv:2312.09244, eq. 2).
+
+    Arguments: as of `PairTask`; and centre.
+    """
+
+    name = "reward"
+    options = RewardOptions
+    sign = None  # the same columns are more often meant for preference training
+    auto_class = "AutoModelForSequenceClassification"
+    best_metric = "loss"
+    greater_is_better = False
+    measures = ("loss", "accuracy", "margin")
+    rows = 2
+
+    def __init__(self, *args: Any, completion: str = "completion", centre: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.completion, self.centre = completion, centre
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "completion": self.completion, "centre": self.centre}
+
+    def inputs(self) -> list[Input]:
+        """What is scored: a prompt and an answer to it, or a whole conversation."""
+        answer = [MessagesInput(self.completion)] if self.prompt else []
+        return [*super().inputs(), *answer]
+
+    def model_options(self) -> dict[str, Any]:
+        return {"num_labels": 1}
+
+    def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
+        """``chosen`` and ``rejected``: prompt and answer as token ids, as `PairTask` makes and cuts them. Without
+        ``supervised``: ``input_ids`` of the prompt with the one answer that is to be scored."""
+        ends = [tokenizer.sep_token_id] if tokenizer.sep_token_id is not None else []  # of encoders, which have no end
+        asked = self._pairs(rows) if supervised else self._scored(rows)
+        pairs, cut, notes = self._tokens(rows, asked, tokenizer, max_length - 2 * len(ends))
+        if not supervised and len(pairs) < len(rows):
+            raise DataError(f"{named(rows)}{notes[-1]} A score needs the whole answer; raise max_length")
+        examples: list[dict[str, Any]] = []
+        for row, prompt, answers in pairs:
+            whole = [[*prompt, *ends, *answer, *ends] for answer in answers]
+            scored = {"chosen": whole[0], "rejected": whole[1]} if supervised else {"input_ids": whole[0]}
+            examples.append({**scored, "row": row})
+        lengths = [max(len(ids) for key, ids in example.items() if key != "row") for example in examples]
+        return Encoded(examples, lengths, [int(supervised)] * len(examples), cut, notes)
+
+    def _scored(self, rows: list[Row]) -> list[tuple[list[Message], list[Message]]]:
+        """What is to be scored: messages, and the one answer to them. Raises DataError."""
+        problems, out = Problems(rows), []
+        for index, row in enumerate(rows):
+            try:
+                if self.prompt is None:
+                    *messages, answer = named_error(self.chosen, to_messages, row)
+                    messages = self._with_system(messages) if messages else []
+                else:
+                    messages = self._prompt(row) or []
+                    (answer,) = named_error(self.completion, lambda value: to_messages(value, "assistant"), row)
+                if not messages or answer["role"] != "assistant":
+                    raise ValueError("an answer of the assistant's is needed, and something that it answers")
+                out.append((messages, [answer]))
+            except ValueError as error:
+                problems.add(str(error), index)
+        problems.raise_if_any(REMEDY)
+        return out
+
+    def collate(
+        self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+    ) -> dict[str, Tensor]:
+        """``input_ids`` and ``attention_mask`` (2·b, t) long, chosen and rejected in turn, and ``labels`` (b,); of what
+        is scored (b, t), without labels."""
+        pairs = "chosen" in examples[0]
+        rows = [ids for one in examples for ids in ((one["chosen"], one["rejected"]) if pairs else (one["input_ids"],))]
+        batch = {
+            "input_ids": pad(rows, pad_token_id, padding_side),
+            "attention_mask": pad([[1] * len(row) for row in rows], 0, padding_side),
+        }
+        return {**batch, "labels": torch.zeros(len(examples), dtype=torch.long)} if pairs else batch
+
+    def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The loss of each pair (b,) in fp32, and ones (b,). With smoothing ε, -(1-ε)·log σ(d) - ε·log σ(-d)."""
+        rewards = outputs.logits[:, 0].float().view(-1, 2)
+        difference = rewards[:, 0] - rewards[:, 1]
+        losses = -(1 - label_smoothing) * F.logsigmoid(difference) - label_smoothing * F.logsigmoid(-difference)
+        if self.centre:
+            losses = losses + self.centre * rewards.sum(dim=1).square()
+        return losses, torch.ones_like(losses)
+
+    @torch.no_grad()
+    def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[Any]:
+        """``{"reward"}`` of each row that is scored; of pairs ``{"reward_chosen", "reward_rejected", "margin"}``."""
+        rewards = outputs.logits[:, 0].float()
+        if "labels" not in batch:
+            return [{"reward": reward} for reward in rewards.tolist()]
+        return [
+            {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected}
+            for chosen, rejected in rewards.view(-1, 2).tolist()
+        ]
+
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
+        return [True] * len(examples)
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """Loss; share of pairs whose chosen answer has the higher reward, ties counting half; mean margin."""
+        margins = [row["margin"] for row in predictions]
+        return {
+            "loss": loss_sum / count,
+            "accuracy": right_share(margins),
+            "margin": math.fsum(margins) / len(margins),
+        }

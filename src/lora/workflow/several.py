@@ -1,0 +1,167 @@
+"""Several adapters on one base, ready to write: what generating and chatting begin with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora.core.routing import BASE
+from lora.errors import AdapterFileError, ConfigError, ModelError
+from lora.evaluation.voices import base_task
+from lora.io.peft import CONFIG, read_sidecar
+from lora.io.run import holds_a_set
+from lora.model.base import load_base, load_tokenizer
+from lora.model.lora import LoRA
+from lora.overrides import load_config
+from lora.tasks import Task
+from lora.tasks.chat import ChatTask
+from lora.training.device import best_device, choose_dtype
+from lora.workflow.tuned import adapter_folder, base_of, task_of
+
+
+@dataclass
+class Chosen:
+    """What the command line names.
+
+    Attributes:
+        adapters: folder or hub id of each adapter, by name.
+        model: the base, where it is named.
+        base: whether the base itself is to answer too.
+    """
+
+    adapters: dict[str, str] = field(default_factory=dict)
+    model: str | None = None
+    base: bool = False
+
+
+@dataclass
+class Loaded:
+    """A base with its adapters.
+
+    Attributes:
+        names: who can answer: the adapters, and ``base`` where it is wanted or alone.
+        tasks: by adapter; without one for the base, which is asked as the first adapter is.
+        folders: of the adapters.
+        notes: what a user should know, in full sentences.
+    """
+
+    model: LoRA
+    tokenizer: Any
+    names: list[str]
+    tasks: dict[str, Task]
+    folders: dict[str, Path]
+    notes: list[str]
+
+
+def choose(places: Sequence[str], named: Sequence[str], model: str | None) -> Chosen:
+    """Sort out what is an adapter, what a set of them and what a base model.
+
+    Args:
+        places: folders and hub ids, or the word ``base``; a folder that holds a model is the base.
+        named: adapters as ``name=folder``.
+
+    Raises:
+        ConfigError: two of one name, two bases, or nothing.
+    """
+    chosen = Chosen(model=model)
+    for place in places:
+        folder = Path(place).expanduser()
+        if place == BASE:
+            chosen.base = True
+        elif (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
+            if chosen.model is not None:
+                raise ConfigError(f"{place} is a base model, and {chosen.model} is one too; all adapters sit on one")
+            chosen.model = place
+        elif holds_a_set(folder):
+            for name in load_config(folder / "config.yaml").adapters:
+                _add(chosen, name, str(folder / name))
+        else:
+            _add(chosen, name_of(place), place)
+    for given in named:
+        name, equals, place = given.partition("=")
+        if not equals or not name or not place:
+            raise ConfigError(f"--adapter {given}: a name and a folder are needed, as in --adapter short=runs/short")
+        _add(chosen, name, place)
+    if not chosen.adapters and chosen.model is None:
+        raise ConfigError("name an adapter's or a run's folder, or a base model (--model)")
+    return chosen
+
+
+def _add(chosen: Chosen, name: str, place: str) -> None:
+    if name == BASE:
+        raise ConfigError(f"{place}: {BASE!r} is the base model's own name; call it otherwise: --adapter NAME={place}")
+    if name in chosen.adapters:
+        raise ConfigError(
+            f"{chosen.adapters[name]} and {place} would both be called {name!r}; name one of them: "
+            f"--adapter NAME={place}"
+        )
+    chosen.adapters[name] = place
+
+
+def name_of(place: str) -> str:
+    """What an adapter is called by its folder: the run's name, where the folder is a part of a run."""
+    parts = [part for part in Path(place).expanduser().absolute().parts if part != Path(place).anchor]
+    while len(parts) > 1 and re.fullmatch(r"adapter|checkpoints|best|step-\d+", parts[-1]):
+        parts.pop()
+    return parts[-1] if parts else place
+
+
+def load_several(
+    chosen: Chosen, *, dtype: str = "auto", trust_remote_code: bool = False, allow_other_base: bool = False,
+    chat: bool = False,
+) -> Loaded:  # fmt: skip
+    """The base with all adapters on it.
+
+    Args:
+        dtype: of the base; auto: float32 where one of the adapters was trained on that, else what suits the machine.
+        chat: whether a base without a chat template is talked to all the same.
+
+    Raises:
+        AdapterFileError, ModelError: something cannot be loaded, or an adapter is for another base.
+        ConfigError: an adapter writes no text.
+    """
+    folders = {name: adapter_folder(place, with_task=False) for name, place in chosen.adapters.items()}
+    tasks, notes = dict[str, Task](), list[str]()
+    for name, folder in folders.items():
+        tasks[name], note = _task_of(folder, chosen.adapters[name])
+        notes += [f"{name}: {note}"] if note else []
+    model_name = chosen.model or base_of(next(iter(folders.values())))
+    trained = [(read_sidecar(folder).get("training") or {}).get("dtype") for folder in folders.values()]
+    if dtype == "auto" and "float32" in trained:
+        dtype = "float32"  # as in training
+    try:
+        base = load_base(model_name, "AutoModelForCausalLM", choose_dtype(dtype), trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        where = "" if chosen.model else f" (named by {next(iter(folders.values()))}; --model names another place)"
+        raise ModelError(f"{error}{where}") from None
+    model = LoRA(base, name=None)
+    for name, folder in folders.items():
+        model.load_adapter(folder, name, allow_other_base=allow_other_base)
+    model.to(best_device()).eval()
+    tokenizer = load_tokenizer(model_name, trust_remote_code)
+    if not folders and chat:
+        tasks[BASE] = base_task(tokenizer, chat=True)
+        if not getattr(tokenizer, "chat_template", None):
+            notes.append(f"{model_name}: its tokenizer has no chat template; the one called 'plain' is used.")
+    names = [*folders, *([BASE] if chosen.base or not folders else [])]
+    return Loaded(model, tokenizer, names, tasks, folders, notes)
+
+
+def _task_of(folder: Path, place: str) -> tuple[Task, str | None]:
+    """The task of an adapter that writes text, and a note where it had to be assumed."""
+    if "task" not in read_sidecar(folder):
+        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("task_type")
+        if kind not in (None, "CAUSAL_LM"):
+            raise AdapterFileError(f"{place}: is for {kind} and writes no text")
+        return ChatTask(messages="messages"), (
+            "it was not made by lora and does not say how it is asked; taken to be for the chat template of its base."
+        )
+    task = task_of(folder)
+    if not task.generates or task.auto_class != "AutoModelForCausalLM":
+        what = "is answered row by row" if task.generates else "gives labels or numbers and writes no text"
+        raise ConfigError(f"{place}: was trained for the task {task.name}, which {what}; use `lora predict {place}`")
+    return task, None

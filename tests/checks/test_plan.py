@@ -1,0 +1,147 @@
+"""What a run will need: held against what it then takes, and said of what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+import lora
+from lora import LoRA, RunConfig
+from lora.checks import plan as planning
+from lora.checks import rehearsal
+from lora.checks.plan import _root
+from lora.checks.rehearsal import Role, rehearse
+from lora.checks.stand_in import made_up
+from lora.config import AdapterConfig, TrainingConfig
+from lora.errors import ConfigError
+from small_base import labelled, save_base, stories, write_jsonl
+
+
+def shape(layers: int = 2, **settings: Any) -> Any:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(num_hidden_layers=layers, **{**sizes, "vocab_size": 512, **settings})
+
+    def make() -> Any:
+        with torch.device("meta"):
+            return LlamaForCausalLM(config)
+
+    return make
+
+
+def role(length: int = 64, batch: int = 4, rank: int = 4, **training: Any) -> dict[str, Role]:
+    settings = TrainingConfig(batch_size=batch, **training)
+    return {"a": Role(made_up("causal", length, batch), AdapterConfig(rank=rank), settings)}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_deep_model_is_told_from_two_shallow_ones(recompute: bool, monkeypatch: Any) -> None:
+    told = rehearse(shape(16), role(), recompute)
+    monkeypatch.setattr(rehearsal, "SHALLOW", 99)
+    whole = rehearse(shape(16), role(), recompute)
+    assert told.parameters == whole.parameters and told.weights == whole.weights and told.trainable == whole.trainable
+    assert told.operations == pytest.approx(whole.operations, rel=1e-6) and told.files == whole.files
+    assert told.kept == pytest.approx(whole.kept, rel=1e-3)
+    assert told.phases["pass"].peak == pytest.approx(whole.phases["pass"].peak, rel=1e-2)
+    assert told.needs.kept.whole == pytest.approx(whole.needs.kept.whole, rel=1e-3)
+
+
+def test_operations_are_those_of_the_reference() -> None:
+    found = rehearse(shape(vocab_size=2048), role(length=64, batch=8, packing=False), False)
+    body = found.parameters - 2 * 2048 * 64
+    adapter = sum(found.trainable.values())
+    # Forward and input gradient of the body and of the head; forward, input and own gradient of the adapter.
+    per_token = 4 * body + 4 * 2048 * 64 + 6 * adapter
+    attention = 2 * (2 + 5) * 2 * 64 * 64  # of each layer two products forward and five backward
+    assert found.operations / found.tokens == pytest.approx(per_token + attention, rel=0.03)
+
+
+def test_what_takes_less_takes_less() -> None:
+    plain = rehearse(shape(), role(128, 8), False)
+    assert rehearse(shape(), role(128, 8), True).kept < 0.6 * plain.kept
+    assert rehearse(shape(), role(128, 4), False).kept == pytest.approx(plain.kept / 2, rel=0.05)
+    assert rehearse(shape(), role(128, 8, rank=8), False).state == 2 * plain.state
+
+
+def test_several_adapters_share_a_pass() -> None:
+    one = rehearse(shape(), role(), False)
+    both = {**role(), "b": role()["a"]}
+    two = rehearse(shape(), both, False)
+    assert two.tokens == 2 * one.tokens and two.state == 2 * one.state and two.kept == pytest.approx(2 * one.kept, 0.05)
+    waiting = rehearse(shape(), both, False, at_once=1)
+    assert (waiting.tokens, waiting.state, waiting.adapters) == (one.tokens, one.state, two.adapters)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_plan_is_what_training_measures(kind: str, tmp_path: Path) -> None:
+    """Parameters, and what a pass keeps, of the base itself with its weights and the real data."""
+    base = save_base(tmp_path / "base", kind)
+    data = write_jsonl(tmp_path / "rows.jsonl", labelled(32) if kind == "bert" else stories(32))
+    config = RunConfig(model=str(base), data={"train": str(data)}, adapter={"rank": 4}, training={"dtype": "float32"})
+    found = lora.plan(config, search=False)
+    auto = AutoModelForSequenceClassification if kind == "bert" else AutoModelForCausalLM
+    real: Any = auto.from_pretrained(base, **({"num_labels": 3} if kind == "bert" else {}))
+    model = LoRA(real, rank=4)
+    assert found.parameters == model.base_parameter_count()
+    assert sum(found.trainable.values()) == sum(p.numel() for p in model.adapter_parameters("default").values())
+    assert found.fits and found.packed == (kind == "llama") and found.steps == 6
+    assert sum(found.memory.values()) == pytest.approx(found.peak)
+    result = lora.fit(model, str(data), output_dir=tmp_path / "run", max_steps=1, tensorboard=False)
+    weights = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    assert found.disk["adapter"] == pytest.approx(weights.stat().st_size, rel=0.2)
+    assert result.steps == 1
+
+
+def test_what_fits_is_within_what_there_is(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama", hidden_size=64)
+    config = RunConfig(model=str(base), training={"batch_size": 4, "dtype": "float32"}, data={"held_out": 0})
+    own = lora.plan(config, length=32, search=False)
+    gib = (own.process + 4 * own.peak) / 2**30
+    found = lora.plan(config, length=32, device_gib=gib)
+    assert found.fits and found.largest_batch is not None and found.largest_batch > 4
+    assert found.largest_length is not None and 32 <= found.largest_length <= 64, "the model has 64 positions"
+
+
+def test_what_does_not_fit_comes_with_remedies(tmp_path: Path, monkeypatch: Any) -> None:
+    base = save_base(tmp_path / "base", "llama", hidden_size=64)
+    config = RunConfig(
+        model=str(base), data={"held_out": 0},
+        training={"batch_size": 64, "dtype": "float32", "gradient_checkpointing": False},
+    )  # fmt: skip
+    own = lora.plan(config, length=64, search=False)
+    monkeypatch.setattr(planning, "_resident", lambda: 0.0)
+    found = lora.plan(config, length=64, device_gib=0.5 * own.peak / 2**30)
+    assert not found.fits and found.remedies[0][0] == "gradient_checkpointing: true"
+    assert found.remedies[-1][1] <= found.available, "and with the last it fits"
+
+
+def test_a_parabola_is_followed_to_where_it_ends() -> None:
+    points = [(x, 100.0 + 2 * x + x * x) for x in (2, 4, 8)]
+    assert _root(points, 100 + 2 * 31 + 31 * 31, 1000) == 31
+    assert _root(points, 1e12, 50) == 50 and _root(points, 10, 50) == 0
+
+
+def test_an_8b_model_takes_no_memory_to_speak_of(tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False, "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    before = planning._resident()
+    config = RunConfig(model=str(tmp_path), training={"dtype": "bfloat16", "batch_size": 2}, data={"held_out": 0})
+    found = lora.plan(config, length=64, device_gib=24, search=False)
+    assert found.parameters == 8_030_261_248 and found.memory["base weights, bfloat16"] == 2 * 8_030_261_248
+    assert planning._resident() - before < 200 * 2**20
+
+
+@pytest.mark.parametrize(("settings", "said"), [({}, "model: is needed"), ({"model": "BASE"}, "length: is needed")])
+def test_what_is_missing_is_said(settings: dict[str, Any], said: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(planning, "load_base_config", lambda *_: SimpleNamespace())
+    with pytest.raises(ConfigError, match=said):
+        lora.plan(RunConfig(**settings))

@@ -1,0 +1,172 @@
+"""The chat task: which messages are learned, long conversations, what is kept with the adapter."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chat_tokenizer import byte_tokenizer
+from lora.config import DataConfig
+from lora.errors import ConfigError, DataError
+from lora.tasks import from_state
+from lora.tasks.chat import ChatTask
+from lora.tasks.inputs import task_for, with_columns
+
+TOKENIZER = byte_tokenizer()
+
+
+def talk(*contents: str) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def learned(task: ChatTask, row: dict[str, Any], length: int = 10_000) -> list[str]:
+    """What is learned of a row, in the order of its examples; separate stretches by |."""
+    out = []
+    for example in task.encode([row], TOKENIZER, length).examples:
+        assert len(example["input_ids"]) == len(example["labels"]) <= length
+        runs, before = list[list[int]](), -100
+        for label in example["labels"]:
+            if label != -100:
+                (runs.append([label]) if before == -100 else runs[-1].append(label))
+            before = label
+        out += [TOKENIZER.decode(run).removesuffix("<|im_end|>").strip() for run in runs]
+        assert all(TOKENIZER.decode(run).endswith("<|im_end|>") for run in runs)
+    return out
+
+
+def chat(**settings: Any) -> ChatTask:
+    return ChatTask(messages="messages", template="chatml", **settings)
+
+
+ROW = {"messages": talk("Hi", "one", "And?", "two", "So?", "three")}
+
+
+@pytest.mark.parametrize(
+    "learn, expected",
+    [("all", ["one", "two", "three"]), ("last", ["three"]), ([0, -1], ["one", "three"]), ([1, 9], ["two"])],
+)
+def test_which_answers_are_learned(learn: Any, expected: list[str]) -> None:
+    assert learned(chat(learn=learn), ROW) == expected
+
+
+def test_messages_say_themselves_whether_they_are_learned() -> None:
+    row = json.loads(json.dumps(ROW))
+    row["messages"][3]["weight"] = 0
+    assert learned(chat(learn="last"), row) == ["one", "three"]
+    row["messages"][1]["train"] = row["messages"][5]["train"] = False
+    with pytest.raises(DataError, match="no answer that is to be learned: row 1"):
+        chat().encode([row], TOKENIZER, 1000)
+
+
+def test_alpaca_and_messages_as_prompt() -> None:
+    task = ChatTask(prompt="instruction", context="input", completion="output", template="chatml")
+    row = {"instruction": "Say", "input": "it", "output": "done"}
+    assert learned(task, row) == ["done"]
+    text = TOKENIZER.decode(task.encode([row], TOKENIZER, 1000).examples[0]["input_ids"])
+    assert "<|im_start|>user\nSay\n\nit<|im_end|>" in text
+    turns = {"instruction": talk("Hi", "not learned", "And?"), "output": talk("x", "learned")[1:]}
+    assert learned(task, turns) == ["learned"]
+
+
+def test_system_messages() -> None:
+    task = ChatTask(messages="messages", system="system", template="chatml", system_prompt="Default.")
+
+    def first(row: dict[str, Any]) -> str:
+        return TOKENIZER.decode(task.encode([{**ROW, **row}], TOKENIZER, 1000).examples[0]["input_ids"][:30])
+
+    assert "system\nOwn.<" in first({"system": "Own."}) and "system\nDefault.<" in first({"system": None})
+    kept = {"messages": [{"role": "system", "content": "There."}, *ROW["messages"]]}
+    assert "system\nThere.<" in first(kept)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"messages": talk("Hi")}, "hold no answer of the assistant's to learn: row 1"),
+        ({"messages": None}, "messages is missing"),
+        ({"messages": [{"role": "x", "content": "y"}]}, "messages: message 1 has the unknown role 'x'"),
+        ({"messages": talk("Hi", "")}, r"messages: message 2 \(assistant\) is empty"),
+    ],
+)
+def test_rows_at_fault(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ChatTask.from_rows([row], {"messages": "messages"})
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    system=st.booleans(),
+    length=st.integers(40, 200),
+)
+@settings(max_examples=60, deadline=None)
+def test_long_conversations_lose_no_answer_that_fits(sizes: list[int], system: bool, length: int) -> None:
+    """Each answer is learned once, whole; or it is counted as one that does not fit even with its question alone."""
+    contents = [text for i, size in enumerate(sizes) for text in (f"q{i}", f"a{i}" + "x" * size)]
+    messages = [{"role": "system", "content": "s"}] * system + talk(*contents)
+    answers = [f"a{i}" + "x" * size for i, size in enumerate(sizes)]
+
+    def needed(place: int) -> int:
+        alone = {"messages": [*messages[:system], *talk(f"q{place}", answers[place])]}
+        return chat().encode([alone], TOKENIZER, 10_000).lengths[0]
+
+    # ChatML's line break after the end of the last answer is not learned but takes a place.
+    fitting = [answer for place, answer in enumerate(answers) if needed(place) <= length]
+    if not fitting:
+        with pytest.raises(DataError, match="None is left; raise data.max_length"):
+            chat().encode([{"messages": messages}], TOKENIZER, length)
+        return
+    assert learned(chat(), {"messages": messages}, length) == fitting
+    notes = " ".join(chat().encode([{"messages": messages}], TOKENIZER, length).notes)
+    lost = len(sizes) - len(fitting)
+    assert (f"{lost} answers do not fit" in notes) == bool(lost)
+
+
+def test_prompts_for_generation() -> None:
+    task = chat()
+    asked = task.encode([ROW, {"messages": talk("Hi")}, {"messages": "Hi"}], TOKENIZER, 1000, supervised=False)
+    texts = [TOKENIZER.decode(example["input_ids"]) for example in asked.examples]
+    assert texts[1] == texts[2] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert texts[0].endswith("So?<|im_end|>\n<|im_start|>assistant\n") and "three" not in texts[0]
+    short = task.encode([ROW], TOKENIZER, 40, supervised=False)
+    assert (
+        TOKENIZER.decode(short.examples[0]["input_ids"]) == "<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert "lost their beginning" in short.notes[-1]
+
+
+def test_the_format_is_kept_and_held_to() -> None:
+    rows = [ROW]
+    task = ChatTask.from_rows(rows, {"messages": "messages"})
+    fitted = from_state({**task.state(), "template": "chatml"}).with_tokenizer(TOKENIZER)
+    again = from_state(json.loads(json.dumps(fitted.state())))
+    assert again.state() == fitted.state() and again.ends() == [TOKENIZER.convert_tokens_to_ids("<|im_end|>")]
+    # Whatever template the tokenizer has by now: the adapter is asked in the one that it was trained with.
+    other = byte_tokenizer()
+    other.chat_template = "{{ 'something else' }}"
+    asked = again.with_tokenizer(other).encode(rows, other, 1000, supervised=False).examples
+    assert asked == fitted.encode(rows, TOKENIZER, 1000, supervised=False).examples
+    with pytest.raises(DataError, match="other token ids of a conversation than the one that the adapter was trained"):
+        again.with_tokenizer(byte_tokenizer(extra=["<|im_end|>", "<|im_start|>"]))
+
+
+def test_options_by_their_names() -> None:
+    rows = [ROW, ROW]
+    config = DataConfig.make({"options": {"learn": "last", "template": "chatml"}})
+    task, how = task_for(rows, config)
+    assert isinstance(task, ChatTask) and (task.learn, task.template) == ("last", "chatml") and "Task chat" in how
+    again = with_columns(task, DataConfig.make({"options": {"learn": "all"}}))
+    assert (again.learn, again.template) == ("all", "chatml")
+    with pytest.raises(ConfigError, match="data.options.lern: unknown setting; did you mean 'learn'"):
+        task_for(rows, DataConfig.make({"options": {"lern": "last"}}))
+    with pytest.raises(ConfigError, match="data.options: the task classification has none"):
+        task_for([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], config)
+
+
+def test_a_tokenizer_without_end_is_told() -> None:
+    silent = byte_tokenizer(extra=[], eos_token=None)
+    encoded = ChatTask(messages="messages").with_tokenizer(silent).encode([ROW], silent, 1000)
+    assert any("has an end token" in note for note in encoded.notes)
