@@ -11,6 +11,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Nothing is kept in the user's own cache. In the environment: some tests start processes."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("LORA_CACHE")
+    os.environ["LORA_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("LORA_CACHE") if before is None else os.environ.update(LORA_CACHE=before)
+
+
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory):
     """A headless BERT folder with its tokenizer."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora.checks.plan import plan
-    from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig
+    from lora.config import AdapterConfig, DataConfig, RunConfig, Source, TrainingConfig
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.generate import generate
@@ -29,6 +29,7 @@ __all__ = [
     "LoRA",
     "LoraError",
     "RunConfig",
+    "Source",
     "TrainingConfig",
     "add_tokens",
     "describe_data",
@@ -47,6 +48,7 @@ _HOMES = {
     "LoRA": "lora.model.lora",
     "LoraError": "lora.errors",
     "RunConfig": "lora.config",
+    "Source": "lora.config",
     "TrainingConfig": "lora.config",
     "add_tokens": "lora.model.vocabulary",
     "describe_data": "lora.workflow.look",

@@ -138,6 +138,16 @@ def _with_variant(keys: dict[str, Any], values: dict[Any, Any]) -> dict[Any, Any
     return {**rest, "variant": chosen.name}
 
 
+class Source(Settings):
+    """One of several sources of training rows."""
+
+    path: str = Field(min_length=1, description="as data.train where that is a single one")
+    weight: float = Field(
+        default=1.0, gt=0, le=100, description="how often an epoch takes each of its rows: 0.5 takes half of them"
+    )
+    columns: dict[str, str] = Field(default_factory=dict, description="as data.columns, of this source alone")
+
+
 class DataConfig(Settings):
     """Where the rows come from and how they are read."""
 
@@ -147,10 +157,11 @@ class DataConfig(Settings):
         "val_size": "held_out", "eval_fraction": "held_out", "test_size": "held_out", "task_options": "options",
     }  # fmt: skip
 
-    train: str | None = Field(
+    train: str | list[str | Source] | None = Field(
         default=None,
         description="a jsonl, json, csv, tsv, parquet, txt or conll file, a folder, or a hub id; "
-        "'#500' takes the first 500 rows",
+        "'#500' takes the first 500 rows; or several of them, '#x2' takes each row of one twice an epoch",
+        json_schema_extra={"repeatable": True},
     )
     validation: str | None = Field(
         default=None, description="held-out data of the same kind; default: split off from train"
@@ -176,6 +187,40 @@ class DataConfig(Settings):
     max_length: int | None = Field(
         default=None, ge=2, description="tokens kept of a row; default: what the model takes, at most 1024"
     )
+    cache: bool | str = Field(
+        default=True, description="keep the token ids of many rows for another run; in YAML also the folder for them"
+    )
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if isinstance(value, (dict, Source)):
+            value = [value]
+        if not isinstance(value, (list, tuple)):
+            return str(value) if isinstance(value, Path) else value
+        if not value:
+            raise ValueError("names no source; leave it out, or name one at least")
+        return [
+            # By hand: of a union of types pydantic would tell what is wrong with each of them.
+            Source.make(entry, f"source {number}") if isinstance(entry, dict) else
+            str(entry) if isinstance(entry, Path) else entry
+            for number, entry in enumerate(value, start=1)
+        ]  # fmt: skip
+
+    streaming: bool | None = Field(
+        default=None, description="read training rows in parts instead of holding them in memory; default: large files"
+    )
+
+    @field_validator("streaming", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Any:
+        words = {"": False, "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+        return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
     @field_validator("task")
     @classmethod
@@ -350,11 +395,11 @@ class RunConfig(Settings):
         out: dict[str, Any] = {}
         for name, own in value.items():
             # `a:` alone, and `a: file.jsonl` for `a: {data: {train: file.jsonl}}`
-            own = {} if own is None else {"data": own} if isinstance(own, (str, Path)) else own
+            own = {} if own is None else {"data": own} if isinstance(own, (str, Path, list)) else own
             if isinstance(own, dict):
                 own = {key: {} if section is None else section for key, section in own.items()}
-                if isinstance(own.get("data"), (str, Path)):
-                    own["data"] = {"train": str(own["data"])}
+                if isinstance(own.get("data"), (str, Path, list)):
+                    own["data"] = {"train": own["data"]}
             else:
                 raise ValueError(f"{name}: sections data, adapter and training are needed, or a data file")
             out[str(name)] = own
@@ -369,7 +414,7 @@ class RunConfig(Settings):
     @field_validator("data", mode="before")
     @classmethod
     def _data_as_path(cls, value: Any) -> Any:
-        return {"train": value} if isinstance(value, (str, Path)) else value
+        return {"train": value} if isinstance(value, (str, Path, list)) else value
 
 
 class SamplingConfig(Settings):

@@ -97,3 +97,14 @@ def test_paths_below_here_are_short(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     assert doctor._short_path(str(tmp_path / ".venv" / "bin" / "python")) == ".venv/bin/python"
     assert doctor._short_path("/elsewhere/python") == "/elsewhere/python"
+
+
+def test_the_cache_is_shown(tmp_path, monkeypatch):
+    from lora.cli.doctor import _cache_text, cache
+
+    monkeypatch.setenv("LORA_CACHE", str(tmp_path))
+    assert _cache_text(cache()) == f"0 data sets, 0.0 GiB of at most 16.0 GiB, in {tmp_path / 'tokens'}"
+    (tmp_path / "tokens" / "entry").mkdir(parents=True)
+    with (tmp_path / "tokens" / "entry" / "file").open("wb") as file:
+        file.truncate(300 << 20)
+    assert _cache_text(cache()).startswith("1 data set, 0.3 GiB of")

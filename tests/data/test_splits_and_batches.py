@@ -15,6 +15,17 @@ from lora.errors import DataError
 QUICK = settings(max_examples=60, deadline=None)
 
 
+def split(rows: list[dict], *arguments) -> tuple[list[int], list[int], str]:
+    """Indices of training rows and of held-out ones, and the note of `hold_out`."""
+    selection, note = hold_out(rows, *arguments)
+    return [i for i in range(len(rows)) if i not in selection.held], selection.held, note
+
+
+def split_text(rows: list[dict], *arguments) -> tuple[list[dict], list[dict], str]:
+    selection, note = hold_out_text(rows, *arguments)
+    return list(selection.train(rows)), list(selection.out(rows)), note
+
+
 def labelled(labels: list[str]) -> list[dict]:
     return [{"text": f"text {number}", "label": label} for number, label in enumerate(labels)]
 
@@ -35,12 +46,12 @@ def test_every_row_once_and_no_input_on_both_sides(
     ]
     classes = "label" if stratified else None
 
-    def split() -> tuple[list[int], list[int], str]:
-        return hold_out(rows, ["text"], share, seed, classes)
+    def drawn() -> tuple[list[int], list[int], str]:
+        return split(rows, ["text"], share, seed, classes)
 
     every = {row["label"] for row in rows}
     try:
-        train, held, note = split()
+        train, held, note = drawn()
     except DataError as error:
         reasons = {
             "nothing can be held out": len(set(texts)) < 2,
@@ -52,7 +63,7 @@ def test_every_row_once_and_no_input_on_both_sides(
     assert sorted(train + held) == list(range(len(rows))) and train and held
     assert not {texts[i] for i in train} & {texts[i] for i in held}
     assert f"Held out {len(held)} of {len(rows)}" in note
-    assert split() == (train, held, note)
+    assert drawn() == (train, held, note)
     if stratified:
         assert {rows[i]["label"] for i in train} == every, "a class that is not trained on cannot be learned"
 
@@ -70,7 +81,7 @@ def test_every_row_once_and_no_input_on_both_sides(
 def test_enough_is_left_to_train_on(labels: list[str], classes: str | None, share: float | None, words: str) -> None:
     rows = located(labelled(labels), "a.csv")
     if not words:
-        assert hold_out(rows, ["text"], share, 0, classes)[0]
+        assert split(rows, ["text"], share, 0, classes)[0]
         return
     with pytest.raises(DataError) as caught:
         hold_out(rows, ["text"], share, 0, classes)
@@ -81,7 +92,7 @@ def test_enough_is_left_to_train_on(labels: list[str], classes: str | None, shar
 @given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=8), seed=st.integers(0, 5))
 def test_stratified(sizes: list[int], seed: int) -> None:
     rows = labelled([str(label) for label, size in enumerate(sizes) for _ in range(size)])
-    train, held, note = hold_out(rows, ["text"], 0.25, seed, "label")
+    train, held, note = split(rows, ["text"], 0.25, seed, "label")
     for label, size in enumerate(sizes):
         inside = sum(rows[index]["label"] == str(label) for index in held)
         assert abs(inside - size * len(held) / len(rows)) <= 1.5
@@ -94,20 +105,20 @@ def test_stratified(sizes: list[int], seed: int) -> None:
 )
 def test_default_size(count: int, expected: int) -> None:
     rows = [{"text": str(number)} for number in range(count)]
-    assert len(hold_out(rows, ["text"], None, 0)[1]) == expected
+    assert len(split(rows, ["text"], None, 0)[1]) == expected
 
 
 def test_classes_of_a_single_row_are_trained_on() -> None:
     rows = labelled(["a"] * 20 + ["b"] * 20 + ["lonely", "alone"])
-    train, _, note = hold_out(rows, ["text"], 0.2, 0, "label")
+    train, _, note = split(rows, ["text"], 0.2, 0, "label")
     assert {40, 41} <= set(train) and "2 classes of a single row went to training" in note
 
 
 def test_too_few_rows_for_every_class_is_said() -> None:
-    note = hold_out(labelled([str(n // 2) for n in range(40)]), ["text"], 0.1, 0, "label")[2]
+    note = split(labelled([str(n // 2) for n in range(40)]), ["text"], 0.1, 0, "label")[2]
     assert "one of each class at least (asked: 4)" in note
     repeated = [{"text": "same", "label": "ab"[n % 2]} for n in range(30)] + labelled(["a", "b"])
-    train, held, note = hold_out(repeated, ["text"], 0.1, 0, "label")
+    train, held, note = split(repeated, ["text"], 0.1, 0, "label")
     assert set(held) <= {30, 31} and set(range(30)) <= set(train) and "no class has two inputs" in note
 
 
@@ -115,13 +126,13 @@ def test_an_input_that_fills_the_data_is_training_data() -> None:
     rows = [{"prompt": "", "completion": str(n)} for n in range(90)] + [
         {"prompt": str(n), "completion": ""} for n in range(10)
     ]
-    train, held, _ = hold_out(rows, ["prompt"], 0.1, 0)
+    train, held, _ = split(rows, ["prompt"], 0.1, 0)
     assert set(range(90)) <= set(train) and 1 <= len(held) <= 10
 
 
 def test_references_of_one_prompt_stay_together() -> None:
     rows = [{"prompt": str(n // 4), "context": "", "completion": str(n)} for n in range(100)]
-    train, held, note = hold_out(rows, ["prompt", "context"], 0.2, 1)
+    train, held, note = split(rows, ["prompt", "context"], 0.2, 1)
     assert not {n // 4 for n in train} & {n // 4 for n in held} and len(held) == 20 and "(75 repeated)" in note
 
 
@@ -178,7 +189,7 @@ WORDS = "the cat sat on the mat and looked at the dog. "
 @pytest.mark.parametrize("share", [None, 0.25])
 def test_the_end_of_each_text_where_whole_ones_do_not_fit(sizes: list[int], share: float | None) -> None:
     rows = located([{"text": f"{n}\n" + (WORDS * size)} for n, size in enumerate(sizes)], "a.txt", "document")
-    train, held, note = hold_out_text(rows, "text", share, 0)
+    train, held, note = split_text(rows, "text", share, 0)
     assert [t["text"] + h["text"] for t, h in zip(train, held, strict=True)] == [row["text"] for row in rows]
     assert all(t["text"][-1].isspace() for t in train) and all(places([*held], [0]) == "a.txt document 1" for _ in held)
     part = sum(len(row["text"]) for row in held) / sum(len(row["text"]) for row in rows)
@@ -188,18 +199,18 @@ def test_the_end_of_each_text_where_whole_ones_do_not_fit(sizes: list[int], shar
 def test_whole_texts_where_they_are_many() -> None:
     sizes = [1, 2, 3, 4, 5] * 20
     rows = located([{"text": f"{n} " + WORDS * size} for n, size in enumerate(sizes)], "a.txt", "document")
-    train, held, note = hold_out_text([*rows, {"text": WORDS * 100}], "text", None, 0)
+    train, held, note = split_text([*rows, {"text": WORDS * 100}], "text", None, 0)
     assert len(train) + len(held) == 101 and all(row in rows for row in held)
     assert "Held out 20 of 101 rows for evaluation, at random" in note
-    assert hold_out_text([*rows, {"text": WORDS * 100}], "text", None, 0)[1] == held
+    assert split_text([*rows, {"text": WORDS * 100}], "text", None, 0)[1] == held
 
 
 def test_texts_that_cannot_be_cut() -> None:
     with pytest.raises(DataError, match="1 texts too short to hold out the end of one"):
         hold_out_text([{"text": "Donaudampfschifffahrt"}], "text", None, 0)
-    train, held, _ = hold_out_text([{"text": "word"}, {"text": "two words"}], "text", None, 0)
+    train, held, _ = split_text([{"text": "word"}, {"text": "two words"}], "text", None, 0)
     assert [row["text"] for row in train] == ["word", "two "] and [row["text"] for row in held] == ["words"]
     # A line that ends shortly before the cut is kept whole.
     lines = "".join(f"line {n:04d}\n" for n in range(500))
-    train, held, _ = hold_out_text([{"text": lines}], "text", 0.2, 0)
+    train, held, _ = split_text([{"text": lines}], "text", 0.2, 0)
     assert held[0]["text"].startswith("line 0") and train[0]["text"].endswith("\n")

@@ -112,7 +112,9 @@ def look(
     findings += more
     widths = None
     if lengths.padded and task.rows == 1:
-        plan = BatchPlan(train.encoded.lengths, training.batch_size, training.seed, training.length_grouped)
+        plan = BatchPlan(
+            train.encoded.lengths, training.batch_size, training.seed, training.length_grouped, train.encoded.shares
+        )
         widths = {
             place: max(train.encoded.lengths[i] for i in batch) for batch in plan.epoch(0) for place in batch
         }  # fmt: skip

@@ -113,7 +113,7 @@ def look_at_lengths(
     """Lengths of the training examples, and what is to be said of them. ``training``: a `TrainingConfig`."""
     encoded = part.encoded
     learned = learned_tokens(encoded.examples)
-    plan = BatchPlan(encoded.lengths, training.batch_size, training.seed, training.length_grouped)
+    plan = BatchPlan(encoded.lengths, training.batch_size, training.seed, training.length_grouped, encoded.shares)
     out = Lengths(
         spread(encoded.lengths), None if learned is None else spread(learned), max_length, max(encoded.lengths)
     )
@@ -132,7 +132,7 @@ def look_at_lengths(
     return out, findings
 
 
-def _padding(batches: list[list[int]], examples: list[dict[str, Any]], task: Task, pad_token_id: int) -> float:
+def _padding(batches: list[list[int]], examples: Sequence[dict[str, Any]], task: Task, pad_token_id: int) -> float:
     """The share of padding in an epoch, by its first batch, which is the largest, and up to `PADDED` of the others."""
 
     def measured(batch: list[int]) -> NDArray[np.float64]:

@@ -53,11 +53,13 @@ def stops(model: LoRA, prepared: Prepared) -> Finding:
     if not task.generates or task.inputs()[0].divisible:
         return Finding(name, "skipped", "the task has no answers" if not task.generates else "running text has no end")
     known = {*end_tokens(model, prepared.tokenizer), *task.ends()}
-    last = [next(label for label in reversed(example["labels"]) if label != IGNORED) for example in data.examples]
-    ended = sum(token in known for token in last)
+    # One example at a time, here and below: all of them may be more than memory holds.
+    ended = sum(
+        next(label for label in reversed(example["labels"]) if label != IGNORED) in known for example in data.examples
+    )
     shown = ", ".join(repr(prepared.tokenizer.decode([token])) for token in sorted(known)) or "none is known"
-    said = f"{ended} of {len(last)} examples do ({shown})"
-    if ended == len(last):
+    said = f"{ended} of {len(data)} examples do ({shown})"
+    if ended == len(data):
         return Finding(name, "passed", said)
     return Finding(
         name, "failed" if not ended else "note", said,
@@ -70,11 +72,12 @@ def beginnings(prepared: Prepared) -> Finding:
     """Whether an example begins with the beginning token twice."""
     begin = prepared.tokenizer.bos_token_id
     name = "one beginning token"
-    ids = [example.get("input_ids", []) for example in prepared.train.examples]
-    twice = sum(begin is not None and its[:2] == [begin, begin] for its in ids)
+    data = prepared.train
+    # Who has no such token need not look.
+    twice = begin is not None and sum(one.get("input_ids", [])[:2] == [begin, begin] for one in data.examples)
     if twice:
         return Finding(
-            name, "failed", f"{twice} of {len(ids)} examples begin with two",
+            name, "failed", f"{twice} of {len(data)} examples begin with two",
             "A server sends one, so the model would be asked in a form that it was not trained in.",
             "Take the token out of the data's text, or out of the template.",
         )  # fmt: skip

@@ -6,7 +6,11 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from lora.config import RunConfig, TrainingConfig
+from lora.data.batches import rows_taken
+from lora.data.streams import ListOrStream
 from lora.errors import ConfigError
 from lora.model.base import load_base_config, load_tokenizer, longest_row
 from lora.tasks import Encoded, Row, Task, task_class
@@ -92,11 +96,12 @@ def rows_for(config: RunConfig, length: int | None) -> Rows:
     prepared = Prepared(task, tokenizer, train, held_out, None, most, pad, "right", [], "")
     # The longest were taken on purpose: the others tell the average.
     usual = train.lengths if share == 1 else train.lengths[LONGEST:] or train.lengths
-    count = len(train) if share == 1 else round(len(rows.train) * len(train) / len(chosen))
-    per_epoch = -(-count // (batch * accumulation))
+    count = len(rows.train)
+    taken = sum(rows_taken(number, weight) for number, weight in rows.shares or [(count, 1.0)])
+    per_epoch = -(-round(taken * len(train) / len(chosen)) // (batch * accumulation))
     steps = config.training.max_steps or max(1, round(config.training.epochs * per_epoch))
     seen = "" if share == 1 else f", {len(chosen):,} of them tokenised, the longest among them"
-    note = f"{len(rows.train):,} rows{seen}; at most {max(train.lengths):,} tokens"
+    note = f"{count:,} rows{seen}; at most {max(train.lengths):,} tokens"
     return Rows(prepared, steps, batch * sum(usual) / len(usual), note)
 
 
@@ -114,11 +119,14 @@ def longer(prepared: Prepared, length: int, training: TrainingConfig) -> Prepare
     return replace(prepared, train=some(training.batch_size), held=held, max_length=length)
 
 
-def _sample(rows: list[Row]) -> tuple[list[Row], float]:
+def _sample(rows: ListOrStream) -> tuple[list[Row], float]:
     """Rows to tokenise, the longest first, and which share of all they are."""
     if len(rows) <= LARGE:
-        return rows, 1
-    order = sorted(range(len(rows)), key=lambda i: -sum(len(str(value)) for value in rows[i].values()))
+        return list(rows), 1
+    sizes = np.fromiter((sum(len(str(value)) for value in row.values()) for row in rows), dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable").tolist()
     step = (len(order) - LONGEST) / (LARGE - LONGEST)
     chosen = [*order[:LONGEST], *(order[LONGEST + int(place * step)] for place in range(LARGE - LONGEST))]
-    return [rows[i] for i in chosen], LARGE / len(rows)
+    wanted = set(chosen)
+    picked = {i: row for i, row in enumerate(rows) if i in wanted}
+    return [picked[i] for i in chosen], LARGE / len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,8 +71,7 @@ class Trial:
     def short_rows(self, count: int) -> list[int]:
         """Rows to try things on: short ones, but no shorter than need be."""
         lengths = self.trainee.data.lengths
-        order = sorted(range(len(lengths)), key=lambda i: (abs(lengths[i] - FEW), i))
-        return order[:count]
+        return heapq.nsmallest(count, range(len(lengths)), key=lambda i: (abs(lengths[i] - FEW), i))
 
 
 def gradients(trial: Trial, recompute: bool) -> Finding:

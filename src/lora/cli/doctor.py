@@ -58,6 +58,7 @@ def examine() -> dict[str, Any]:
         "torch": torch_report(),
         "memory": memory(),
         "disk": {"path": os.getcwd(), "free": shutil.disk_usage(".").free},
+        "cache": cache(),
         "missing": [item for item in required if not satisfied(item)],
         "extras": {name: [item for item in items if not satisfied(item)] for name, items in extras.items()},
     }
@@ -206,6 +207,17 @@ def memory() -> dict[str, int] | None:
     return {"total": found.total, "available": found.available}
 
 
+def cache() -> dict[str, Any]:
+    """Where token ids are kept for another run, and how much there is."""
+    from lora.io.cache import LIMIT, Cache
+
+    found = Cache()
+    entries = found.entries()
+    return {
+        "path": str(found.folder), "entries": len(entries), "size": sum(entry.size for entry in entries), "limit": LIMIT
+    }  # fmt: skip
+
+
 def automatic_dtype(report: dict[str, Any]) -> str | None:
     """What ``training.dtype: auto`` comes to here: the answer of training itself, so that the two cannot differ."""
     if not report["torch"] or "error" in report["torch"]:
@@ -247,6 +259,7 @@ def as_text(report: dict[str, Any]) -> str:
         *_torch_rows(found),
         ("memory", _memory_text(report["memory"])),
         ("disk", f"{_size(report['disk']['free'])} free in {report['disk']['path']}"),
+        ("cache", _cache_text(report["cache"])),
         *((name, version or "missing") for name, version in report["packages"].items()),
     ]
     for extra, missing in sorted(report["extras"].items()):
@@ -272,6 +285,11 @@ def _torch_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 def _memory_text(found: dict[str, int] | None) -> str:
     return f"{_size(found['available'])} free of {_size(found['total'])}" if found else "unknown (psutil is missing)"
+
+
+def _cache_text(found: dict[str, Any]) -> str:
+    what = "data set" if found["entries"] == 1 else "data sets"
+    return f"{found['entries']} {what}, {_size(found['size'])} of at most {_size(found['limit'])}, in {found['path']}"
 
 
 def _size(count: int) -> str:

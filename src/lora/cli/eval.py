@@ -66,6 +66,8 @@ def command(
     config = load_config(None, overrides).data
     if not config.train:
         raise ConfigError("--data: name the file, folder or hub id with the rows to evaluate on")
+    if not isinstance(config.train, str):
+        raise ConfigError("--data: rows of one source are evaluated on at a time; name one of them")
     file = file_to_write(output, "--output", overwrite, reads=config.train) if output else None
     quiet_libraries()
     from lora.cli.show import say, show_evaluation

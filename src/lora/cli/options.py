@@ -12,6 +12,7 @@ import re
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterator
+from os.path import exists
 from typing import Any, Literal, TypeVar
 
 import click
@@ -99,7 +100,7 @@ def config_options(*parts: str) -> Callable[[F], F]:
             for key, field in chosen:
                 value = kwargs.pop(_identifier(key))
                 if ctx.get_parameter_source(_identifier(key)) is ParameterSource.COMMANDLINE:
-                    overrides[key] = value if isinstance(value, bool) else parse_value(field.annotation, value, key)
+                    overrides[key] = value if isinstance(value, bool) else _given(field, value, key)
             return function(*args, overrides=overrides, **kwargs)
 
         collect.__doc__ = function.__doc__
@@ -111,6 +112,17 @@ def config_options(*parts: str) -> Callable[[F], F]:
         return typing.cast(F, collect)
 
     return decorate
+
+
+def _given(field: FieldInfo, value: str | tuple[str, ...], key: str) -> Any:
+    """What an option's text, or of one that was repeated all its texts, stand for."""
+    if isinstance(value, str):
+        return parse_value(field.annotation, value, key)
+    # Names of files: only a list or a table is YAML, and a comma may be part of a name.
+    read = [_read_yaml(text, key) if text.lstrip()[:1] in ("[", "{") and not exists(text) else text for text in value]
+    if len(read) == 1:
+        return None if read[0] in ("null", "~", "") else read[0]
+    return [entry for part in read for entry in (part if isinstance(part, list) else [part])]
 
 
 def parse_value(annotation: Any, text: str, key: str = "value") -> Any:
@@ -216,10 +228,15 @@ def _make_option(key: str, field: FieldInfo, names: list[str]) -> ConfigOption:
         key=key,
         shown=[f"{name}/{_negated(name)}" for name in shown] if flag else shown,
         default=None,
+        multiple=_repeatable(field),
         help=_help_text(field, flag),
         metavar=None if flag else _metavar(field.annotation),
         type=None if flag else str,
     )
+
+
+def _repeatable(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("repeatable"))
 
 
 def _help_text(field: FieldInfo, flag: bool) -> str:

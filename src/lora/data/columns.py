@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from lora.data.kinds import Kind, kind_of_labels
-from lora.data.rows import Row, named
+from lora.data.rows import named
+from lora.data.streams import ListOrStream, looked_at
 from lora.errors import DataError
 
 # What people call a text. Where several are there, the first counts.
@@ -67,14 +68,15 @@ class Table:
     """Rows seen as columns.
 
     Arguments:
-        rows: at least one; a column is there if any row has it.
+        rows: at least one; a column is there if any row has it, of a stream any of its sample.
         named: columns that the settings name, by role, as the rows spell them.
     """
 
-    def __init__(self, rows: list[Row], named: dict[str, str] | None = None) -> None:
-        self.rows = rows
+    def __init__(self, rows: ListOrStream, named: dict[str, str] | None = None) -> None:
+        self.rows = looked_at(rows)
+        self._every = rows
         self.named = named or {}
-        self.all = list(dict.fromkeys(str(key) for row in rows for key in row))
+        self.all = list(dict.fromkeys(str(key) for row in self.rows for key in row))
         self._lower = {name.lower(): name for name in reversed(self.all)}
         self._kinds: dict[str, tuple[Kind, str]] = {}
 
@@ -102,7 +104,7 @@ class Table:
     def kind(self, name: str) -> tuple[Kind, str]:
         """What the column holds, taken as labels, and how that is seen. Several tasks ask; rows are read once."""
         if name not in self._kinds:
-            self._kinds[name] = kind_of_labels([row.get(name) for row in self.rows])
+            self._kinds[name] = kind_of_labels(row.get(name) for row in self._every)
         return self._kinds[name]
 
     def error(self, message: str) -> DataError:

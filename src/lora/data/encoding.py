@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from pathlib import Path
 
 from lora.errors import DataError
@@ -27,23 +28,52 @@ _LOOKED_AT = 1000  # bytes that tell UTF-16 without a mark from UTF-8
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file (a byte-order mark is dropped). Raises DataError: missing, empty, another encoding."""
     raw = read_bytes(path)
+    _refuse_no_text(path, raw)
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    if not raw.strip():
+        raise _empty(path)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, raw[error.start], error.start, raw.count(b"\n", 0, error.start) + 1) from None
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file one by one, with their ends. Raises DataError as `read_text`, where it is met."""
+    _refuse_no_text(path, read_bytes(path, _LOOKED_AT))
+    offset, empty = 0, True
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, raw[error.start], offset + error.start, number) from None
+            offset += len(raw)
+            empty = empty and not line.strip()
+            yield line
+    if empty:
+        raise _empty(path)
+
+
+def _refuse_no_text(path: Path, raw: bytes) -> None:
     refuse_packed(path, raw)
     name = _other_encoding(raw)
     if name:
         raise DataError(
             f"{path}: is {name}, not UTF-8; re-encode it: iconv -f {name} -t UTF-8 {path.name} > utf8_{path.name}"
         )
-    raw = raw.removeprefix(codecs.BOM_UTF8)
-    if not raw.strip():
-        raise DataError(f"{path}: is empty; remove it or fill it with rows")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}: is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}, line {line}; re-encode it, "
-            f"for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8_{path.name}"
-        ) from None
+
+
+def _empty(path: Path) -> DataError:
+    return DataError(f"{path}: is empty; remove it or fill it with rows")
+
+
+def _not_utf8(path: Path, byte: int, offset: int, line: int) -> DataError:
+    return DataError(
+        f"{path}: is not UTF-8: byte 0x{byte:02x} at offset {offset}, line {line}; re-encode it, for example: "
+        f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8_{path.name}"
+    )
 
 
 def read_bytes(path: Path, size: int = -1) -> bytes:

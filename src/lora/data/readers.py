@@ -8,38 +8,42 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lora.data.encoding import read_bytes, read_text, refuse_packed
+from lora.data.encoding import read_bytes, read_lines, read_text, refuse_packed
 from lora.data.rows import Origin, Row, SourceRow, located
+from lora.data.streams import RowStream
 from lora.errors import DataError
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "dev": "validation",
     "val": "validation", "eval": "validation", "test": "test",
 }  # fmt: skip
+BATCH = 1024  # rows of a parquet file that are read at a time
 SHOWN = 5  # broken lines named in one error; the rest is counted
 
 
 def read_jsonl(path: Path, limit: int | None = None) -> list[Row]:
     """One JSON object per line; blank lines are skipped. Raises DataError naming the broken lines."""
-    return _parse_jsonl(path, read_text(path), limit)
-
-
-def _parse_jsonl(path: Path, text: str, limit: int | None) -> list[Row]:
-    rows: list[Row] = []
-    broken: list[str] = []
-    origin = Origin(str(path), "line")
     # split("\n"), not splitlines(): JSON strings may hold U+2028 and its like, which splitlines() takes for line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
+    return _not_empty(path, list(_jsonl_rows(path, read_text(path).split("\n"), limit)))
+
+
+def _jsonl_rows(path: Path, lines: Iterable[str], limit: int | None) -> Iterator[Row]:
+    """The rows of ``lines``. Raises DataError behind the last of them where lines are broken."""
+    count, broken, first = 0, list[str](), ""
+    origin = Origin(str(path), "line")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        first = first or line.lstrip()[0]
         try:
             value = json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
@@ -50,14 +54,14 @@ def _parse_jsonl(path: Path, text: str, limit: int | None) -> list[Row]:
             broken.append(f"line {number}: nested too deeply: {_cut(line)}")
         else:
             if isinstance(value, dict):
-                rows.append(SourceRow(value, origin, number))
+                count += 1
+                yield SourceRow(value, origin, number)
             else:
                 broken.append(f'line {number}: {_kind(value)}, not an object like {{"text": …}}: {_cut(line)}')
-        if limit is not None and len(rows) + len(broken) >= limit:
+        if limit is not None and count + len(broken) >= limit:
             break
     _raise_broken(path, broken, "correct these lines, or rename the file to .json where it is one JSON value"
-                  if text.lstrip().startswith("[") else "correct or remove these lines")  # fmt: skip
-    return _not_empty(path, rows)
+                  if first == "[" else "correct or remove these lines")  # fmt: skip
 
 
 class RepeatedKey(ValueError):
@@ -86,7 +90,7 @@ def read_json(path: Path, limit: int | None = None) -> list[Row] | dict[str, lis
     except json.JSONDecodeError as error:
         # Many .json files in the wild are JSON lines: the first line is then a whole value and the rest "extra".
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            return _parse_jsonl(path, text, limit)
+            return _not_empty(path, list(_jsonl_rows(path, text.split("\n"), limit)))
         line = text.split("\n")[error.lineno - 1]
         raise DataError(
             f"{path}: not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}: {_cut(line)}"
@@ -135,22 +139,29 @@ def _is_columns(value: dict[str, Any]) -> bool:
 
 def read_csv(path: Path, limit: int | None = None) -> list[Row]:
     """Comma-separated values with a header line; semicolons are accepted where the header has no comma."""
-    text = read_text(path)
-    header = text.lstrip("\r\n").split("\n", 1)[0]
-    return _read_delimited(path, text, ";" if ";" in header and "," not in header else ",", limit)
+    lines = _lines(path)
+    return _not_empty(path, list(_delimited_rows(path, lines, _delimiter(lines), limit)), " but a header")
 
 
 def read_tsv(path: Path, limit: int | None = None) -> list[Row]:
     """Tab-separated values with a header line."""
-    return _read_delimited(path, read_text(path), "\t", limit)
+    return _not_empty(path, list(_delimited_rows(path, _lines(path), "\t", limit)), " but a header")
 
 
-def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path) -> list[str]:
+    return list(io.StringIO(read_text(path), newline=""))
+
+
+def _delimiter(lines: Iterable[str]) -> str:
+    header = next((stripped for line in lines if (stripped := line.strip("\r\n"))), "")
+    return ";" if ";" in header and "," not in header else ","
+
+
+def _records(path: Path, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line on which the record begins, its fields); blank lines are skipped."""
-    csv.field_size_limit(
-        max(csv.field_size_limit(), len(text))
-    )  # the default of 128 KiB is less than one long document
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # The default of 128 KiB is less than one long document.
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     line = 1
     while True:
         try:
@@ -167,35 +178,39 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
         line = reader.line_num + 1
 
 
-def _read_delimited(path: Path, text: str, delimiter: str, limit: int | None) -> list[Row]:
-    records = _records(path, text, delimiter)
+def _delimited_rows(path: Path, lines: Iterable[str], delimiter: str, limit: int | None) -> Iterator[Row]:
+    """The rows of ``lines``, the first of which is the header. Raises DataError as `_jsonl_rows`."""
+    records = _records(path, lines, delimiter)
     _, fields = next(records)
     # pandas writes its index as a first column without a name.
     header = [name.strip() or f"unnamed_{place}" for place, name in enumerate(fields, start=1)]
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise DataError(f"{path}: line 1: column name given twice: {', '.join(twice)}; rename one of each")
-    rows: list[Row] = []
-    broken: list[str] = []
+    count, broken = 0, list[str]()
     origin = Origin(str(path), "line")
     for line, fields in records:
         if len(fields) == len(header):
-            rows.append(SourceRow(dict(zip(header, fields, strict=True)), origin, line))
+            count += 1
+            yield SourceRow(dict(zip(header, fields, strict=True)), origin, line)
         else:
             amount = "too many" if len(fields) > len(header) else "too few"
             excerpt = _cut(delimiter.join(fields))
             broken.append(f"line {line}: {amount} fields, {len(fields)} where the header has {len(header)}: {excerpt}")
-        if limit is not None and len(rows) + len(broken) >= limit:
+        if limit is not None and count + len(broken) >= limit:
             break
     separator = {"\t": "tab"}.get(delimiter, delimiter)
     _raise_broken(
         path, broken, f"a field that holds a separator ({separator}) or a line break must stand in double quotes"
     )
-    return _not_empty(path, rows, " but a header")
 
 
 def read_parquet(path: Path, limit: int | None = None) -> list[Row]:
     """A parquet file; class numbers get their names back where the file carries them (as Hugging Face writes it)."""
+    return _not_empty(path, list(_parquet_rows(path, limit)))
+
+
+def _parquet_rows(path: Path, limit: int | None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -203,16 +218,25 @@ def read_parquet(path: Path, limit: int | None = None) -> list[Row]:
         raise DataError(f"{path}: there is no such file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty; remove it or fill it with rows")
+    origin, number = Origin(str(path)), 0
     try:
-        table = pyarrow.parquet.read_table(path, partitioning=None)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            described = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            features = described.get("info", {}).get("features", {})
+            for batch in file.iter_batches(BATCH):
+                rows = batch.to_pylist()
+                for row in rows:
+                    row.update({key: float(value) for key, value in row.items() if isinstance(value, Decimal)})
+                name_classes(rows, features)
+                for row in rows:
+                    if number == limit:
+                        return
+                    number += 1
+                    yield SourceRow(row, origin, number)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
-    rows = table.slice(0, limit).to_pylist()
-    for row in rows:
-        row.update({key: float(value) for key, value in row.items() if isinstance(value, Decimal)})
-    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    name_classes(rows, described.get("info", {}).get("features", {}))
-    return _not_empty(path, located(rows, str(path)))
 
 
 def name_classes(rows: list[Row], features: dict[str, Any]) -> None:
@@ -290,6 +314,29 @@ def read_file(path: Path, limit: int | None = None) -> list[Row] | dict[str, lis
         refuse_packed(path, read_bytes(path, 8))
         raise DataError(f"{path}: cannot read files of the type {path.suffix or '(none)'}; known: {', '.join(READERS)}")
     return reader(path, limit)
+
+
+def stream_file(path: Path, limit: int | None = None) -> RowStream:
+    """The rows of a file of a type in `STREAMED`, read anew for every pass. Raises DataError then, as `read_file`."""
+    kind = path.suffix.lower()
+
+    def rows() -> Iterator[Row]:
+        if kind == ".parquet":
+            found = _parquet_rows(path, limit)
+        elif kind == ".jsonl":
+            found = _jsonl_rows(path, read_lines(path), limit)
+        else:
+            found = _delimited_rows(
+                path, read_lines(path), "\t" if kind == ".tsv" else _delimiter(read_lines(path)), limit
+            )
+        first = list(itertools.islice(found, 1))
+        _not_empty(path, first, "" if kind in (".jsonl", ".parquet") else " but a header")
+        yield from itertools.chain(first, found)
+
+    return RowStream(rows)
+
+
+STREAMED = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def _raise_broken(path: Path, broken: list[str], remedy: str) -> None:

@@ -5,8 +5,10 @@ A place must survive the held-out split, slices and shards; so it is with the ro
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 Row = dict[str, Any]
@@ -37,10 +39,25 @@ class SourceRow(Row):
         self.number = number
 
 
-def located(rows: Iterable[Row], name: str, unit: str = "row") -> list[Row]:
-    """``rows`` numbered in the order in which they stand in ``name``; those that know their place keep it."""
+def located(rows: Iterable[Row], name: str, unit: str = "row", first: int = 1) -> list[Row]:
+    """``rows`` numbered from ``first`` in the order in which they stand in ``name``; those that know their place keep
+    it."""
     origin = Origin(name, unit)
-    return [row if isinstance(row, SourceRow) else SourceRow(row, origin, n) for n, row in enumerate(rows, start=1)]
+    return [row if isinstance(row, SourceRow) else SourceRow(row, origin, n) for n, row in enumerate(rows, start=first)]
+
+
+def as_python(row: Row) -> Row:
+    """``row`` with numbers of numpy, torch or decimal as Python's own, and vectors as lists: by its type it is told
+    what a label is."""
+    changed = {
+        key: float(value) if isinstance(value, Decimal) else value.tolist()
+        for key, value in row.items()
+        if isinstance(value, Decimal) or (hasattr(value, "tolist") and getattr(value, "ndim", None) in (0, 1))
+    }
+    if changed:
+        row = copy.copy(row)
+        row.update(changed)
+    return row
 
 
 def origins(rows: Iterable[Row]) -> list[Origin]:
@@ -68,6 +85,31 @@ def places(rows: Sequence[Row], indices: Sequence[int], with_names: bool = True)
     ]
     more = len(indices) - SHOWN
     return "; ".join(parts) + (f" and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where some rows stand; those of several parts can be added.
+
+    Attributes:
+        first: the first of them, as many as are named.
+        count: of all.
+    """
+
+    first: tuple[Row, ...]
+    count: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], indices: Sequence[int]) -> Places:
+        """Of the rows at the 0-based ``indices``."""
+        its = [located([rows[index]], "", first=index + 1)[0] for index in indices[:SHOWN]]
+        return cls(tuple(its), len(indices))
+
+    def __add__(self, other: Places) -> Places:
+        return Places((self.first + other.first)[:SHOWN], self.count + other.count)
+
+    def __str__(self) -> str:
+        return places(self.first, range(self.count))
 
 
 def _origin(row: Row) -> Origin:

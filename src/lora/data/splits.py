@@ -3,73 +3,123 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import itertools
+import sys
+from array import array
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lora.data.rows import Row, named
+from lora.data.streams import ListOrStream, through
 from lora.errors import DataError
 
 SHARE = 0.1
 FEWEST, MOST = 20, 2000  # fewer rows tell little; more cost time at every evaluation and tell hardly more
 LINE = 200  # characters: a line that ends so close to the cut is kept whole
+Draw = tuple[np.ndarray, int]  # groups in the order in which to hold them out, and how many of them
 REMEDY = "give more rows, name held-out data as data.validation, or train on all rows with data.held_out 0"
 
 
 def hold_out(
-    rows: list[Row], inputs: Sequence[str], share: float | None, seed: int, classes: str | None = None
-) -> tuple[list[int], list[int], str]:
-    """Split ``rows`` in training and held-out ones: (training indices, held-out indices, a sentence about it).
+    rows: ListOrStream, inputs: Sequence[str], share: float | None, seed: int, classes: str | None = None,
+    sizes: Sequence[int] = (),
+) -> tuple[Selection, str]:  # fmt: skip
+    """Which of ``rows`` are held out, and a sentence about it.
 
     Rows of the same input (the cells of the columns ``inputs``; case and white space aside) stay together: an answer
     seen in training is no test. With a column of ``classes`` the split is stratified by its values, and each class of a
     single input goes to training; else it is at random. ``share`` None: a tenth, at least about 20 rows (but no more
-    than a third) and at most about 2000. The same rows and ``seed`` give the same split.
+    than a third) and at most about 2000. ``sizes``: rows of each source, one after another; each gives in proportion.
+    The same rows and ``seed`` give the same split.
 
     Raises DataError where fewer than two different inputs are left to split, or too few rows would be left to train on:
     one at least, and one of each class.
     """
-    members: dict[Any, list[int]] = {}
-    for index, row in enumerate(rows):
-        members.setdefault(_input(row, inputs), []).append(index)
-    groups = list(members.values())
-    if len(groups) < 2:
+    keys, labels = array("Q"), list[str]()
+    for row in rows:
+        keys.append(row_key(row, inputs))
+        if classes is not None:
+            labels.append(sys.intern(_label(row, classes)))
+    group, first = _groups(keys)
+    members = np.bincount(group)  # rows of each group
+    if len(members) < 2:
         raise DataError(
-            f"{named(rows)}{len(rows)} rows with {len(groups)} different inputs: nothing can be held out for "
+            f"{named(rows)}{len(keys)} rows with {len(members)} different inputs: nothing can be held out for "
             f"evaluation; {REMEDY}"
         )
     if share is None:
-        wanted = min(max(round(SHARE * len(rows)), min(FEWEST, len(rows) // 3)), MOST)
+        wanted = min(max(round(SHARE * len(keys)), min(FEWEST, len(keys) // 3)), MOST)
     else:
-        wanted = round(share * len(rows))
-        _refuse_too_large(rows, share, wanted, classes)
+        wanted = round(share * len(keys))
+        _refuse_too_large(rows, share, wanted, len(keys), len(set(labels)))
     # An input that fills more than the wanted share by itself (an empty prompt, say) is training data.
-    small = [group for group in groups if len(group) <= max(wanted, 1)] or groups
+    small = np.flatnonzero(members <= max(wanted, 1))
+    small = small if len(small) else np.arange(len(members))
     # Groups are drawn, not rows: a share of the groups is on average that share of their rows.
-    number = round(wanted * len(small) / sum(map(len, small)))
-    number = min(max(number, 1), len(small) if len(small) < len(groups) else len(groups) - 1)
-    if classes is None:
-        held_groups, how = _at_random(len(small), number, seed), "at random"
-    else:
-        labels = [_label(row, classes) for row in rows]
-        drawn, number, how = _stratified([labels[group[0]] for group in small], number, seed)
-        held_groups = _keeping_classes(drawn, number, [[labels[i] for i in group] for group in small], labels)
+    number = round(wanted * len(small) / int(members[small].sum()))
+    number = min(max(number, 1), len(small) if len(small) < len(members) else len(members) - 1)
+    draws, how = _drawn(small, first, number, seed, labels, sizes)
+    held_groups = [place for drawn, its_number in draws for place in drawn[:its_number]]
+    if classes is not None:
+        held_groups = _keeping_classes(draws, group, labels)
         if not held_groups:
             raise DataError(
                 f"{named(rows)}every class has a single input: held out, it could not be trained on; {REMEDY}"
             )
-    held = sorted(index for place in held_groups for index in small[place])
-    kept = set(held)
-    train = [index for index in range(len(rows)) if index not in kept]
-    together = len(rows) - len(groups)
+    held = np.flatnonzero(np.isin(group, held_groups)).tolist()
+    together = len(keys) - len(members)
     same = f"; rows of the same input stay together ({together} repeated)" if together else ""
-    return train, held, f"Held out {len(held)} of {len(rows)} rows for evaluation, {how}{same}."
+    return Selection(held), f"Held out {len(held)} of {len(keys)} rows for evaluation, {how}{same}."
 
 
-def hold_out_text(rows: list[Row], column: str, share: float | None, seed: int) -> tuple[list[Row], list[Row], str]:
-    """Split plain text in training and held-out rows: (training rows, held-out rows, a sentence about it).
+def _groups(keys: array[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each row and the first row of each group, numbered in the order in which they appear."""
+    _, first, inverse = np.unique(np.frombuffer(keys, dtype=np.uint64), return_index=True, return_inverse=True)
+    appearance = np.empty(len(first), dtype=np.int64)
+    appearance[np.argsort(first)] = np.arange(len(first))
+    return appearance[inverse], np.sort(first)
+
+
+def _drawn(
+    groups: np.ndarray, first: np.ndarray, number: int, seed: int, labels: list[str], sizes: Sequence[int]
+) -> tuple[list[Draw], str]:
+    """``number`` of ``groups`` (more, where each class is to have one), in proportion from each source; and how.
+
+    ``first``: the first row of each group. ``labels``: of all rows; none: at random.
+    """
+    source = np.searchsorted(np.cumsum(sizes), first[groups], side="right")
+    lots = [groups[source == place] for place in range(max(len(sizes), 1))]
+    numbers = _in_proportion([len(lot) for lot in lots], number)
+    draws, said = list[Draw](), list[str]()
+    for lot, its_number in zip(lots, numbers, strict=True):
+        if not its_number:
+            continue
+        if labels:
+            places, its_number, how = _stratified([labels[row] for row in first[lot]], its_number, seed)
+        else:
+            places, how = _at_random(len(lot), its_number, seed), "at random"
+        draws.append((lot[places], its_number))
+        said.append(how)
+    spread = ", in proportion from each source" if len(sizes) > 1 else ""
+    return draws, "; ".join(dict.fromkeys(said)) + spread
+
+
+def _in_proportion(sizes: list[int], number: int) -> list[int]:
+    """``number`` shared out over lots of ``sizes``, by largest remainders."""
+    exact = [number * size / sum(sizes) for size in sizes]
+    out = [int(part) for part in exact]
+    nearest = sorted(range(len(sizes)), key=lambda place: out[place] - exact[place])
+    for place in nearest[: number - sum(out)]:
+        out[place] += 1
+    return out
+
+
+def hold_out_text(rows: ListOrStream, column: str, share: float | None, seed: int) -> tuple[Selection, str]:
+    """Which of the plain texts in ``column`` are held out, or what part of each, and a sentence about it.
 
     Whole documents are held out as in `hold_out`, out of those small enough for several to fit the held-out part. Where
     these are too few, as in a book, or a file beside which the others are small, the end of every document is held out:
@@ -78,30 +128,56 @@ def hold_out_text(rows: list[Row], column: str, share: float | None, seed: int) 
     Raises DataError where not a single document has words to cut between, or for what `hold_out` refuses.
     """
     part = SHARE if share is None else share
-    sizes = [len(str(row.get(column, ""))) for row in rows]
-    wanted = part * sum(sizes)
-    small = [index for index, size in enumerate(sizes) if size <= wanted / 2]
+    sizes = np.fromiter((len(str(row.get(column, ""))) for row in rows), dtype=np.int64)
+    small = sizes <= part * int(sizes.sum()) / 2
     # Drawn among these, which are half of the text at least: so much of the share asked for.
-    if sum(sizes[index] for index in small) >= sum(sizes) / 2:
-        _, drawn, note = hold_out([rows[index] for index in small], [column], share, seed)
-        held = {small[place] for place in drawn}
-        train = [row for index, row in enumerate(rows) if index not in held]
-        return (
-            train,
-            [rows[index] for index in sorted(held)],
-            note.replace(f"of {len(small)} rows", f"of {len(rows)} rows"),
-        )
-    train, ends = list[Row](), list[Row]()
-    for row in rows:
-        place = _end_of_word(str(row.get(column, "")), part)
-        train.append(_with(row, column, str(row[column])[:place]) if place else row)
-        ends += [_with(row, column, str(row[column])[place:])] if place else []
+    if sizes[small].sum() >= sizes.sum() / 2:
+        selection, note = hold_out(through(rows, lambda it: itertools.compress(it, small)), [column], share, seed)
+        places = np.flatnonzero(small)[selection.held].tolist()
+        return Selection(places), note.replace(f"of {small.sum()} rows", f"of {len(rows)} rows")
+    ends = sum(1 for row in rows if _end_of_word(str(row.get(column, "")), part))
     if not ends:
         raise DataError(f"{named(rows)}{len(rows)} texts too short to hold out the end of one; {REMEDY}")
-    which = (
-        "the document" if len(rows) == 1 else f"each of the {len(ends)} documents, which are few or unlike in length"
-    )
-    return train, ends, f"Held out the last {part:.0%} of {which}, for evaluation."
+    which = "the document" if len(rows) == 1 else f"each of the {ends} documents, which are few or unlike in length"
+    return Selection([], column, part), f"Held out the last {part:.0%} of {which}, for evaluation."
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of some rows is held out.
+
+    Attributes:
+        held: indices of whole rows, ascending.
+        column, part: of the text in ``column`` of every row its last ``part``; in place of whole rows.
+    """
+
+    held: list[int]
+    column: str | None = None
+    part: float = 0.0
+
+    def of(self, start: int, stop: int) -> Selection:
+        """The same of rows ``start`` to ``stop``, as rows by themselves."""
+        return replace(self, held=[index - start for index in self.held if start <= index < stop])
+
+    def train(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """What of ``rows`` is left to train on."""
+        if self.column is not None:
+            for row in rows:
+                place = _end_of_word(text := str(row.get(self.column, "")), self.part)
+                yield _with(row, self.column, text[:place]) if place else row
+        else:
+            held = set(self.held)
+            yield from (row for index, row in enumerate(rows) if index not in held)
+
+    def out(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """What of ``rows`` is held out."""
+        if self.column is not None:
+            for row in rows:
+                if place := _end_of_word(text := str(row.get(self.column, "")), self.part):
+                    yield _with(row, self.column, text[place:])
+        else:
+            held = set(self.held)
+            yield from (row for index, row in enumerate(rows) if index in held)
 
 
 def _end_of_word(text: str, part: float) -> int:
@@ -119,14 +195,13 @@ def _with(row: Row, column: str, text: str) -> Row:
     return changed
 
 
-def _refuse_too_large(rows: list[Row], share: float, wanted: int, classes: str | None) -> None:
-    """Raise DataError where ``wanted`` held-out rows would leave too few to train on."""
-    left = len(rows) - wanted
-    needed = len({_label(row, classes) for row in rows}) if classes else 1
-    if left < needed:
-        why = f"there are {needed} classes and each needs a row" if classes else "at least one is needed"
+def _refuse_too_large(rows: Iterable[Row], share: float, wanted: int, total: int, classes: int) -> None:
+    """Raise DataError where ``wanted`` held-out rows of ``total`` would leave too few to train on."""
+    left = total - wanted
+    if left < max(classes, 1):
+        why = f"there are {classes} classes and each needs a row" if classes else "at least one is needed"
         raise DataError(
-            f"{named(rows)}data.held_out {share:g} of {len(rows)} rows would leave {left} to train on, and {why}; "
+            f"{named(rows)}data.held_out {share:g} of {total} rows would leave {left} to train on, and {why}; "
             "hold out less, or give more rows"
         )
 
@@ -151,17 +226,21 @@ def _stratified(labels: list[str], number: int, seed: int) -> tuple[list[int], i
     return sorted(held), size, f"stratified by label{raised}{alone}"
 
 
-def _keeping_classes(drawn: list[int], number: int, groups: list[list[str]], labels: list[str]) -> list[int]:
-    """Of ``drawn``, the first ``number`` that leave a row of every class to training.
+def _keeping_classes(draws: list[Draw], group: np.ndarray, labels: list[str]) -> list[int]:
+    """Of each draw the first groups, as many as it says, that leave a row of every class to training.
 
-    ``groups``: the labels of each group's rows, which may differ. ``labels``: of all rows.
+    ``group``: of each row. ``labels``: of each row; those of a group may differ.
     """
+    own: dict[int, Counter[str]] = {int(place): Counter() for drawn, _ in draws for place in drawn}
+    for row in np.flatnonzero(np.isin(group, list(own))):
+        own[int(group[row])][labels[row]] += 1
     left, held = Counter(labels), list[int]()
-    for place in drawn:
-        own = Counter(groups[place])
-        if len(held) < number and all(left[label] > count for label, count in own.items()):
-            left -= own
-            held.append(place)
+    for drawn, number in draws:
+        before = len(held)
+        for place in map(int, drawn):
+            if len(held) - before < number and all(left[label] > count for label, count in own[place].items()):
+                left -= own[place]
+                held.append(place)
     return held
 
 
@@ -169,9 +248,11 @@ def _at_random(size: int, number: int, seed: int) -> list[int]:
     return [int(place) for place in np.random.default_rng(seed).permutation(size)[:number]]
 
 
-def _input(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
-    """What the model sees of a row, as a key."""
-    return tuple(" ".join(str(row.get(name, "")).casefold().split()) for name in columns)
+def row_key(row: Row, columns: Sequence[str]) -> int:
+    """64 bits of what stands in ``columns``, case and white space aside: rows alike have the same."""
+    cells = [" ".join(str(row.get(name, "")).casefold().split()) for name in columns]
+    digest = hashlib.blake2b("\0".join(cells).encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
 
 
 def _label(row: Row, column: str) -> str:

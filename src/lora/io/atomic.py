@@ -40,7 +40,7 @@ def atomic_folder(folder: str | Path, keep_others: bool = False) -> Iterator[Pat
             if folder == Path.cwd():
                 raise SaveError(f"{folder}: is the working folder, which cannot be replaced; name a folder inside it")
             recover(folder)
-            _sweep(folder)
+            sweep(folder.parent, folder.name)
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
             yield stage
@@ -156,12 +156,14 @@ def is_there(folder: str | Path) -> bool:
 ABANDONED = 600  # seconds: a stage of a process that is not here may be one of another machine, still at work
 
 
-def _sweep(folder: Path) -> None:
-    """Delete stages that killed processes left beside ``folder``: a merged model would fill the disk unseen."""
-    prefix = _beside(folder, "tmp-").name
-    for stage in [path for path in folder.parent.iterdir() if path.name.startswith(prefix)]:
-        number = stage.name.removeprefix(prefix)
-        if not number.isdecimal() or _runs(int(number)):
+def sweep(parent: Path, name: str = "") -> None:
+    """Delete stages that killed processes left in ``parent``: a merged model would fill the disk unseen.
+
+    ``name``: of the folder that was to be written; empty: of any.
+    """
+    for stage in parent.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(name) if name else '.+'}\.tmp-(\d+)", stage.name)
+        if match is None or _runs(int(match[1])):
             continue
         with suppress(OSError):
             newest = max(path.stat().st_mtime for path in [stage, *stage.rglob("*")])

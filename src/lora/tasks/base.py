@@ -7,7 +7,7 @@ Shapes: b row, t token, v vocabulary, c class.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from lora.data.columns import Claim, Table
 from lora.data.problems import text_problem
 from lora.data.rows import Row
+from lora.errors import DataError
 from lora.settings import Settings
 
 __all__ = ["Encoded", "Input", "Options", "Row", "Task"]
@@ -25,25 +26,43 @@ class Options(Settings):
     """Settings that a task has for itself, given as ``data.options``. Those that have none leave it at this."""
 
 
+class NoneLeft(DataError):
+    """All rows were left out. ``notes``, ``truncated``: what `Encoded` would have had."""
+
+    def __init__(self, message: str, notes: list[str], truncated: int) -> None:
+        super().__init__(message)
+        self.notes = notes
+        self.truncated = truncated
+
+
 @dataclass
 class Encoded:
     """Rows as token ids, with what happened to them on the way.
 
     Attributes:
         examples: one dict per kept row: ``input_ids`` (list of int) and whatever else the task's ``collate`` needs.
+            Where there are many they are read from the disk one by one (`lora.data.stored`).
         lengths: number of tokens of each example.
         supervised: number of supervised positions (tokens or labels) of each example.
         truncated: how many rows were longer than ``max_length``, those left out among them.
         notes: what a user should know, in full sentences (truncation, dropped rows).
         answers: of each example the text that is its answer, as the data have it; empty where that is not kept.
+        ends: token ids with which answers end that were only met among the rows, see `Task.met`.
+        shares: examples and weight of each source, one after another (see `BatchPlan`); empty: one source.
+        digest: SHA-256 of all examples, where it is known already.
+        of_rows: how many rows the examples come from, where it is known already.
     """
 
-    examples: list[dict[str, Any]]
-    lengths: list[int]
-    supervised: list[int]
+    examples: Sequence[dict[str, Any]]
+    lengths: Sequence[int]
+    supervised: Sequence[int]
     truncated: int = 0
     notes: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
+    answers: Sequence[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    shares: list[tuple[int, float]] = field(default_factory=list)
+    digest: str | None = None
+    of_rows: int | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -51,6 +70,8 @@ class Encoded:
     @property
     def rows(self) -> int:
         """How many rows the examples come from; a long one may have become several, which then say their ``row``."""
+        if self.of_rows is not None:
+            return self.of_rows
         return len({example.get("row", place) for place, example in enumerate(self.examples)})
 
 
@@ -80,12 +101,14 @@ class Task(ABC):
     Class attributes:
         roles: the columns it may read, by role: ``data.<role>_column`` or ``data.columns`` names one. A role is also
             the key of ``state`` under which its column is kept.
+        optional: those of the roles whose columns a row, and of several sources one, may lack.
         to_name: the settings that name its columns, for the message where nothing is recognised.
         options: its own settings; their names are arguments of the class and keys of ``state`` too.
     """
 
     name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
     to_name: ClassVar[str]
     options: ClassVar[type[Options]] = Options
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
@@ -124,6 +147,11 @@ class Task(ABC):
         ``columns``: role -> column, as ``recognise`` gives it.
         """
 
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> Task:
+        """As `from_rows`, of rows that come some at a time. A task that can do with less than all of them says how."""
+        return cls.from_rows([row for chunk in chunks for row in chunk], columns)
+
     @abstractmethod
     def inputs(self) -> list[Input]:
         """The columns that the model sees; the first is what a plain string stands for."""
@@ -151,6 +179,10 @@ class Task(ABC):
         """Token ids that end a generated answer, beside the model's and the tokenizer's own."""
         return []
 
+    def met(self, ends: Sequence[int]) -> None:
+        """Take note of `Encoded.ends`, of rows that another process may have encoded."""
+        return None
+
     @property
     def reference(self) -> bool:
         """Whether the loss compares with the base: it then runs on the same examples, in the same batch."""
@@ -162,7 +194,11 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
-        """Tokenise ``rows``. With ``supervised=False`` labels may be absent (prediction)."""
+        """Tokenise ``rows``, each for itself: parts of them give the same examples as all at once.
+
+        Examples hold ``row``, the index of theirs. With ``supervised=False`` labels may be absent (prediction).
+        Raises DataError; `NoneLeft` where every row was left out.
+        """
 
     @abstractmethod
     def collate(
@@ -228,7 +264,7 @@ class Task(ABC):
         return out
 
     @abstractmethod
-    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         """The true answer of each example, in the form that ``metrics`` compares with ``predictions``."""
 
     def labels_in(self, target: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from lora.data.columns import TEXT, Claim, Sign, Table
@@ -34,6 +34,7 @@ class CausalTask(NextTokenTask):
 
     name = "causal"
     roles: ClassVar[tuple[str, ...]] = ("text", "prompt", "context", "completion")
+    optional = ("context",)
     to_name = "data.prompt_column and data.completion_column to learn answers, or data.task causal for plain text"
 
     def __init__(
@@ -77,6 +78,13 @@ class CausalTask(NextTokenTask):
         """Nothing is learned from the rows; they are checked. Raises DataError naming the rows at fault."""
         task = cls(**columns)
         task._texts(rows, supervised=True)
+        return task
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> CausalTask:
+        task = cls(**columns)
+        for chunk in chunks:
+            task._texts(chunk, supervised=True)
         return task
 
     def inputs(self) -> list[Input]:

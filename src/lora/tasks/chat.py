@@ -5,7 +5,7 @@ How messages become token ids, and which of these are learned, stands in `lora.d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,11 +17,10 @@ from lora.data.problems import Problems, is_missing, text_problem
 from lora.data.rendering import IGNORED, Renderer
 from lora.data.rows import named
 from lora.data.windows import fitting, last_exchanges
-from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Options, Row
+from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row
 from lora.tasks.causal import CONTEXT, JOIN, WITH_CONTEXT, prompt_and_completion
 from lora.tasks.next_token import NextTokenTask
-from lora.tasks.sequence import REMEDY, require_columns
+from lora.tasks.sequence import REMEDY, counted, require_columns
 
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 
@@ -70,6 +69,7 @@ class ChatTask(NextTokenTask):
 
     name = "chat"
     roles = ("messages", "prompt", "context", "completion", "system", "tools")
+    optional = ("context", "system", "tools")
     to_name = "data.columns {messages: NAME} to learn conversations"
     options = ChatOptions
 
@@ -111,8 +111,13 @@ class ChatTask(NextTokenTask):
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> ChatTask:
         """Nothing is learned from the rows; they are checked. Raises DataError naming the rows at fault."""
+        return cls.from_chunks([rows], columns)
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> ChatTask:
         task = cls(**dict[str, Any](columns))
-        task._conversations(rows, supervised=True)
+        for chunk in chunks:
+            task._conversations(chunk, supervised=True)
         return task
 
     def inputs(self) -> list[Input]:
@@ -149,6 +154,10 @@ class ChatTask(NextTokenTask):
     def ends(self) -> list[int]:
         return list((self.format or {}).get("ends", ()))
 
+    def met(self, ends: Sequence[int]) -> None:
+        if self.format is not None:
+            self.format["ends"] = sorted({*self.format["ends"], *ends})
+
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
         """Token ids and labels of the same length, -100 where nothing is learned: all but the assistant's messages,
         each with the end token behind it.
@@ -182,30 +191,22 @@ class ChatTask(NextTokenTask):
             lost, left_out = lost + missed, left_out + (not made)
             examples += [{"input_ids": one.ids, "labels": one.labels, "row": row} for one in made]
         problems.raise_if_any(REMEDY)
-        task.format["ends"] = sorted({*task.format["ends"], *renderer.ends})
-        notes = self._told(len(rows), supervised, long, parts, lost, left_out, max_length)
+        task.met(sorted(renderer.ends))
+        notes = list[str]()
+        if long and supervised:
+            notes.append(counted(_split, max_length, long=long, total=len(rows), parts=parts))
+        elif long:
+            notes.append(counted(_shortened, max_length, long=long, total=len(rows)))
+        if lost:
+            notes.append(counted(_lost, max_length, lost=lost, left_out=left_out, total=len(rows)))
         if not examples:
-            raise DataError(f"{named(rows)}{notes[-1]} None is left; raise data.max_length")
-        if supervised and not task.format["ends"]:
+            raise NoneLeft(f"{named(rows)}{notes[-1]} None is left; raise data.max_length", notes, long)
+        # Of the template alone, not of these rows: parts of the data say the same.
+        if supervised and renderer.end is None and tokenizer.eos_token_id is None:
             notes.append("Neither template nor tokenizer has an end token: it will not be learned where answers end.")
         counts = [sum(label != IGNORED for label in example.get("labels", ())) for example in examples]
-        return Encoded(examples, [len(example["input_ids"]) for example in examples], counts, long, notes)
-
-    def _told(
-        self, rows: int, supervised: bool, long: int, parts: int, lost: int, left_out: int, length: int
-    ) -> list[str]:
-        notes = []
-        if long and supervised:
-            became = f" ({parts} examples)" if parts else ""
-            notes.append(f"{long} of {rows} conversations have more than {length} tokens and became several{became}.")
-        elif long:
-            notes.append(f"{long} of {rows} conversations have more than {length} tokens and lost their beginning.")
-        if lost:
-            notes.append(
-                f"{lost} answers do not fit in {length} tokens with the message before them and were left out: an "
-                f"answer is never cut. So {left_out} of {rows} conversations are left out whole."
-            )
-        return notes
+        lengths = [len(example["input_ids"]) for example in examples]
+        return Encoded(examples, lengths, counts, long, notes, ends=sorted(renderer.ends))
 
     def _answers(self, messages: list[Message], first: int) -> list[int]:
         """Places of the messages to learn, of those from ``first`` on. Raises ValueError: there is none."""
@@ -271,6 +272,22 @@ class ChatTask(NextTokenTask):
         if system and messages[0]["role"] != "system":
             messages, first = [{"role": "system", "content": system}, *messages], first + bool(first)
         return messages, first
+
+
+def _split(length: int, long: int, total: int, parts: int) -> str:
+    became = f" ({parts} examples)" if parts else ""
+    return f"{long} of {total} conversations have more than {length} tokens and became several{became}."
+
+
+def _shortened(length: int, long: int, total: int) -> str:
+    return f"{long} of {total} conversations have more than {length} tokens and lost their beginning."
+
+
+def _lost(length: int, lost: int, left_out: int, total: int) -> str:
+    return (
+        f"{lost} answers do not fit in {length} tokens with the message before them and were left out: an answer is "
+        f"never cut. So {left_out} of {total} conversations are left out whole."
+    )
 
 
 def to_messages(value: Any, role: str = "user") -> list[Message]:

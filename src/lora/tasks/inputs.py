@@ -5,15 +5,15 @@ Rows may come as anything that callers call data; the rest follows from the mode
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
-from lora.config import DataConfig, TrainingConfig
+from lora.config import DataConfig, Source, TrainingConfig
+from lora.data.hub import stream_dataset
 from lora.data.readers import name_classes
-from lora.data.rows import Row, located
+from lora.data.rows import Row, as_python, located
+from lora.data.streams import ListOrStream, RowStream, chunks, too_large
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_tokenizer, longest_row
 from lora.tasks import Task, from_state, task_class
@@ -22,11 +22,24 @@ from lora.tasks.recognise import check_roles, recognise
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
-Data = str | Path | Iterable[Row]
+Sources = str | Path | Source | Sequence[str | Path | Source]
+Data = Sources | Iterable[Row]
 
 
-def as_rows(data: Any, what: str) -> list[Row]:
+def is_sources(data: Any) -> TypeGuard[Sources]:
+    """Whether ``data`` names where rows are, and is no rows itself."""
+    kinds = (str, Path, Source)
+    return isinstance(data, kinds) or (isinstance(data, (list, tuple)) and bool(data) and isinstance(data[0], kinds))
+
+
+@overload
+def as_rows(data: Any, what: str) -> list[Row]: ...
+@overload
+def as_rows(data: Any, what: str, stream: bool | None) -> ListOrStream: ...
+def as_rows(data: Any, what: str, stream: bool | None = False) -> ListOrStream:
     """Rows from a list, a ``datasets.Dataset`` or any iterable of dicts; ``what`` they are is said in messages.
+
+    ``stream``: a data set of the library ``datasets`` is not to be held in memory; None: if it is large.
 
     Raises DataError: no rows, or something that is no row.
     """
@@ -41,6 +54,8 @@ def as_rows(data: Any, what: str) -> list[Row]:
     if type(data).__name__ == "DataFrame":
         frame: Any = data  # of pandas, or of polars
         data = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records")
+    if _in_parts(data, stream):
+        return stream_dataset(data, what)
     features = getattr(data, "features", None)
     rows = [row if isinstance(row, dict) or not isinstance(row, Mapping) else dict(row) for row in data]
     wrong = next((index for index, row in enumerate(rows) if not isinstance(row, dict)), None)
@@ -51,34 +66,35 @@ def as_rows(data: Any, what: str) -> list[Row]:
         )
     if not rows:
         raise DataError(f"{what}: there are no rows")
-    rows = [_plain(row) for row in rows]
+    rows = [as_python(row) for row in rows]
     if features is not None and hasattr(features, "to_dict"):
         name_classes(rows, features.to_dict())
     return located(rows, what)
 
 
-def _plain(row: Row) -> Row:
-    """``row`` with numbers of numpy, torch or decimal as Python's own, and vectors as lists: by its type it is told
-    what a label is."""
-    changed = {
-        key: float(value) if isinstance(value, Decimal) else value.tolist()
-        for key, value in row.items()
-        if isinstance(value, Decimal) or (hasattr(value, "tolist") and getattr(value, "ndim", None) in (0, 1))
-    }
-    if changed:
-        row = copy.copy(row)
-        row.update(changed)
-    return row
+def _in_parts(data: Any, stream: bool | None) -> bool:
+    kind = type(data).__name__
+    if stream is False or kind not in ("Dataset", "IterableDataset") or not hasattr(data, "iter"):
+        return False
+    # Of an IterableDataset no size is known.
+    return bool(stream) or kind == "IterableDataset" or too_large(data.data.nbytes)
 
 
-def task_for(rows: list[Row], config: DataConfig, base: Any = None) -> tuple[Task, str]:
+def task_for(rows: ListOrStream, config: DataConfig, base: Any = None) -> tuple[Task, str]:
     """The task that ``rows`` are for, with what it learns from them, and a few sentences about it. Raises DataError.
 
     ``base``: transformers' configuration of the base model.
     """
     columns = recognise(rows, config, base)
-    task = _with_options(task_class(columns.task).from_rows(rows, columns.roles), config)
+    task = learned(columns.task, rows, columns.roles, config)
     return task, " ".join([columns.how, *task.remarks()])
+
+
+def learned(name: str, rows: ListOrStream, roles: Mapping[str, str], config: DataConfig) -> Task:
+    """The task ``name`` with what it learns from ``rows``, and with the options of ``config``. Raises DataError."""
+    kind = task_class(name)
+    task = kind.from_chunks(chunks(rows), roles) if isinstance(rows, RowStream) else kind.from_rows(rows, roles)
+    return _with_options(task, config)
 
 
 def with_columns(task: Task, config: DataConfig) -> Task:

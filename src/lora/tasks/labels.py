@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from lora.data.rows import named, origins, places
 from lora.errors import DataError
-from lora.tasks.base import Row
+from lora.tasks.base import Row, Task
 from lora.tasks.sequence import SequenceTask, label_problem
 
 KINDS = {"bool": bool, "int": int, "float": float, "str": str}
@@ -37,6 +38,17 @@ class LabelsTask(SequenceTask):
         self.labels = list(labels)
         self.label_kind = label_kind
         self._index = {name: place for place, name in enumerate(self.labels)}
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> Task:
+        """Every row is looked at; one of each label teaches as much as all of them."""
+        task, kept = cls([], **columns), dict[str, Row]()
+        for chunk in chunks:
+            task.read(chunk)
+            for row in chunk:
+                label = row.get(columns["label"])
+                kept.setdefault(f"{type(label).__name__} {label!r}", row)
+        return cls.from_rows(list(kept.values()), columns)
 
     def remarks(self) -> list[str]:
         return look_alikes(self.labels)

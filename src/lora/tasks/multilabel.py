@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ class MultiLabelTask(LabelsTask):
             for row in rows
         ]
 
-    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         return [[self.restore(name) for name in example["label"]] for example in examples]
 
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Shapes: b row, t token, v vocabulary, n supervised token.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -72,7 +73,7 @@ class NextTokenTask(Task):
             for loss, tokens, right in zip(losses.tolist(), counts.tolist(), correct.tolist(), strict=True)
         ]
 
-    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         """Numbers of supervised tokens."""
         return [sum(label != IGNORED for label in example["labels"]) for example in examples]
 

@@ -6,7 +6,7 @@ put around them; else prompt and answer are tokenised as in `lora.tasks.tokens`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -19,7 +19,7 @@ from lora.data.rendering import Renderer
 from lora.data.rows import named
 from lora.data.windows import last_exchanges
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Options, Row, Task
+from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row, Task
 from lora.tasks.chat import MESSAGES, MessagesInput, named_error, to_messages
 from lora.tasks.sequence import REMEDY, cut_note, require_columns
 from lora.tasks.tokens import Frame, bare_ids
@@ -82,15 +82,20 @@ class PairTask(Task):
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> PairTask:
         """Whether rows hold messages; all are checked. Raises DataError naming the rows at fault."""
-        chat = any(holds_messages(row.get(name)) for row in rows for name in columns.values())
-        if "prompt" not in columns and not chat:
-            raise DataError(
-                f"{named(rows)}no prompt column is recognised, and the answers are no conversations that hold it; name "
-                "it with data.prompt_column (--data.prompt-column)"
-            )
-        task = cls(**dict[str, Any](columns), chat=chat)
-        task._pairs(rows)
-        return task
+        return cls.from_chunks([rows], columns)
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> PairTask:
+        named_, chat = dict[str, Any](columns), False
+        for chunk in chunks:
+            chat = chat or any(holds_messages(row.get(name)) for row in chunk for name in columns.values())
+            if "prompt" not in columns and not chat:
+                raise DataError(
+                    f"{named(chunk)}no prompt column is recognised, and the answers are no conversations that hold it; "
+                    "name it with data.prompt_column (--data.prompt-column)"
+                )
+            cls(**named_)._pairs(chunk)
+        return cls(**named_, chat=chat)
 
     def inputs(self) -> list[Input]:
         return [MessagesInput(self.prompt or self.chosen, blank=True)]
@@ -215,7 +220,7 @@ class PairTask(Task):
             what = "with an answer alone and {was} left out: none is ever cut"
             notes.append(cut_note(dropped, len(rows), max_length, what))
         if not out:
-            raise DataError(f"{named(rows)}{notes[-1]} None is left; raise data.max_length")
+            raise NoneLeft(f"{named(rows)}{notes[-1]} None is left; raise data.max_length", notes, cut + dropped)
         if cut:
             notes.append(cut_note(cut, len(rows), max_length, "and lost the beginning of their prompts"))
         return out, cut + dropped, notes

@@ -11,13 +11,13 @@ from typing import Any
 
 from lora.config import DataConfig
 from lora.data.columns import LABEL, TEXT, Claim, Columns, Sign, Table
-from lora.data.rows import Row
+from lora.data.streams import ListOrStream
 from lora.errors import DataError
 from lora.registry import unknown
 from lora.tasks import TASKS, task_class
 
 
-def recognise(rows: list[Row], config: DataConfig, base: Any = None) -> Columns:
+def recognise(rows: ListOrStream, config: DataConfig, base: Any = None) -> Columns:
     """Task and columns of ``rows``: what ``config`` names, else what the names and values say.
 
     Args:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +48,23 @@ class RegressionTask(SequenceTask):
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> RegressionTask:
         """Learn mean and standard deviation. Raises DataError: rows at fault, or all labels the same number."""
-        task = cls(0.0, 1.0, **columns)
-        values = task.read(rows)
+        return cls._of(cls(0.0, 1.0, **columns).read(rows), rows, columns)
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> RegressionTask:
+        task, values, first = cls(0.0, 1.0, **columns), array("d"), list[Row]()
+        for chunk in chunks:
+            values.extend(task.read(chunk))
+            first = first or chunk
+        return cls._of(values, first, columns)
+
+    @classmethod
+    def _of(cls, values: Sequence[float], rows: list[Row], columns: Mapping[str, str]) -> RegressionTask:
+        """The task for labels of these ``values``; ``rows``: some that they belong to, for a message."""
         if min(values) == max(values):
             raise DataError(
-                f"{named(rows)}column {task.label!r}: every row has the label {values[0]:g}; there is nothing to learn"
+                f"{named(rows)}column {columns['label']!r}: every row has the label {values[0]:g}; "
+                "there is nothing to learn"
             )
         mean = math.fsum(values) / len(values)
         widest = max(

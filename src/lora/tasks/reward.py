@@ -6,6 +6,7 @@ Shapes: b pair, t token; a padded batch has 2·b rows, chosen and rejected of ea
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ class RewardTask(PairTask):
             for chosen, rejected in rewards.view(-1, 2).tolist()
         ]
 
-    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         return [True] * len(examples)
 
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from lora.core.configs import is_encoder_decoder
 from lora.data.columns import Claim, Table
 from lora.data.problems import Problems
 from lora.data.rows import named
-from lora.errors import DataError, ModelError
-from lora.tasks.base import Encoded, Options, Row
+from lora.errors import ModelError
+from lora.tasks.base import Encoded, NoneLeft, Options, Row
 from lora.tasks.causal import CausalTask
 from lora.tasks.sequence import REMEDY, cut_note, pad, tokenise
 from lora.tasks.tokens import IGNORED, NO_END
@@ -90,7 +90,7 @@ class Seq2SeqTask(CausalTask):
             then = "with the target alone and {was} left out: an answer is never cut"
             notes.append(cut_note(dropped, len(rows), max_length, then))
         if not examples:
-            raise DataError(f"{named(rows)}{notes[0]} None is left; raise data.max_length")
+            raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes, truncated)
         if truncated:
             notes.append(cut_note(truncated, len(rows), max_length, "and lost the end of their sources"))
         if supervised and tokenizer.eos_token_id is None:

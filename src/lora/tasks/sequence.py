@@ -5,7 +5,10 @@ Shapes: b row, t token, c class.
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +18,7 @@ from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
 from lora.data.kinds import Kind
 from lora.data.problems import Problems, excerpt, is_missing, text_problem
 from lora.data.rows import named
+from lora.data.streams import RowStream
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row, Task
 
@@ -145,7 +149,7 @@ class SequenceTask(Task):
             batch["labels"] = self.label_tensor([example["label"] for example in examples])
         return batch
 
-    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         return [example["label"] for example in examples]
 
 
@@ -183,7 +187,7 @@ def pad(rows: list[list[int]], value: int, side: str) -> Tensor:
     return torch.tensor(filled, dtype=torch.long)
 
 
-def require_columns(rows: list[Row], columns: list[str]) -> None:
+def require_columns(rows: Collection[Row] | RowStream, columns: list[str]) -> None:
     """Raise DataError where there is no row, or a column that no row has (another file's spelling, usually)."""
     if not rows:
         raise DataError("there are no rows")
@@ -209,10 +213,48 @@ def check_texts(rows: list[Row], columns: list[str], problems: Problems, blank: 
     return cells
 
 
-def cut_note(cut: int, total: int, max_length: int, then: str) -> str:
-    """A sentence about ``cut`` of ``total`` rows. ``then``: what became of them, ``{was}`` for was or were."""
+class Counted(str):
+    """A sentence with numbers in it. Those that say the same of parts of the rows can be added up: see `of`.
+
+    Attributes:
+        say: makes the sentence of ``fixed`` and ``numbers``.
+        numbers: to be added; but ``total``, where it is among them, is how many rows there are.
+    """
+
+    say: Callable[..., str]
+    fixed: tuple[Any, ...]
+    numbers: dict[str, Any]
+
+    @property
+    def what(self) -> Any:
+        """The same for sentences that can be added up."""
+        return self.say, self.fixed
+
+    @staticmethod
+    def of(parts: Sequence[Counted], total: int) -> Counted:
+        """One sentence about ``total`` rows for those about parts of them."""
+        numbers = {key: reduce(operator.add, [part.numbers[key] for part in parts]) for key in parts[0].numbers}
+        return counted(parts[0].say, *parts[0].fixed, **{**numbers, **({"total": total} if "total" in numbers else {})})
+
+
+def counted(say: Callable[..., str], *fixed: Any, **numbers: Any) -> Counted:
+    """The sentence that ``say`` makes. ``numbers``: ints, or whatever else can be added."""
+    note = Counted(say(*fixed, **numbers))
+    note.say, note.fixed, note.numbers = say, fixed, numbers
+    return note
+
+
+def cut_note(cut: int, total: int, max_length: int, then: str, **more: int) -> str:
+    """A sentence about ``cut`` of ``total`` rows.
+
+    ``then``: what became of them, ``{was}`` for was or were, and the names of further numbers, which are in ``more``.
+    """
+    return counted(_cut, max_length, then, cut=cut, total=total, **more)
+
+
+def _cut(max_length: int, then: str, cut: int, total: int, **more: int) -> str:
     was = "was" if cut == 1 else "were"
-    return f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was)}."
+    return f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was, **more)}."
 
 
 def label_problem(value: Any) -> str | None:

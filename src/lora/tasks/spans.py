@@ -8,7 +8,8 @@ its strict mode only what the scheme allows is one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 OUTSIDE = "O"
@@ -35,8 +36,17 @@ def find_scheme(sentences: Iterable[Sequence[str]]) -> str | None:
     IOB1 begins a span with B where one of its type ends right before, IOB2 always. Data may break both, so the one they
     break less often is taken.
     """
-    sentences = list(sentences)
-    tags = {tag for sentence in sentences for tag in sentence}
+    return scheme_of(pairs(sentences))
+
+
+def pairs(sentences: Iterable[Sequence[Any]], outside: Any = OUTSIDE) -> Counter[tuple[Any, Any]]:
+    """How often each tag follows which; the first of a sentence follows ``outside``."""
+    return Counter(pair for tags in sentences for pair in zip([outside, *tags], tags, strict=False))
+
+
+def scheme_of(found: Mapping[tuple[str, str], int]) -> str | None:
+    """As `find_scheme`, of the `pairs` of sentences."""
+    tags = {tag for _, tag in found}
     marked = tags - {OUTSIDE}
     if not marked or not all(_MARKED.fullmatch(tag) for tag in marked):
         return None
@@ -47,11 +57,11 @@ def find_scheme(sentences: Iterable[Sequence[str]]) -> str | None:
     if not letters <= set("BI"):
         return next((name for name in ("BIOES", "BILOU") if letters <= set(SCHEMES[name])), None)
     late = early = 0  # I that begins a span; B that does so without need
-    for sentence in sentences:
-        for before, tag in zip([_NONE, *map(read, sentence)], map(read, sentence), strict=False):
-            goes_on = before[0] != OUTSIDE and before[1] == tag[1]
-            late += tag[0] == "I" and not goes_on
-            early += tag[0] == "B" and not goes_on
+    for both, count in found.items():
+        before, tag = map(read, both)
+        goes_on = before[0] != OUTSIDE and before[1] == tag[1]
+        late += count * (tag[0] == "I" and not goes_on)
+        early += count * (tag[0] == "B" and not goes_on)
     return "IOB1" if late > early else "IOB2"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
 from lora.data.problems import Problems
-from lora.data.rows import named, places
+from lora.data.rows import Places, named
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort_names, typed
-from lora.tasks.sequence import REMEDY, cut_note, pad, require_columns
-from lora.tasks.spans import Span, broken, complete, find_scheme, scores, spans, strict_spans, type_of
+from lora.tasks.sequence import REMEDY, counted, cut_note, pad, require_columns
+from lora.tasks.spans import OUTSIDE, Span, broken, complete, pairs, scheme_of, scores, spans, strict_spans, type_of
 from lora.tasks.tokens import IGNORED
-from lora.tasks.words import Pieces, Words, aligned, items, split, tags_of, windows, words_of
+from lora.tasks.words import Pieces, Words, aligned, split, tags_of, windows, words_of
 
 TOKENS = ("tokens", "words")
 TAGS = (
@@ -88,16 +89,28 @@ class TokenClassificationTask(Task):
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> TokenClassificationTask:
         """Learn the tags and their scheme. Raises DataError: rows at fault, or a single tag."""
-        kind = kind_of([tag for row in rows for tag in items(row.get(columns["tags"])) or []])
-        task = cls([], kind, **columns)
-        _, tags = task._read(rows)
-        seen = {tag for sentence in tags for tag in sentence}
+        return cls.from_chunks([rows], columns)
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> TokenClassificationTask:
+        task, first = cls([], **columns), list[Row]()
+        # What tags are called depends on the types of all of them; to a dict 1, 1.0 and True would be the same.
+        follows = Counter[tuple[Any, Any]]()
+        for chunk in chunks:
+            first = first or chunk
+            task._read(chunk)
+            follows.update(pairs([[(type(tag), tag) for tag in tags_of(row.get(task.tags))] for row in chunk], None))
+        kind = kind_of([value for _, value in {tag for _, tag in follows}])
+        found = Counter[tuple[str, str]]()
+        for (before, (_, tag)), count in follows.items():
+            found[OUTSIDE if before is None else name_of(before[1], kind), name_of(tag, kind)] += count
+        seen = {tag for _, tag in found}
         if len(seen) < 2:
             raise DataError(
-                f"{named(rows)}column {task.tags!r}: every word has the tag {next(iter(seen))!r}; there is nothing to "
+                f"{named(first)}column {task.tags!r}: every word has the tag {next(iter(seen))!r}; there is nothing to "
                 "tell apart"
             )
-        scheme = find_scheme(tags)
+        scheme = scheme_of(found)
         task = cls(sort_names(complete(seen, scheme) if scheme else seen), kind, scheme, **columns)
         task._added = [name for name in task.labels if name not in seen]
         return task
@@ -175,7 +188,8 @@ class TokenClassificationTask(Task):
             refuse_unseen([sorted(set(sentence)) for sentence in tags], rows, self.labels)
         cut = Pieces.of(tokenizer)
         room = cut.room(max_length)
-        made = Encoded([], [], [])
+        examples, lengths, counts = list[dict[str, Any]](), list[int](), list[int]()
+        made = Encoded(examples, lengths, counts)
         blank, long = list[int](), list[int]()  # rows with words of no piece, or of more than fit
         for index, pieces in enumerate(cut(words)):
             blank += [index for word in pieces if not word]
@@ -192,20 +206,20 @@ class TokenClassificationTask(Task):
                     labels += [marks[place] if own else IGNORED] + [IGNORED] * (len(pieces[place]) - 1)
                 ids += cut.after
                 labels += [IGNORED] * len(cut.after)
-                made.examples.append({"input_ids": ids, "labels": labels, "row": index})
-                made.lengths.append(len(ids))
-                made.supervised.append(part.last - part.first if supervised else 0)
+                examples.append({"input_ids": ids, "labels": labels, "row": index})
+                lengths.append(len(ids))
+                counts.append(part.last - part.first if supervised else 0)
         made.notes = self._notes(rows, tags, made, max_length, blank, long)
         return made
 
     def _notes(
         self, rows: list[Row], tags: list[list[str]], made: Encoded, max_length: int, blank: list[int], long: list[int]
     ) -> list[str]:
-        notes = []
+        notes = list[str]()
         if made.truncated:
             parts = made.truncated + len(made) - len(rows)
-            what = f"and became {parts} overlapping windows; each word is in one of them to be tagged"
-            notes.append(cut_note(made.truncated, len(rows), max_length, what))
+            what = "and became {parts} overlapping windows; each word is in one of them to be tagged"
+            notes.append(cut_note(made.truncated, len(rows), max_length, what, parts=parts))
         faults = [index for index, sentence in enumerate(tags) for _ in range(broken(sentence, self.scheme))]
         for found, what in (
             (blank, "without a token (of control characters, say), which stand as the unknown one"),
@@ -217,8 +231,8 @@ class TokenClassificationTask(Task):
             ),
         ):
             if found:
-                where = places(rows, list(dict.fromkeys(found)))
-                notes.append(f"{len(found)} word{'s' if len(found) > 1 else ''} {what}: {where}.")
+                where = Places.of(rows, list(dict.fromkeys(found)))
+                notes.append(counted(_words, what, words=len(found), where=where))
         return notes
 
     def collate(
@@ -260,7 +274,7 @@ class TokenClassificationTask(Task):
     def _logits(self, outputs: Any) -> Tensor:
         return outputs.logits[..., : len(self.labels)].float()
 
-    def targets(self, examples: list[dict[str, Any]]) -> list[Any]:
+    def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         """``{"row": index, "tags": names}`` of each example: sentences in several windows are put together by row."""
         return [
             {"row": example["row"], "tags": [self.labels[place] for place in example["labels"] if place != IGNORED]}
@@ -314,6 +328,10 @@ class TokenClassificationTask(Task):
                 answer["spans"] = [_told(span, answer, cell, ends) for span in spans(answer["tags"], self.scheme)]
             answer["tags"] = [typed(tag, self.label_kind) for tag in answer["tags"]]
         return out
+
+
+def _words(what: str, words: int, where: Places) -> str:
+    return f"{words} word{'s' if words > 1 else ''} {what}: {where}."
 
 
 def _told(span: Span, answer: dict[str, Any], cell: Any, ends: list[tuple[int, int]] | None) -> dict[str, Any]:

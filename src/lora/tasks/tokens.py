@@ -13,8 +13,7 @@ from typing import Any
 from lora.data.problems import Problems
 from lora.data.rendering import IGNORED
 from lora.data.rows import named
-from lora.errors import DataError
-from lora.tasks.base import Encoded, Row
+from lora.tasks.base import Encoded, NoneLeft, Row
 from lora.tasks.sequence import REMEDY, cut_note
 
 NO_END = "The tokenizer has no end token: the adapter will not learn where an answer ends."
@@ -86,9 +85,13 @@ class Made:
                 )
             )
         if not self.examples:
-            raise DataError(f"{named(self.rows)}{notes[0]} None is left; raise data.max_length")
+            raise NoneLeft(
+                f"{named(self.rows)}{notes[0]} None is left; raise data.max_length",
+                notes,
+                self.truncated + self.dropped,
+            )
         if self.truncated and plain and supervised:
-            notes.append(cut_note(self.truncated, total, max_length, f"and became {self.parts} examples"))
+            notes.append(cut_note(self.truncated, total, max_length, "and became {parts} examples", parts=self.parts))
         elif self.truncated:
             whose = "texts" if plain else "prompts"
             notes.append(cut_note(self.truncated, total, max_length, f"and lost the beginning of their {whose}"))

@@ -225,7 +225,8 @@ def _fill(
         else:
             knee = find_knee(mixer.passes, share, memory.most_tokens(1))
             # The first batch is the largest of its data; most leave room for more beside them.
-            usual = sum(first.trainee.data.lengths) // len(first.trainee.plan)
+            data, batch_size = first.trainee.data, first.settings.batch_size
+            usual = sum(data.lengths) * batch_size // len(data)
             places = min(total, max(1, -(-knee.tokens // max(1, usual))), memory.most_adapters(usual))
             tokens = min(knee.tokens, memory.most_tokens(places))
             found = (tokens, places, knee.describe(places, tokens))

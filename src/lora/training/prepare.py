@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lora.config import DataConfig
-from lora.data.sources import load_rows, load_splits
-from lora.data.splits import hold_out, hold_out_text
+from lora.config import DataConfig, Source
+from lora.data.sources import Part, Splits, load_rows, load_splits
+from lora.data.stored import update
+from lora.data.streams import ListOrStream, RowStream, joined
+from lora.io.cache import Cache
 from lora.model.base import pad_token_id
-from lora.tasks import Encoded, Row, Task
-from lora.tasks.inputs import Data, as_rows, length_for, task_for, tokenizer_of, with_columns
-from lora.tasks.sequence import require_columns
+from lora.tasks import Encoded, Task
+from lora.tasks.agree import agree
+from lora.tasks.encoding import encode
+from lora.tasks.inputs import Data, as_rows, is_sources, length_for, tokenizer_of
+from lora.training.mixture import split_off, told
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -25,12 +27,19 @@ if TYPE_CHECKING:
 class Rows:
     """Rows before tokenisation, and how they were understood."""
 
-    train: list[Row]
-    held: list[Row] | None
+    train: ListOrStream
+    held: ListOrStream | None
     task: Task
-    test: list[Row] | None = None  # rows that neither train nor pick a checkpoint, where the source has them
+    test: ListOrStream | None = None  # rows that neither train nor pick a checkpoint, where the source has them
     notes: list[str] = field(default_factory=list)
     sources: list[dict[str, Any]] = field(default_factory=list)
+    shares: list[tuple[int, float]] = field(default_factory=list)  # training rows and weight of each source, if several
+    cache: Cache | None = None  # where their tokens are kept
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training rows are read in parts."""
+        return isinstance(self.train, RowStream)
 
 
 @dataclass
@@ -61,40 +70,47 @@ def read_rows(
     Raises:
         DataError: files or rows that cannot be used, with file, line or row numbers.
     """
-    notes: list[str] = []
-    sources: list[dict[str, Any]] = []
-    if isinstance(train, (str, Path)):
-        given = {"validation": str(held)} if isinstance(held, (str, Path)) else {}
-        splits = load_splits(settings.model_copy(update={"train": str(train), **given}))
-        rows, notes, sources = splits.train, list(splits.notes), [asdict(source) for source in splits.sources]
-        held_rows, test_rows = splits.validation, splits.test
-    else:
-        rows, held_rows, test_rows = as_rows(train, "training data"), None, None
-    if held is not None and not isinstance(held, (bool, str, Path)):
-        held_rows = as_rows(held, "validation data")
-    elif isinstance(held, (str, Path)) and held_rows is None:
-        held_rows = load_rows(str(held), "validation" if Path(held).is_dir() else None)
+    splits, given = _read(train, held, settings)
+    parts = splits.parts
     # Before the split: what is wrong with a row is said of all rows at once.
-    if task is None:
-        task, how = task_for(rows, settings, base)
-        notes.append(how)
-    else:
-        task = with_columns(task, settings)
-        require_columns(rows, [given.column for given in task.inputs() if not given.optional])
+    task, notes = agree(parts, settings, task, base)
+    notes = [*splits.notes, *notes]
+    held_rows, test_rows = given, joined([part.test for part in parts])
     if held is False:
         held_rows = None
-    elif held_rows is None and settings.held_out == 0:
-        notes.append("No rows are held out: the last step is the result.")
     elif held_rows is None:
-        inputs = task.inputs()
-        if inputs[0].divisible:
-            rows, held_rows, note = hold_out_text(rows, inputs[0].column, settings.held_out, seed)
-        else:
-            columns = [given.column for given in inputs]
-            kept, out, note = hold_out(rows, columns, settings.held_out, seed, task.classes())
-            rows, held_rows = [rows[i] for i in kept], [rows[i] for i in out]
-        notes.append(note)
-    return Rows(rows, held_rows, task, test_rows, notes, sources)
+        held_rows, said = split_off(parts, task, settings, seed)
+        notes += said
+    several = len(parts) > 1 or parts[0].weight != 1
+    if several:
+        notes += told(parts, task)
+    return Rows(
+        joined([part.train for part in parts]) or [], held_rows, task, test_rows, notes,
+        [asdict(source) for source in splits.sources],
+        [(len(part.train), part.weight) for part in parts] if several else [],
+        None if settings.cache is False else Cache(None if settings.cache is True else settings.cache),
+    )  # fmt: skip
+
+
+def _read(train: Data, held: Data | bool | None, settings: DataConfig) -> tuple[Splits, ListOrStream | None]:
+    """The training rows by source, and the held-out rows where some are named."""
+    named = isinstance(held, (str, Path))
+    if is_sources(train):
+        named_here = [train] if isinstance(train, Source) else train
+        own = {"validation": str(held)} if named else {}
+        update = {"train": list(map(_source, named_here)) if not isinstance(named_here, (str, Path)) else str(train)}
+        splits = load_splits(settings.model_copy(update={**update, **own}))
+    else:
+        splits = Splits([Part("training data", as_rows(train, "training data", settings.streaming))])
+    if held is not None and not isinstance(held, (bool, str, Path)):
+        return splits, as_rows(held, "validation data")
+    if named and splits.given is None:
+        return splits, load_rows(str(held), "validation" if Path(str(held)).is_dir() else None)
+    return splits, splits.given
+
+
+def _source(entry: str | Path | Source) -> str | Source:
+    return entry if isinstance(entry, Source) else str(entry)
 
 
 def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | None = None) -> Prepared:
@@ -103,9 +119,10 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     pad = pad_token_id(tokenizer, model.base)
     length = length_for(model, [], tokenizer, max_length)
     task = rows.task.with_tokenizer(tokenizer)
-    train = task.encode(rows.train, tokenizer, length)
-    held = task.encode(rows.held, tokenizer, length) if rows.held else None
-    test = task.encode(rows.test, tokenizer, length) if rows.test else None
+    train = encode(task, rows.train, tokenizer, length, rows.shares, rows.cache)
+    held, test = (
+        encode(task, part, tokenizer, length, cache=rows.cache) if part else None for part in (rows.held, rows.test)
+    )
     notes = [*rows.notes, *(note for note in task.remarks() if note not in rows.task.remarks()), *train.notes]
     for name, part in (("held-out", held), ("test", test)):
         notes += [f"{name} data: {note}" for note in (part.notes if part else [])]
@@ -113,10 +130,11 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
 
 
 def digest(encoded: Encoded) -> str:
-    """A short hash over the token ids and labels of all rows in order."""
-    out = hashlib.sha256()
-    for example in encoded.examples:
-        for key in sorted(example):
-            out.update(key.encode())
-            out.update(np.asarray(example[key]).tobytes())
-    return out.hexdigest()[:16]
+    """A short hash over the token ids and labels of all rows in order, and how often each source is taken."""
+    if encoded.digest is None:
+        out = hashlib.sha256()
+        update(out, encoded.examples)
+        encoded.digest = out.hexdigest()
+    if all(weight == 1 for _, weight in encoded.shares):
+        return encoded.digest[:16]
+    return hashlib.sha256(f"{encoded.digest} {encoded.shares}".encode()).hexdigest()[:16]

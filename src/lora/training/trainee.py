@@ -63,7 +63,7 @@ class Trainee:
             fused=True,  # an adapter is hundreds of small tensors
         )  # fmt: skip
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
-        self.plan = BatchPlan(data.lengths, settings.batch_size, settings.seed, settings.length_grouped)
+        self.plan = BatchPlan(data.lengths, settings.batch_size, settings.seed, settings.length_grouped, data.shares)
         self.processes, self.rank = processes, rank
         self.batches_per_step = settings.accumulation * processes
         self.steps_per_epoch = -(-len(self.plan) // self.batches_per_step)

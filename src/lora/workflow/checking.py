@@ -1,4 +1,4 @@
-"""All that `lora train` would do up to the first step, and the checks before training, with nothing written."""
+"""All that `lora train` would do up to the first step, and the checks before training. Only token ids are kept."""
 
 from __future__ import annotations
 

@@ -45,7 +45,9 @@ def describe_data(
         DataError: rows cannot be used, as in training.
         ConfigError, ModelError, AdapterFileError: settings, base or adapter.
     """
-    config, training = config or DataConfig(), training or TrainingConfig()
+    # All rows are looked at side by side, so they are held in memory, whatever a run does with them.
+    config = (config or DataConfig()).model_copy(update={"streaming": False, "cache": False})
+    training = training or TrainingConfig()
     if not 0 < near <= 1:
         raise ConfigError(f"near: must be above 0 and at most 1 (given: {near:g})")
     folder = adapter_folder(start) if start else None
@@ -60,7 +62,7 @@ def describe_data(
     prepared = prepare(base, rows, tokenizer, config.max_length)
     splits = {"training": (rows.train, prepared.train), "held-out": (rows.held, prepared.held)}
     splits["test"] = (rows.test, prepared.test)
-    parts = [Part(split, its, made) for split, (its, made) in splits.items() if its and made]
+    parts = [Part(split, list(its), made) for split, (its, made) in splits.items() if its and made]
     encoding = {note for part in parts for note in part.encoded.notes}
     notes = [note for note in prepared.notes if note.partition(" data: ")[2] not in encoding and note not in encoding]
     return look(

@@ -69,6 +69,7 @@ def train_many(
         try:
             with named_errors(name):
                 rows[name] = read_rows(each.data.train, each.data.validation, each.data, each.training.seed, base=kind)
+            each.data.streaming = rows[name].streamed
         except DataError as error:
             problems.append(str(error))
     if problems:  # of all adapters, not of the first: they may be mended in one go
@@ -139,7 +140,7 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
         RunFolder.of_a_set(each.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
         # In full in the set's own file too: it can be gone on with from any folder.
         own = config.adapters[name]
-        paths = {key: value for key in ("train", "validation") if (value := getattr(each.data, key))}
+        paths = each.data.model_dump(mode="json", include={"train", "validation"}, exclude_none=True)
         rest = {key: value for key, value in own.get("data", {}).items() if DataConfig.canonical(key) not in paths}
         config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs

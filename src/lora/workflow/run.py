@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import RunConfig
+from lora.data.sources import named_sources
 from lora.errors import ConfigError, Interrupted, SaveError
 from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
@@ -84,6 +85,7 @@ def train(
     # Which task is meant can depend on the kind of base; its weights are loaded when the data have been found good.
     kind = None if task else load_base_config(config.model, config.trust_remote_code)
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, task, kind)
+    config.data.streaming = rows.streamed  # a run resumed elsewhere reads its rows alike
     model, tokenizer = load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     for line in [*model.summary().splitlines(), *prepared.notes]:
@@ -335,16 +337,28 @@ def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> d
 def in_full(config: RunConfig) -> None:
     """Write paths to base and data in full: the run must be usable, and resumable, from any other folder."""
     config.model = config.model and _absolute(config.model)
-    config.data.train = config.data.train and _absolute(config.data.train)
     config.data.validation = config.data.validation and _absolute(config.data.validation)
     config.probe = config.probe and _absolute(config.probe)
+    if isinstance(config.data.cache, str):
+        config.data.cache = str(Path(config.data.cache).expanduser().absolute())
+    if not config.data.train:
+        return
+    # A weight, or columns of its own, need a table; all else is a name as before.
+    full = [
+        source if source.columns or source.weight != 1 else source.path
+        for source in (source.model_copy(update={"path": _absolute(source.path)})
+                       for source in named_sources(config.data.train))
+    ]  # fmt: skip
+    config.data.train = full[0] if len(full) == 1 and isinstance(full[0], str) else full
 
 
 def _absolute(place: str) -> str:
     """A local path in full, so that the run can be resumed from another folder; a hub id as it is."""
-    name, mark, rest = place.partition("#")
+    if Path(place).expanduser().exists():
+        return str(Path(place).expanduser().absolute())
+    name, mark, rest = place.rpartition("#")
     path = Path(name).expanduser()
-    return f"{path.absolute()}{mark}{rest}" if path.exists() else place
+    return f"{path.absolute()}{mark}{rest}" if mark and path.exists() else place
 
 
 def resume(
@@ -364,7 +378,15 @@ def resume(
     path = Path(folder).expanduser() / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
-    free = {"model", "data.train", "data.validation", "memory_gib", *(f"training.{key}" for key in FREE_ON_RESUME)}
+    free = {
+        "model",
+        "data.train",
+        "data.validation",
+        "data.cache",
+        "data.streaming",
+        "memory_gib",
+        *(f"training.{key}" for key in FREE_ON_RESUME),
+    }
     then = load_config(path)
     fixed = [key for key in overrides or {} if key not in free and _differs(then, path, key, (overrides or {})[key])]
     if fixed:
