@@ -73,7 +73,8 @@ def test_columns_named_anew() -> None:
 
 def test_tokenizer_and_length(bert: Path) -> None:
     config = SimpleNamespace(_name_or_path=str(bert), max_position_embeddings=64)
-    model: Any = SimpleNamespace(config=config, base=SimpleNamespace(config=config), notes={"a": {"max_length": 9}})
+    base = SimpleNamespace(config=config)
+    model: Any = SimpleNamespace(config=config, base=base, notes={"a": {"max_length": 9}}, tokenizers={})
     tokenizer = tokenizer_of(model)
     assert length_for(model, [], tokenizer, None) == 64 and length_for(model, ["a", "b"], tokenizer, None) == 9
     assert length_for(model, ["a"], tokenizer, 20) == 20
