@@ -72,12 +72,12 @@ def beginnings(prepared: Prepared) -> Finding:
     """Whether an example begins with the beginning token twice."""
     begin = prepared.tokenizer.bos_token_id
     name = "one beginning token"
-    data = prepared.train
+    examples = prepared.train.examples
     # Who has no such token need not look.
-    twice = begin is not None and sum(one.get("input_ids", [])[:2] == [begin, begin] for one in data.examples)
+    twice = begin is not None and sum(one.get("input_ids", [])[:2] == [begin, begin] for one in examples)
     if twice:
         return Finding(
-            name, "failed", f"{twice} of {len(data)} examples begin with two",
+            name, "failed", f"{twice} of {len(examples)} examples begin with two",
             "A server sends one, so the model would be asked in a form that it was not trained in.",
             "Take the token out of the data's text, or out of the template.",
         )  # fmt: skip
