@@ -94,3 +94,17 @@ def test_rewards(place: Path) -> None:
     rewards = [json.loads(line)["reward"] for line in scored.stdout.splitlines()]
     right = sum(good > bad for good, bad in zip(rewards[::2], rewards[1::2], strict=True))
     assert right > 30, "of 40"
+
+
+def test_from_answers_to_preferences(place: Path) -> None:
+    """An adapter that has learned answers learns from pairs, where the task is named; else its own stays."""
+    rows = [{"prompt": text, "completion": "cat now"} for text in sentences(24, 9)]
+    write_jsonl(place / "shown.jsonl", rows)
+    first = lora("train", *COMMON, "--data", "shown.jsonl", "--output", "first", folder=place)
+    assert first.returncode == 0, first.stderr
+    further = ["--start", "first", "--max-steps", 2, "--data", "pairs.jsonl", "--output", "second"]
+    assert "no row has the column 'completion'" in lora("train", *further, folder=place).stderr
+    done = lora("train", *further, "--task", "preference", folder=place)
+    assert done.returncode == 0 and "Task preference" in done.stderr, done.stderr
+    refused = lora("train", *further, "--task", "reward", "--overwrite", folder=place)
+    assert refused.returncode == 2 and "'reward' needs another model than the task causal" in refused.stderr

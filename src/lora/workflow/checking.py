@@ -11,7 +11,7 @@ from lora.errors import ConfigError
 from lora.model.base import load_base_config
 from lora.overrides import each_adapter
 from lora.workflow import many, run
-from lora.workflow.tuned import adapter_folder, base_of, task_of
+from lora.workflow.tuned import adapter_folder, base_of
 
 Say = Callable[[str], None]
 
@@ -41,7 +41,7 @@ def check(config: RunConfig, say: Say | None = None) -> dict[str, list[Finding]]
             missing.append("data.train: is needed" if not config.adapters else f"adapters.{name}.data.train: is needed")
     if missing:
         raise ConfigError("\n".join(missing))
-    task = task_of(start) if start else None
+    task = run.task_to_go_on_with(config, start)
     kind = None if task or not config.model else load_base_config(config.model, config.trust_remote_code)
     rows = {
         name: read_rows(each.data.train or "", each.data.validation, each.data, each.training.seed, task, kind)

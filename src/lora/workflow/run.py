@@ -23,7 +23,7 @@ from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.model.vocabulary import add_tokens, enlarge
 from lora.overrides import load_config, save_config
-from lora.tasks import Task
+from lora.tasks import Task, task_class
 from lora.training.device import choose_dtype
 from lora.workflow.tuned import adapter_folder, base_of, task_of, vocabulary_of
 
@@ -80,7 +80,7 @@ def train(
     begun = time.perf_counter()
     # Complains before the work, not after; nothing is replaced before everything has been checked.
     run, start = _places(config, resume, overwrite)
-    task = task_of(start) if start else None
+    task = task_to_go_on_with(config, start)
     assert config.model and config.data.train, "checked among the places"
     # Which task is meant can depend on the kind of base; its weights are loaded when the data have been found good.
     kind = None if task else load_base_config(config.model, config.trust_remote_code)
@@ -235,6 +235,26 @@ def verify_trained(config: RunConfig, model: LoRA, result: FitResult, say: Say) 
         if finding.status in ("note", "failed"):
             say(str(finding))
     return {finding.check: f"{finding.status}: {finding.said}" for finding in found}
+
+
+def task_to_go_on_with(config: RunConfig, start: Path | None) -> Task | None:
+    """The task of the adapter that training starts from; None: the rows say, as where the settings name another one.
+
+    Raises:
+        ConfigError: the other one needs another head than the adapter has.
+    """
+    if start is None:
+        return None
+    task, asked = task_of(start), config.data.task
+    if asked in ("auto", task.name):
+        return task
+    # From answers that were shown to answers that are preferred, say: the same model, another loss.
+    if task_class(asked).auto_class != task.auto_class or not task.generates:
+        raise ConfigError(
+            f"data.task: {asked!r} needs another model than the task {task.name}, which {config.start} was trained "
+            "for; begin a new run without start"
+        )
+    return None
 
 
 def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
