@@ -105,7 +105,10 @@ def test_other_settings_are_refused_with_the_way_out(command, run: Path, change:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, said = command("--resume", run, *change)
     assert code == 2 and said.count("error:") == 1
-    assert said.startswith(f"error: {'adapter.' if 'rank' in change[0] else ''}") and "May change: data.train" in said
+    assert (
+        said.startswith(f"error: {'adapter.' if 'rank' in change[0] else ''}")
+        and "May change: data.cache, data.streaming, data.train" in said
+    )
     assert f"lora train --start {run} --data DATA --output ANOTHER_FOLDER" in said
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 

@@ -23,6 +23,7 @@ from lora.checks.finding import Finding
 from lora.config import DataConfig, TrainingConfig
 from lora.core import causal_attention
 from lora.errors import AdapterFileError, ConfigError, DataError, ModelError, SaveError, TargetError, TrainingError
+from lora.tasks import Encoded
 from lora.tasks.causal import CausalTask
 from lora.tasks.chat import ChatTask
 from lora.training.packing import find_packing
@@ -76,7 +77,7 @@ def test_03_another_template_or_tokenizer_than_in_training() -> None:
     with pytest.raises(DataError, match="other token ids of a conversation than the one that the adapter was trained"):
         task.with_tokenizer(byte_tokenizer(extra=["<|im_end|>", "<|im_start|>"]))
     doubled = [{"input_ids": [1, 1, 5], "labels": [-100, -100, 5]}]
-    prepared: Any = SimpleNamespace(tokenizer=byte_tokenizer(), train=SimpleNamespace(examples=doubled))
+    prepared: Any = SimpleNamespace(tokenizer=byte_tokenizer(), train=Encoded(doubled, [3], [1]))
     assert "1 of 1 examples begin with two" in row_checks.beginnings(prepared).said
 
 
