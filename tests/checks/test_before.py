@@ -270,3 +270,13 @@ def test_the_command_and_training_with_checks_and_without(tmp_path: Path) -> Non
     assert refused.returncode == 2 and "answers end with a stop token: 0 of" in refused.stderr
     assert not (tmp_path / "third").exists() and "Traceback" not in refused.stderr
     assert lora("check", *common, folder=tmp_path).returncode == 2
+
+
+def test_layers_are_recomputed_as_the_run_will() -> None:
+    """A check must not take memory that the run itself would never need."""
+    model = llama()
+    prepared = prepared_for(model, stories(24), tokenizer("llama"))
+    trial = steps.Trial(model, "default", prepared, TrainingConfig(learning_rate=1e-3))
+    assert not trial.recomputes(None) and trial.recomputes(1e-6)
+    off = TrainingConfig(learning_rate=1e-3, gradient_checkpointing=False)
+    assert not steps.Trial(model, "default", prepared, off).recomputes(1e-6)

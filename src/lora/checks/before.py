@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 
 def check_training(
-    model: LoRA, name: str, prepared: Prepared, settings: TrainingConfig, output: Path | None = None
-) -> list[Finding]:
+    model: LoRA, name: str, prepared: Prepared, settings: TrainingConfig, output: Path | None = None,
+    memory_gib: float | None = None,
+) -> list[Finding]:  # fmt: skip
     """Verify that adapter ``name`` can be trained on ``prepared``.
 
     Args:
         settings: of the training; without a learning rate the model's default is meant.
         output: where the run will write.
+        memory_gib: what training may use, as of `lora.fit`.
 
     Raises:
         ConfigError, ModelError: what `fit` refuses as well.
@@ -42,7 +44,6 @@ def check_training(
         )
     assert settings.learning_rate is not None
     refuse_misfit(model, name, prepared)
-    recompute = bool(settings.gradient_checkpointing)
     found = [
         rows.supervised(prepared.train, prepared.task),
         rows.stops(model, prepared),
@@ -53,6 +54,7 @@ def check_training(
         _targets(model, name),
     ]
     trial = steps.Trial(model, name, prepared, settings)
+    recompute = trial.recomputes(memory_gib)
     computed: list[Callable[[], Finding]] = [
         lambda: steps.accumulation(trial),
         lambda: steps.longest(trial, recompute),

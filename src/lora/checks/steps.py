@@ -16,8 +16,9 @@ from lora.checks.finding import Finding
 from lora.errors import TrainingError
 from lora.tasks import Encoded
 from lora.tasks.inference import evaluating, infer
-from lora.training.memory import can_recompute, largest_batch, recomputing, training_mode
+from lora.training.memory import largest_batch, plan, recomputing, training_mode
 from lora.training.passes import Passes, Share
+from lora.training.processes import Processes
 from lora.training.trainee import Trainee
 
 if TYPE_CHECKING:
@@ -40,6 +41,20 @@ class Trial:
         self.passes = Passes(model)
         self.packed = self.passes.why_padded(self.trainee, prepared) is None
         self.settings = settings
+
+    @property
+    def participant(self) -> Any:
+        """What `lora.training.memory` needs to know of it."""
+        held = self.prepared.held
+        return SimpleNamespace(
+            trainee=self.trainee, prepared=self.prepared, packed=self.packed, settings=self.settings, done=False,
+            evaluate=held,
+        )  # fmt: skip
+
+    def recomputes(self, memory_gib: float | None) -> bool:
+        """Whether `fit` will recompute layers: without that, a check could take memory that the run never needs."""
+        with training_mode(self.model):
+            return plan(self.passes, [self.participant], Processes(), memory_gib, 1).recompute
 
     @contextmanager
     def nothing_counts(self) -> Iterator[None]:
@@ -131,11 +146,10 @@ def accumulation(trial: Trial) -> Finding:
 def longest(trial: Trial, recompute: bool) -> Finding:
     """Whether forward and backward of the largest batch fit in memory."""
     name = "the largest batch fits"
-    participant: Any = SimpleNamespace(trainee=trial.trainee, packed=trial.packed)
-    tokens, rows = largest_batch(participant)
+    tokens, rows = largest_batch(trial.participant)
     begun = time.perf_counter()
     try:
-        with training_mode(trial.model), recomputing(trial.model, recompute and can_recompute(trial.model)):
+        with training_mode(trial.model), recomputing(trial.model, recompute):
             trial.passes.run([trial.share(rows)])
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _too_large(name, f"{len(rows)} rows with {tokens:,} tokens do not", error)

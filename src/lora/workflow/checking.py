@@ -59,5 +59,5 @@ def check(config: RunConfig, say: Say | None = None) -> dict[str, list[Finding]]
             if say:
                 say(line)
         output = Path(config.output) if config.output else None
-        found[name] = check_training(model, name, prepared, each.training, output)
+        found[name] = check_training(model, name, prepared, each.training, output, config.memory_gib)
     return found

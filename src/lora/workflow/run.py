@@ -214,7 +214,7 @@ def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say
     model.to(Processes().device)
     begun, count = time.perf_counter(), 0
     for name, (prepared, config) in jobs.items():
-        found = check_training(model, name, prepared, config.training, Path(config.output or "."))
+        found = check_training(model, name, prepared, config.training, Path(config.output or "."), config.memory_gib)
         for finding in found:
             if finding.status == "note":
                 say(f"{name}: {finding}" if len(jobs) > 1 else str(finding))
