@@ -6,18 +6,18 @@ How messages become token ids, and which of these are learned, stands in `lora.d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from lora.data.columns import Claim, Sign, Table
 from lora.data.conversations import Message, holds_messages, is_learned, read_messages, read_tools
-from lora.data.formats import settle
+from lora.data.formats import Format, settle
 from lora.data.problems import Problems, is_missing, text_problem
 from lora.data.rendering import IGNORED, Renderer
 from lora.data.rows import named
 from lora.data.windows import fitting, last_exchanges
-from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row
+from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row, Task
 from lora.tasks.causal import CONTEXT, JOIN, WITH_CONTEXT, prompt_and_completion
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.sequence import REMEDY, counted, require_columns
@@ -53,7 +53,38 @@ class MessagesInput(Input):
         return None
 
 
-class ChatTask(NextTokenTask):
+class Templated(Task):
+    """A task whose rows go through a chat template. ``format`` is what `with_tokenizer` found, kept in ``state``."""
+
+    format: Format | None
+    template: str | None
+    template_options: dict[str, Any]
+    chat = True  # whether a template is put around its rows
+    _remarks: list[str]
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        """With the template in force, and what it makes of a fixed conversation.
+
+        Raises:
+            ConfigError: there is no such template, or the tokenizer lacks its tokens.
+            DataError: the adapter was trained with a tokenizer that makes other tokens of that conversation.
+        """
+        if not self.chat:
+            return self
+        state = {key: value for key, value in self.state().items() if key != "task"}
+        made, _, notes = settle(self.format, self.template, self.template_options, tokenizer)
+        task = type(self)(**{**state, "format": made})
+        task._remarks = notes
+        return task
+
+    def remarks(self) -> list[str]:
+        return self._remarks
+
+    def ends(self) -> list[int]:
+        return list((self.format or {}).get("ends", ()))
+
+
+class ChatTask(Templated, NextTokenTask):
     """Chat tuning.
 
     Arguments:
@@ -134,25 +165,6 @@ class ChatTask(NextTokenTask):
             "template": self.template, "template_options": self.template_options, "system_prompt": self.system_prompt,
             "format": self.format,
         }  # fmt: skip
-
-    def with_tokenizer(self, tokenizer: Any) -> ChatTask:
-        """With the template in force, and what it makes of a fixed conversation.
-
-        Raises:
-            ConfigError: there is no such template, or the tokenizer lacks its tokens.
-            DataError: the adapter was trained with a tokenizer that makes other tokens of that conversation.
-        """
-        state = {key: value for key, value in self.state().items() if key != "task"}
-        made, _, notes = settle(self.format, self.template, self.template_options, tokenizer)
-        task = type(self)(**{**state, "format": made})
-        task._remarks = notes
-        return task
-
-    def remarks(self) -> list[str]:
-        return self._remarks
-
-    def ends(self) -> list[int]:
-        return list((self.format or {}).get("ends", ()))
 
     def met(self, ends: Sequence[int]) -> None:
         if self.format is not None:

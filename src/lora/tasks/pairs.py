@@ -13,14 +13,14 @@ from pydantic import Field
 
 from lora.data.columns import Claim, Sign, Table
 from lora.data.conversations import Message, holds_messages
-from lora.data.formats import Format, settle
+from lora.data.formats import Format
 from lora.data.problems import Problems
 from lora.data.rendering import Renderer
 from lora.data.rows import named
 from lora.data.windows import last_exchanges
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row, Task
-from lora.tasks.chat import MESSAGES, MessagesInput, named_error, to_messages
+from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row
+from lora.tasks.chat import MESSAGES, MessagesInput, Templated, named_error, to_messages
 from lora.tasks.sequence import REMEDY, cut_note, require_columns
 from lora.tasks.tokens import Frame, bare_ids
 
@@ -39,7 +39,7 @@ class PairOptions(Options):
     system_prompt: str | None = Field(default=None, description="system message of rows that have none")
 
 
-class PairTask(Task):
+class PairTask(Templated):
     """A prompt, the answer that was chosen, and the one that was rejected.
 
     Arguments:
@@ -106,22 +106,6 @@ class PairTask(Task):
             "chat": self.chat, "template": self.template, "template_options": self.template_options,
             "system_prompt": self.system_prompt, "format": self.format,
         }  # fmt: skip
-
-    def with_tokenizer(self, tokenizer: Any) -> PairTask:
-        """As `ChatTask.with_tokenizer`, where there is a template."""
-        if not self.chat:
-            return self
-        state = {key: value for key, value in self.state().items() if key != "task"}
-        made, _, notes = settle(self.format, self.template, self.template_options, tokenizer)
-        task = type(self)(**{**state, "format": made})
-        task._remarks = notes
-        return task
-
-    def remarks(self) -> list[str]:
-        return self._remarks
-
-    def ends(self) -> list[int]:
-        return list((self.format or {}).get("ends", ()))
 
     def _pairs(self, rows: list[Row]) -> list[tuple[list[Message], list[Message]]]:
         """Of each row what is answered, and both answers. Raises DataError."""
