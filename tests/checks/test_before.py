@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 import torch
 
 from chat_tokenizer import byte_tokenizer
+from command import lora
 from lora import LoRA
 from lora.checks import saving, steps
 from lora.checks.before import check_training, refuse_failed
@@ -231,30 +229,19 @@ def test_targets_without_effect() -> None:
     assert finding["every module receives a gradient"].status == "failed"
 
 
-SRC = str(Path(__file__).parents[2] / "src")
-
-
-def lora(*arguments: Any, folder: Path) -> Any:
-    code = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 def test_the_command_and_training_with_checks_and_without(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama")
     write_jsonl(tmp_path / "data.jsonl", stories(24))
     common = ["--model", base, "--data", "data.jsonl", "--dtype", "float32", "--max-steps", 2]
-    done = lora("check", *common, folder=tmp_path)
+    done = lora("check", *common, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "14 modules, all finite" in done.stdout and "passed" in done.stdout and "1 skipped" in done.stdout
-    listed = json.loads(lora("check", *common, "--json", folder=tmp_path).stdout)["default"]
+    listed = json.loads(lora("check", *common, "--json", cwd=tmp_path).stdout)["default"]
     assert {"check", "status", "said", "why", "remedy"} == set(listed[0]) and len(listed) == 14
     assert not any(path.name not in ("base", "data.jsonl") for path in tmp_path.iterdir()), "nothing is written"
-    with_checks = lora("train", *common, "--output", "with", folder=tmp_path)
+    with_checks = lora("train", *common, "--output", "with", cwd=tmp_path)
     assert "checks before training in" in with_checks.stderr
-    without = lora("train", *common, "--no-check", "--output", "without", folder=tmp_path)
+    without = lora("train", *common, "--no-check", "--output", "without", cwd=tmp_path)
     assert without.returncode == with_checks.returncode == 0 and "checks before" not in without.stderr
     weights = [tmp_path / run / "adapter/adapter_model.safetensors" for run in ("with", "without")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -266,10 +253,10 @@ def test_the_command_and_training_with_checks_and_without(tmp_path: Path) -> Non
         settings = json.loads((base / file).read_text())
         settings["eos_token_id"] = None
         (base / file).write_text(json.dumps(settings))
-    refused = lora("train", *common, "--output", "third", folder=tmp_path)
+    refused = lora("train", *common, "--output", "third", cwd=tmp_path)
     assert refused.returncode == 2 and "answers end with a stop token: 0 of" in refused.stderr
     assert not (tmp_path / "third").exists() and "Traceback" not in refused.stderr
-    assert lora("check", *common, folder=tmp_path).returncode == 2
+    assert lora("check", *common, cwd=tmp_path).returncode == 2
 
 
 def test_layers_are_recomputed_as_the_run_will() -> None:

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from chat_tokenizer import byte_tokenizer
+from command import lora
 from lora import predict
 from lora.workflow.tuned import load_tuned
 from small_base import WORDS, write_jsonl
 from tiny_models import tiny
 
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
 TOKENS = ["<|im_start|>", "<|im_end|>"]
 MERGES = [("n", "o"), ("no", "w")]
-
-
-def lora(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def fails(*arguments: object) -> str:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
-import lora
+from command import lora
 from small_base import save_base
 
 
 def lora_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(lora.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lora", "plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return lora("plan", *arguments)
 
 
 def test_a_plan_is_shown_and_is_json(tmp_path: Path) -> None:
