@@ -40,7 +40,9 @@ def check_training(
     """
     if settings.learning_rate is None:
         settings = settings.model_copy(
-            update={"learning_rate": default_learning_rate(getattr(model.base, "config", None))}
+            update={
+                "learning_rate": default_learning_rate(getattr(model.base, "config", None), model.adapters[name].full)
+            }
         )
     assert settings.learning_rate is not None
     refuse_misfit(model, name, prepared)
@@ -50,7 +52,7 @@ def check_training(
         rows.beginnings(prepared),
         rows.cut(prepared),
         rows.template_tokens(model, name, prepared),
-        rows.rate(model, settings.learning_rate),
+        rows.rate(model, name, settings.learning_rate),
         _targets(model, name),
     ]
     trial = steps.Trial(model, name, prepared, settings)

@@ -97,11 +97,12 @@ def cut(prepared: Prepared) -> Finding:
     return Finding(name, "passed", said)
 
 
-def rate(model: LoRA, learning_rate: float) -> Finding:
-    """Whether the learning rate is one of LoRA's."""
-    usual = default_learning_rate(getattr(model.base, "config", None))
+def rate(model: LoRA, adapter: str, learning_rate: float) -> Finding:
+    """Whether the learning rate is one of LoRA's, or of full fine-tuning where that is done."""
+    full = model.adapters[adapter].full
+    usual = default_learning_rate(getattr(model.base, "config", None), full)
     name, said = "a learning rate for LoRA", f"{learning_rate:g}, where {usual:.2g} is usual for this model"
-    if learning_rate < SLOW * usual:
+    if learning_rate < SLOW * usual and not full:
         return Finding(
             name, "note", said, "That is a rate of full fine-tuning: an adapter needs about ten times as much.",
             "Leave learning_rate out, or raise it.",

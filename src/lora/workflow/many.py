@@ -192,7 +192,11 @@ def load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]
         draw_new(base, model.owned(name), each.training.seed, _labels(rows[name]))
         each.adapter = model.adapters[name]  # ranks that were brought down to small layers stand in it
         config.adapters[name] = {**config.adapters[name], "adapter": each.adapter.model_dump(mode="json")}
+        by_default = each.training.learning_rate is None
         settle(each, base, dtype)
+        if by_default and each.adapter.full:  # its default is not that of the others
+            own = config.adapters[name].get("training") or {}
+            config.adapters[name]["training"] = {**own, "learning_rate": each.training.learning_rate}
     return model, tokenizer
 
 

@@ -263,7 +263,7 @@ def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
 
     config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
     if config.training.learning_rate is None:
-        config.training.learning_rate = default_learning_rate(base.config)
+        config.training.learning_rate = default_learning_rate(base.config, config.adapter.full)
 
 
 @contextmanager
