@@ -36,7 +36,7 @@ def label_rows(
     """
     true, said = _plain(true), _plain(said)
     _same_length(LABELS, true, said)
-    known = list(_plain(labels)) if labels is not None else sorted({*true, *said}, key=lambda label: (str(label)))
+    known = list(_plain(labels)) if labels is not None else sorted({*true, *said}, key=lambda label: str(label))
     index = {label: place for place, label in enumerate(known)}
     width = max(len(known), 1)
     codes = np.asarray([_place(index, t) * width + _place(index, s) for t, s in zip(true, said)], dtype=np.intp)
@@ -57,7 +57,9 @@ def label_set_rows(
     """Rows with any number of labels: ``true`` and ``said`` are (n, c) of 0 and 1."""
     t, s = np.asarray(true), np.asarray(said)
     if t.shape != s.shape or t.ndim != 2:
-        raise DataError(f"{LABEL_SETS}: true ones have shape {t.shape}, said ones {s.shape}; both must be (rows, labels)")
+        raise DataError(
+            f"{LABEL_SETS}: true ones have shape {t.shape}, said ones {s.shape}; both must be (rows, labels)"
+        )
     for name, cells in (("true", t), ("said", s)):
         if not np.isin(cells, (0, 1)).all():
             raise DataError(f"{LABEL_SETS}: {name} ones hold other values than 0 and 1")
@@ -139,7 +141,7 @@ def averaged(rate: str, average: str) -> SumMetric:
 
 
 def of_class(rate: str, place: int, label: Any) -> SumMetric:
-    """``rate`` (precision, recall or F1) of the class at ``place`` among the labels; undefined where nothing is counted.
+    """``rate`` (precision, recall or F1) of the class at ``place`` among the labels; undefined without counts.
 
     Precision of what was never said is undefined, and so is recall of what is never true, here as in the sense of
     scikit-learn's ``zero_division=nan``; of F1 both must be missing.
@@ -176,7 +178,11 @@ def _hamming(sums: Array) -> Array:
 
 
 ACCURACY = SumMetric(
-    "accuracy", COUNTED, "There are no rows.", proportion=True, function=lambda sums: ratio(sums[..., -2], sums[..., -1])
+    "accuracy",
+    COUNTED,
+    "There are no rows.",
+    proportion=True,
+    function=lambda sums: ratio(sums[..., -2], sums[..., -1]),
 )
 """Share of rows that are right as a whole: of label sets that is scikit-learn's subset accuracy."""
 F1_MACRO, F1_MICRO, F1_WEIGHTED = (averaged("F1", average) for average in AVERAGES)

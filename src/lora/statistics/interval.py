@@ -21,8 +21,9 @@ class Bootstrap:
 
     Ends are quantiles of the resamples: of the plain percentile interval (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, chapter 13), or with bias and skewness corrected (BCa, eq. 14.9 and 14.10). Either is widened for
-    small numbers as Hesterberg (What teachers should know about the bootstrap, 2015, section 3.4) has it for the percentile interval:
-    resamples vary by the factor (n - 1)/n too little, and the normal quantile stands where Student's should.
+    small numbers as Hesterberg (2015, What teachers should know about the bootstrap) has it for the
+    percentile interval: resamples vary by the factor (n - 1)/n too little, and the normal quantile stands where
+    Student's should.
 
     Attributes:
         point: the value of all rows.
@@ -62,7 +63,9 @@ class Bootstrap:
         many = len(self.values)
         share = (_below(self.values, null) * many + 0.5) / (many + 1)
         away = float(ndtri(share)) - self._bias
-        stretched = away / (1 + self.acceleration * away) if 1 + self.acceleration * away > 0 else math.copysign(8, away)
+        stretched = (
+            away / (1 + self.acceleration * away) if 1 + self.acceleration * away > 0 else math.copysign(8, away)
+        )
         z = abs(stretched - self._bias) * math.sqrt((self.units - 1) / self.units)
         return float(min(1.0, max(2 * student.sf(z, self.units - 1), 2 / (many + 1))))
 

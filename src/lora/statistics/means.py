@@ -1,4 +1,4 @@
-"""Metrics that are a mean, or one sum over another: means of rows, exact match, preferences, perplexity, bits per byte."""
+"""Metrics that are one sum over another: means of rows, exact match, preferences, perplexity, bits per byte."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def token_rows(
     losses, counts = _column(TOKENS, nll), _column(TOKENS, tokens)
     sizes = np.zeros_like(losses) if size is None else _column(TOKENS, size)
     if not len(losses) == len(counts) == len(sizes):
-        raise DataError(f"{TOKENS}: {len(losses)} sums, {len(counts)} token counts and {len(sizes)} sizes; one each a row")
+        raise DataError(
+            f"{TOKENS}: {len(losses)} sums, {len(counts)} token counts and {len(sizes)} sizes; one each a row"
+        )
     if (counts < 0).any() or (sizes < 0).any():
         raise DataError(f"{TOKENS}: a number of tokens or bytes is negative")
     return Rows.of(TOKENS, np.column_stack([losses, counts, sizes]), groups=groups)
@@ -65,7 +67,9 @@ def _mean(sums: Array) -> Array:
     return ratio(sums[..., 0], sums[..., 1])
 
 
-def mean(name: str, higher_is_better: bool | None = True, lowest: float = -math.inf, highest: float = math.inf) -> SumMetric:
+def mean(
+    name: str, higher_is_better: bool | None = True, lowest: float = -math.inf, highest: float = math.inf
+) -> SumMetric:
     """The mean of rows under a name of its own, such as ROUGE-L, which is a mean of F1s of answers."""
     return SumMetric(
         name, (VALUES, RIGHT), "There are no rows.", higher_is_better, lowest, highest, function=_mean

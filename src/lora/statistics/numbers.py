@@ -52,10 +52,12 @@ def _pearson(sums: Array) -> Array:
 
 
 MAE = SumMetric(
-    "MAE", (NUMBERS,), "There are no rows.", False, 0.0, math.inf, function=lambda sums: ratio(sums[..., 1], sums[..., 0])
+    "MAE", (NUMBERS,), "There are no rows.", False, 0.0, math.inf,
+    function=lambda sums: ratio(sums[..., 1], sums[..., 0]),
 )  # fmt: skip
 MSE = SumMetric(
-    "MSE", (NUMBERS,), "There are no rows.", False, 0.0, math.inf, function=lambda sums: ratio(sums[..., 2], sums[..., 0])
+    "MSE", (NUMBERS,), "There are no rows.", False, 0.0, math.inf,
+    function=lambda sums: ratio(sums[..., 2], sums[..., 0]),
 )  # fmt: skip
 RMSE = SumMetric(
     "RMSE", (NUMBERS,), "There are no rows.", False, 0.0, math.inf,

@@ -1,7 +1,7 @@
 """Resamples and left-out samples, as weights of units.
 
-A resample of n units drawn with replacement is n multinomial counts (Efron, 1979, Bootstrap methods: another look at the
-jackknife). Equal units share an entry, whose count is then multinomial with its share, which is exact and not an
+A resample of n units drawn with replacement is multinomial counts that add up to n (Efron, 1979, Bootstrap methods:
+another look at the jackknife). Equal units share an entry, whose count is then multinomial with its share, which is exact and not an
 approximation. Poisson weights would be a little faster, but draw another number of rows each time, which widens
 intervals of what is no ratio; the counts here always add up to n.
 """
@@ -17,14 +17,14 @@ from lora.statistics.rows import Array, Units
 
 RESAMPLES = 10_000  # the ends of a 95 % interval then rest on 250 of them each (Efron and Tibshirani advise over 1000)
 LEFT_OUT = 1000  # units that are left out in turn at most: what is read off them is a mean over units
-_AT_ONCE = 1 << 20  # weights held at a time: 8 MiB
+AT_ONCE = 1 << 20  # weights held at a time: 8 MiB
 _FEW = 40  # where a cell stands for so many units on average, drawing its count is cheaper than drawing units
 
 
 def weights(units: Units, resamples: int, rng: np.random.Generator) -> Iterator[Array]:
     """Weights (b, u) of units, in parts that make ``resamples`` together; each row adds up to the number of units."""
     entries, drawn = len(units.sizes), units.drawn
-    step = max(1, _AT_ONCE // max(entries, drawn // 8, 1))
+    step = max(1, AT_ONCE // max(entries, drawn // 8, 1))
     shares = units.sizes / drawn
     single = drawn == entries  # then which unit is which entry does not matter: all are alike
     for start in range(0, resamples, step):
@@ -54,7 +54,7 @@ def left_out(values: Evaluator, units: Units) -> tuple[Array, Array]:
     stands_for = units.sizes[places]
     stands_for = stands_for * (units.drawn / stands_for.sum())
     out = []
-    step = max(1, _AT_ONCE // entries)
+    step = max(1, AT_ONCE // entries)
     for start in range(0, len(places), step):
         part = places[start : start + step]
         without = np.repeat(units.sizes[None, :], len(part), axis=0)
