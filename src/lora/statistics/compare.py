@@ -16,7 +16,7 @@ from lora.statistics.interval import Bootstrap
 from lora.statistics.metric import Metric, evaluator
 from lora.statistics.multiple import corrected
 from lora.statistics.paired import bonett_price, exchange_test, mcnemar
-from lora.statistics.resampling import RESAMPLES, left_out, skewness, weights
+from lora.statistics.resampling import RESAMPLES, weights
 from lora.statistics.rows import Array, Rows, aligned
 
 TESTS = ("auto", "bootstrap", "permutation", "mcnemar", "mcnemar exact")
@@ -206,15 +206,19 @@ def _resampled(metric: Metric, a: Rows, b: Rows, level: float, resamples: int, r
     if math.isnan(point) or units.drawn < 2:
         return _unknown(metric, a, value_a, value_b, level)
     sampled = np.concatenate([difference(part)[0] for part in weights(units, resamples, rng)])
-    own = Bootstrap(point, defined(sampled), units.drawn, float(skewness(*left_out(difference, units))[0]))
+    # No correction for bias and skewness: a difference of two of a kind has little of either, and where its tails are
+    # heavy the estimated correction finds 8 % instead of 5 % of differences that are none.
+    own = Bootstrap(point, defined(sampled), units.drawn, corrected=False)
     low, high = own.interval(level)
     notes = [few(units.drawn, a)]
     if not own.informative:
         low = high = math.nan
         notes.append("All resamples have the same difference, so they say nothing of how far it may be off.")
-    p, error = own.p_value(), own.spread
+    p, error, test = own.p_value(), own.spread, "bootstrap"
+    if math.isnan(p):  # the difference is alike in all rows: no interval, but it is surely there
+        p, test = exchange_test(metric, a, b, draws=resamples), "permutation"
     return Comparison(
-        metric.name, value_a, value_b, point, low, high, level, p, p, "bootstrap",
+        metric.name, value_a, value_b, point, low, high, level, p, p, test,
         _effect(point, error * math.sqrt(units.drawn)), detectable(error, level), len(a), units.drawn,
         metric.higher_is_better, note=" ".join(filter(None, notes)),
     )  # fmt: skip

@@ -151,7 +151,7 @@ def aligned(a: Rows, b: Rows) -> tuple[Rows, Rows]:
     if len(a) != len(b):
         raise DataError(f"{len(a)} rows beside {len(b)}: a paired comparison needs both on the same rows, in one order")
     groups = [np.arange(len(rows)) if rows.groups is None else rows.groups for rows in (a, b)]
-    if (a.groups is None) != (b.groups is None) or not np.array_equal(*groups):
+    if (a.groups is None) != (b.groups is None) or not np.array_equal(groups[0], groups[1]):
         raise DataError("the two sides have unlike groups; the rows are the same, so their groups are")
     codes = a.which * max(len(b.cells), 1) + b.which
     different, which = np.unique(codes, return_inverse=True)
