@@ -15,11 +15,12 @@ from torch import Tensor
 
 from lora.data.columns import Claim, Table
 from lora.data.problems import text_problem
+from lora.data.rendering import IGNORED
 from lora.data.rows import Row
 from lora.errors import DataError
 from lora.settings import Settings
 
-__all__ = ["Encoded", "Input", "Options", "Row", "Task"]
+__all__ = ["Encoded", "Input", "Options", "Row", "Task", "resized"]
 
 
 class Options(Settings):
@@ -95,6 +96,11 @@ class Input:
         return text_problem(value, self.blank)
 
 
+def resized(values: Sequence[int], length: int) -> list[int]:
+    """``values`` with each of them repeated, or some left out, evenly, until they are ``length``."""
+    return [values[place * len(values) // length] for place in range(length)]
+
+
 class Task(ABC):
     """One kind of supervision. Instances hold what was learned from the training rows, and nothing else.
 
@@ -146,6 +152,29 @@ class Task(ABC):
 
         ``columns``: role -> column, as ``recognise`` gives it.
         """
+
+    @classmethod
+    @abstractmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        """A task as its rows could make it, of ``labels`` where it has them, and a short supervised example of it.
+
+        What a plan is made of where there are no data; all that can be learned is, which takes the most.
+        """
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        """Of a supervised example its length and supervised positions as `Encoded` has them, and how many tokens of it
+        ``max_length`` limits."""
+        tokens, labels = len(example["input_ids"]), example.get("labels")
+        return tokens, 1 if labels is None else sum(label != IGNORED for label in labels), tokens
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """``example`` as if ``max_length`` limited ``length`` tokens of it: of each part the same share, contents of no
+        meaning."""
+        own = len(example["input_ids"])
+        return {
+            key: resized(value, length) if isinstance(value, list) and len(value) == own else value
+            for key, value in example.items()
+        }
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> Task:

@@ -56,6 +56,10 @@ class MultiLabelTask(LabelsTask):
             )
         return cls(names, kind, **columns)
 
+    @classmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        return [[name] for name in super().made_up_labels(count)]
+
     def read_label(self, value: Any) -> list[str]:
         """Names of the labels, each once, in the order of the cell."""
         labels = split_labels(value)

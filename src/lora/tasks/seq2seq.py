@@ -16,7 +16,7 @@ from lora.data.columns import Claim, Table
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import ModelError
-from lora.tasks.base import Encoded, NoneLeft, Options, Row
+from lora.tasks.base import Encoded, NoneLeft, Options, Row, Task, resized
 from lora.tasks.causal import CausalTask
 from lora.tasks.sequence import REMEDY, cut_note, pad, tokenise
 from lora.tasks.tokens import IGNORED, NO_END
@@ -99,6 +99,20 @@ class Seq2SeqTask(CausalTask):
         lengths = [len(example["input_ids"]) + count for example, count in zip(examples, counts, strict=True)]
         kept = [answers[example["row"]] for example in examples] if supervised else []
         return Encoded(examples, lengths, counts, truncated, notes, kept)
+
+    @classmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        return cls("prompt", "completion"), {"input_ids": [1, 1], "labels": [1, 1], "row": 0}
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        source, target = len(example["input_ids"]), len(example["labels"])
+        return source + target, target, max(source, target)
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """The longer of source and target has ``length`` tokens, and the other its share of that."""
+        _, _, longest = self.size(example)
+        made = {key: max(1, round(len(example[key]) * length / longest)) for key in ("input_ids", "labels")}
+        return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

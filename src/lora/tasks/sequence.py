@@ -20,7 +20,7 @@ from lora.data.problems import Problems, excerpt, is_missing, text_problem
 from lora.data.rows import named
 from lora.data.streams import RowStream
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Row, Task
+from lora.tasks.base import Encoded, Input, Row, Task, resized
 
 REMEDY = "correct or remove these rows"
 PAIRS = (
@@ -72,6 +72,22 @@ class SequenceTask(Task):
             )
             return Claim(sign, problem=problem)
         return Claim(sign, roles, why, others) if kind is cls.labels_are else None
+
+    @classmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        rows = [{"text": "-", "label": label} for label in cls.made_up_labels(labels)]
+        task = cls.from_rows(rows, {"text": "text", "label": "label"})
+        assert isinstance(task, SequenceTask)
+        return task, {"input_ids": [1, 1], "row": 0, "label": task.read_label(rows[0]["label"])}
+
+    @classmethod
+    @abstractmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        """Cells from which a task of ``count`` labels is learned, where it has labels."""
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        tokens = {key: resized(example[key], length) for key in ("input_ids", "token_type_ids") if key in example}
+        return {**example, **tokens}
 
     def inputs(self) -> list[Input]:
         return [Input(name) for name in (self.text, self.text_pair) if name]
