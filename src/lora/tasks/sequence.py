@@ -86,7 +86,7 @@ class SequenceTask(Task):
         """Cells from which a task of ``count`` labels is learned, where it has labels."""
 
     def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
-        tokens = {key: resized(example[key], length) for key in ("input_ids", "token_type_ids") if key in example}
+        tokens = {key: resized(example[key], length) for key in example if key in ("input_ids", "token_type_ids")}
         return {**example, **tokens}
 
     def inputs(self) -> list[Input]:
@@ -119,7 +119,8 @@ class SequenceTask(Task):
         problems.raise_if_any(REMEDY)
         if supervised:
             self.check_labels(labels, rows)
-        encodings, truncated = tokenise(tokenizer, texts, max_length)
+        encodings, over = tokenise(tokenizer, texts, max_length)
+        truncated = len(over)
         examples: list[dict[str, Any]] = []
         for index, encoding in enumerate(encodings):
             if not encoding["input_ids"]:
@@ -286,15 +287,15 @@ def wrong_type(value: Any, wanted: str) -> str:
     return f"the label {excerpt(value)} is not {wanted}"
 
 
-def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
-    """One encoding per row and how many were cut. ``texts``: one or two texts per row."""
+def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], list[int]]:
+    """One encoding per row and which of them were cut. ``texts``: one or two texts per row."""
     encodings = _call(tokenizer, texts)
     over = [index for index, encoding in enumerate(encodings) if len(encoding["input_ids"]) > max_length]
     if over:
         cut = _call(tokenizer, [texts[index] for index in over], truncation="longest_first", max_length=max_length)
         for index, encoding in zip(over, cut, strict=True):
             encodings[index] = encoding
-    return encodings, len(over)
+    return encodings, over
 
 
 def _call(tokenizer: Any, texts: list[list[str]], **options: Any) -> list[dict[str, list[int]]]:
