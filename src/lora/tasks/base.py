@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -130,6 +131,8 @@ class Task(ABC):
     smooths_tokens: ClassVar[bool] = True
     rows: ClassVar[int] = 1  # of a padded batch that one example makes
     generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
+    # What is learned of a row: one of its ``labels``, several, a number, which of two answers is better, or a text.
+    learns: ClassVar[Literal["label", "labels", "number", "pairs", "written"]] = "written"
 
     @classmethod
     def suits(cls, base: Any) -> bool:
@@ -251,6 +254,11 @@ class Task(ABC):
         start = next((place + 1 for place in range(end - 1, -1, -1) if not learned[place]), 0)
         ids = example["input_ids"]
         return {**{key: example[key] for key in example if key != "labels"}, "input_ids": ids[:start]}, ids[start:end]
+
+    def last_tokens(self, example: dict[str, Any]) -> list[int]:
+        """The last token of each answer that is learned of a supervised example."""
+        labels = [*example["labels"], IGNORED]
+        return [label for label, after in pairwise(labels) if label != IGNORED and after == IGNORED]
 
     @abstractmethod
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

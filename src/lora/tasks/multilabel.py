@@ -30,6 +30,7 @@ class MultiLabelTask(LabelsTask):
 
     name = "multi-label"
     labels_are = Kind.LISTS
+    learns = "labels"
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
     greater_is_better = True
     measures = ("loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted", "hamming")

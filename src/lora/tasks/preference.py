@@ -123,6 +123,14 @@ class PreferenceTask(PairTask, NextTokenTask):
         labels = [IGNORED] * branches[0] + resized(example["labels"][prompt:], sum(branches[1:]))
         return {**example, "input_ids": ids, "labels": labels, "branches": branches}
 
+    def last_tokens(self, example: dict[str, Any]) -> list[int]:
+        prompt, chosen, _ = example["branches"]
+        return [example["labels"][place] for place in (prompt + chosen - 1, -1)]
+
+    def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
+        _, chosen, rejected = example["branches"]
+        return chosen, rejected
+
     def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
         """The prompt, and the chosen answer."""
         prompt, chosen, _ = example["branches"]

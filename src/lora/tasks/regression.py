@@ -29,6 +29,7 @@ class RegressionTask(SequenceTask):
 
     name = "regression"
     labels_are = Kind.QUANTITY
+    learns = "number"
     best_metric = "rmse"
     greater_is_better = False
     measures = ("loss", "mse", "rmse", "mae", "r2", "pearson")

@@ -93,6 +93,9 @@ class RewardTask(PairTask):
         made = {key: max(2, round(len(example[key]) * length / longest)) for key in ("chosen", "rejected")}
         return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
 
+    def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
+        return len(example["chosen"]), len(example["rejected"])
+
     def _scored(self, rows: list[Row]) -> list[tuple[list[Message], list[Message]]]:
         """What is to be scored: messages, and the one answer to them. Raises DataError."""
         problems, out = Problems(rows), []

@@ -47,6 +47,7 @@ class TokenClassificationTask(Task):
         "loss", "accuracy", "precision", "recall", "f1", "f1_strict", "precision_macro", "recall_macro", "f1_macro",
     )  # fmt: skip
     per_token = True
+    learns = "labels"
 
     def __init__(
         self,
