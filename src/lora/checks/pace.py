@@ -27,7 +27,7 @@ from lora.training.trainee import Trainee
 
 SLOWER = 2.5  # times the products alone: what a step takes at the most, as seen in benchmarks/README.md
 # What the timed passes leave out (updates, drawing batches, the log) and how far steps of a run scatter about them.
-FASTEST, SLOWEST = 0.9, 1.3
+FASTEST, SLOWEST = 0.7, 1.3
 PASS = 0.25  # seconds that a pass tried here may take
 LEAST, MOST = 32, 1024  # tokens of a pass that is tried
 BYTES = 1 << 30  # of the tensors made up for that
