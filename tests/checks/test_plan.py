@@ -25,13 +25,8 @@ from small_base import labelled, save_base, stories, write_jsonl
 
 def shape(layers: int = 2, **settings: Any) -> Any:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(num_hidden_layers=layers, **{**sizes, "vocab_size": 512, **settings})
-
-    def make() -> Any:
-        with torch.device("meta"):
-            return LlamaForCausalLM(config)
-
-    return make
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **{**sizes, "vocab_size": 512, **settings}))
 
 
 def role(length: int = 64, batch: int = 4, rank: int = 4, **training: Any) -> dict[str, Role]:
@@ -132,10 +127,12 @@ def test_what_does_not_fit_comes_with_remedies(tmp_path: Path, monkeypatch: Any)
 
 def test_rows_of_another_length_have_all_that_a_row_has() -> None:
     rows = made_up("classification", 5, 3, held=2)
-    rows.train.examples[0] = {"input_ids": [7] * 5, "token_type_ids": [0] * 5, "label": "0"}
+    rows.train.examples[0] = {"input_ids": [7] * 6, "token_type_ids": [0] * 6, "label": "0"}
     made = longer(rows, 9, TrainingConfig(batch_size=4, eval_batch_size=6))
-    assert made.train.examples[3] == {"input_ids": [1] * 9, "token_type_ids": [0] * 9, "label": "0"}
+    assert made.train.examples[3] == {"input_ids": [7] * 9, "token_type_ids": [0] * 9, "label": "0"}
     assert made.train.lengths == [9] * 4 and made.held is not None and len(made.held) == 6
+    accumulated = longer(rows, 9, TrainingConfig(batch_size=4, accumulation=3))
+    assert len(accumulated.train) == 8, "gradients are there while a second batch runs"
 
 
 def test_of_much_data_a_sample_is_tokenised(tmp_path: Path, monkeypatch: Any) -> None:

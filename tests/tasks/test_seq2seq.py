@@ -66,7 +66,7 @@ def test_sources_are_cut_and_targets_are_not() -> None:
         {"prompt": "red", "completion": "cat dog bird"},
     ]
     encoded = TASK.encode(rows, tokenizer("t5"), 4)
-    assert [example["row"] for example in encoded.examples] == [0, 2] and encoded.truncated == 1
+    assert [example["row"] for example in encoded.examples] == [0, 2] and encoded.truncated == 2
     assert encoded.examples[0]["input_ids"] == ids("red green blue"), "cut on the right, the end token kept"
     assert encoded.answers == ["cat", "cat dog bird"]
     assert encoded.notes == [

@@ -9,9 +9,10 @@ and so does every further layer. Where layers are not alike, all of them run.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,10 +35,12 @@ from lora.tasks.inference import infer
 from lora.training.checks import untouched_modules
 from lora.training.memory import Needs, can_recompute, needs, recomputed_layers, recomputing, training_mode
 from lora.training.mixer import Mixer
+from lora.training.packing import Packing
 from lora.training.participant import Participant
 from lora.training.passes import Passes, Share
 from lora.training.prepare import Prepared
 from lora.training.processes import Processes
+from lora.training.trainee import Trainee
 
 STEPS = 2
 SHALLOW = 12  # layers; with so many or fewer all of them are rehearsed
@@ -106,27 +109,28 @@ class Rehearsed:
 
 
 def rehearse(
-    shape: Callable[[], nn.Module], roles: Mapping[str, Role], recompute: bool, at_once: int | None = None,
-    brief: bool = False,
+    base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None = None, brief: bool = False,
+    proved: bool = False,
 ) -> Rehearsed:  # fmt: skip
     """Run a run on shells.
 
     Args:
-        shape: makes the base on the meta device.
+        base: on the meta device; it stays as it is.
         recompute: whether layers are recomputed in the backward.
         at_once: how many adapters train at the same time, with a batch of each in one pass; None: all.
         brief: of a deep model still fewer layers, which says less of what the C library holds.
+        proved: all rows go without padding, so that nothing is tried for that.
 
     Raises:
         ConfigError, TargetError, ModelError: as training would.
     """
-    layers = layers_of(shape())
+    layers = layers_of(base)
     period = period_of(layers)
     alike = not any(_tells_layers_apart(role.adapter) for role in roles.values())
     if len(layers) <= max(SHALLOW, 3 * (period or 0)) or period is None or not alike:
-        return _rehearse(shape(), roles, recompute, at_once)
+        return _rehearse(copy.deepcopy(base), roles, recompute, at_once, proved)
     depth, more = (period, 2 * period) if period > 1 else (1, 3) if brief else (2, 6)
-    shallow, deeper = (_rehearse(cut(shape(), count), roles, recompute, at_once) for count in (depth, more))
+    shallow, deeper = (_rehearse(cut(base, count), roles, recompute, at_once, proved) for count in (depth, more))
     found: Rehearsed = extended(shallow, deeper, (len(layers) - depth) / (more - depth))
     # What the C library holds beside tensors is no line in the layers: in proportion to a pass, as with the deeper one.
     sample, loaded = deeper.phases["pass"], deeper.phases["loading"].after
@@ -151,9 +155,19 @@ def _tells_layers_apart(adapter: AdapterConfig) -> bool:
 
 
 class _Watched(Passes):
-    """Passes that say when their forward is over: what is there then is kept for the backward."""
+    """Passes that say when their forward is over: what is there then is kept for the backward.
+
+    ``proved``: it is known already that rows go without padding.
+    """
 
     ledger: Ledger
+    proved: bool
+
+    def why_padded(self, trainee: Trainee, prepared: Prepared) -> str | None:
+        if not self.proved:
+            return super().why_padded(trainee, prepared)
+        self._packing = Packing(self.model)
+        return None
 
     def _packed(self, shares: Sequence[Share]) -> list[Tensor]:
         with self.ledger.phase("forward"):
@@ -168,7 +182,9 @@ class _Watched(Passes):
             return super()._in_blocks(shares)
 
 
-def _rehearse(base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None) -> Rehearsed:
+def _rehearse(
+    base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None, proved: bool
+) -> Rehearsed:
     shells, processes = Shells(), Processes()
     ledger = shells.ledger
     with ledger.phase("loading"):
@@ -178,7 +194,7 @@ def _rehearse(base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_on
             for name, role in roles.items():
                 model.add_adapter(name, role.adapter.model_copy(deep=True), seed=role.training.seed)
     passes = _Watched(model)
-    passes.ledger = ledger
+    passes.ledger, passes.proved = ledger, proved
     with shells, fewer_blocks():
         participants, why = _participants(model, passes, roles, processes)
         places = participants[: at_once or len(participants)]
@@ -312,6 +328,7 @@ def _by_kind(model: LoRA) -> dict[str, int]:
     for name in model.adapters:
         for path, slot in model.slots(name).items():
             out[block_part(path, modules) or "outside of layers"] += sum(p.numel() for p in slot.parameters())
+        out["single rows"] += sum(its.rows.numel() for its in model.token_rows(name).values())
         for module in model.owned(name).values():
             out["trained in full"] += sum(p.numel() for p in module.parameters())
-    return dict(out)
+    return {kind: count for kind, count in out.items() if count}

@@ -54,9 +54,7 @@ def stops(model: LoRA, prepared: Prepared) -> Finding:
         return Finding(name, "skipped", "the task has no answers" if not task.generates else "running text has no end")
     known = {*end_tokens(model, prepared.tokenizer), *task.ends()}
     # One example at a time, here and below: all of them may be more than memory holds.
-    ended = sum(
-        next(label for label in reversed(example["labels"]) if label != IGNORED) in known for example in data.examples
-    )
+    ended = sum(bool(last := task.last_tokens(example)) and known.issuperset(last) for example in data.examples)
     shown = ", ".join(repr(prepared.tokenizer.decode([token])) for token in sorted(known)) or "none is known"
     said = f"{ended} of {len(data)} examples do ({shown})"
     if ended == len(data):

@@ -151,12 +151,8 @@ def longest(trial: Trial, recompute: bool) -> Finding:
     try:
         with training_mode(trial.model), recomputing(trial.model, recompute):
             trial.passes.run([trial.share(rows)])
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _too_large(name, f"{len(rows)} rows with {tokens:,} tokens do not", error)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        return _too_large(name, f"{len(rows)} rows with {tokens:,} tokens do not", error)
+    except (MemoryError, RuntimeError) as error:
+        return too_large(name, f"{len(rows)} rows with {tokens:,} tokens do not", error)
     return Finding(name, "passed", f"{len(rows)} rows with {tokens:,} tokens in {time.perf_counter() - begun:.1f} s")
 
 
@@ -176,14 +172,19 @@ def evaluation(trial: Trial) -> Finding:
             trial.model, trial.prepared.task, part, [trial.name], pad_token_id=trial.prepared.pad_token_id,
             batch_size=count, padding_side=trial.prepared.padding_side,
         )  # fmt: skip
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _too_large(name, f"its {len(order)} longest rows do not", error)
+    except (MemoryError, RuntimeError) as error:
+        return too_large(name, f"its {len(order)} longest rows do not", error)
     return Finding(name, "passed", f"its {len(order)} longest rows in {time.perf_counter() - begun:.1f} s")
 
 
-def _too_large(name: str, said: str, error: BaseException) -> Finding:
+def too_large(name: str, said: str, error: MemoryError | RuntimeError) -> Finding:
+    """What is found where memory ran out; any other ``error`` is raised again."""
+    short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    if not short:
+        raise error
+    error.__traceback__ = None  # its frames hold on to what was computed so far
     return Finding(
-        name, "failed", f"{said} ({str(error).splitlines()[0][:100]})",
+        name, "failed", f"{said} ({(str(error).splitlines() or ['out of memory'])[0][:100]})",
         "The run would end when it comes to them.",
         "Lower batch_size and raise accumulation, shorten max_length, or set gradient_checkpointing; `lora plan` tells "
         "what each takes.",

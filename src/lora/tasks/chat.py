@@ -151,6 +151,10 @@ class ChatTask(Templated, NextTokenTask):
             task._conversations(chunk, supervised=True)
         return task
 
+    @classmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        return cls(messages="messages"), {"input_ids": [1, 1], "labels": [1, 1], "row": 0}
+
     def inputs(self) -> list[Input]:
         beside = [Input(name, blank=True, optional=True) for name in (self.system, self.context) if name]
         tools = [MessagesInput(self.tools, blank=True, optional=True)] if self.tools else []

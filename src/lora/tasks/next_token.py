@@ -32,6 +32,11 @@ class NextTokenTask(Task):
     def suits(cls, base: Any) -> bool:
         return not is_encoder_decoder(base)
 
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        made = super().of_length(example, length)
+        # What stands first has nothing before it to be predicted from.
+        return {**made, "labels": [IGNORED, *made["labels"][1:]]}
+
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:

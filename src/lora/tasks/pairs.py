@@ -6,6 +6,7 @@ put around them; else prompt and answer are tokenised as in `lora.tasks.tokens`,
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -53,6 +54,7 @@ class PairTask(Templated):
 
     roles = ("prompt", "chosen", "rejected")
     to_name = "data.columns {prompt: NAME, chosen: NAME, rejected: NAME} to learn preferences"
+    learns = "pairs"
     sign: ClassVar[Sign | None] = Sign.CLEAR  # of columns of that name; None: only where the task is named too
 
     def __init__(
@@ -96,6 +98,10 @@ class PairTask(Templated):
                 )
             cls(**named_)._pairs(chunk)
         return cls(**named_, chat=chat)
+
+    @abstractmethod
+    def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
+        """Tokens of the chosen and of the rejected answer, with the prompt where that is no part by itself."""
 
     def inputs(self) -> list[Input]:
         return [MessagesInput(self.prompt or self.chosen, blank=True)]

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lora.data.rendering import IGNORED
-from lora.tasks.base import Encoded, Row
+from lora.tasks.base import Encoded, Row, Task, resized
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.pairs import PairOptions, PairTask, right_share
 
@@ -104,6 +104,32 @@ class PreferenceTask(PairTask, NextTokenTask):
             for row, prompt, (chosen, rejected) in pairs
         ]
         return Encoded(examples, [len(one["input_ids"]) for one in examples], [1] * len(examples), cut, notes)
+
+    @classmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        example = {"input_ids": [1, 1, 1], "labels": [IGNORED, 1, 1], "branches": [1, 1, 1], "row": 0}
+        return cls(prompt="prompt"), example
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        prompt, *answers = example["branches"]
+        return len(example["input_ids"]), 1, prompt + max(answers)
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """The prompt with its longer answer has ``length`` tokens, and the other answer its share of that."""
+        prompt, *answers = example["branches"]
+        room = min(max(1, round(length * max(answers) / (prompt + max(answers)))), length - 1)
+        branches = [length - room, *(max(1, round(room * answer / max(answers))) for answer in answers)]
+        ids = resized(example["input_ids"], sum(branches))
+        labels = [IGNORED] * branches[0] + resized(example["labels"][prompt:], sum(branches[1:]))
+        return {**example, "input_ids": ids, "labels": labels, "branches": branches}
+
+    def last_tokens(self, example: dict[str, Any]) -> list[int]:
+        prompt, chosen, _ = example["branches"]
+        return [example["labels"][place] for place in (prompt + chosen - 1, -1)]
+
+    def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
+        _, chosen, rejected = example["branches"]
+        return chosen, rejected
 
     def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
         """The prompt, and the chosen answer."""

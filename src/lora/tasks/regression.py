@@ -29,6 +29,7 @@ class RegressionTask(SequenceTask):
 
     name = "regression"
     labels_are = Kind.QUANTITY
+    learns = "number"
     best_metric = "rmse"
     greater_is_better = False
     measures = ("loss", "mse", "rmse", "mae", "r2", "pearson")
@@ -49,6 +50,10 @@ class RegressionTask(SequenceTask):
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> RegressionTask:
         """Learn mean and standard deviation. Raises DataError: rows at fault, or all labels the same number."""
         return cls._of(cls(0.0, 1.0, **columns).read(rows), rows, columns)
+
+    @classmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        return [0.0, 0.5]
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> RegressionTask:

@@ -18,7 +18,7 @@ from lora.data.conversations import Message
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Row
+from lora.tasks.base import Encoded, Input, Row, Task, resized
 from lora.tasks.chat import MessagesInput, named_error, to_messages
 from lora.tasks.pairs import PairOptions, PairTask, right_share
 from lora.tasks.sequence import REMEDY, pad
@@ -78,6 +78,23 @@ class RewardTask(PairTask):
             examples.append({**scored, "row": row})
         lengths = [max(len(ids) for key, ids in example.items() if key != "row") for example in examples]
         return Encoded(examples, lengths, [int(supervised)] * len(examples), cut, notes)
+
+    @classmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        return cls(prompt="prompt"), {"chosen": [1, 1], "rejected": [1, 1], "row": 0}
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        tokens = max(len(example["chosen"]), len(example["rejected"]))
+        return tokens, 1, tokens
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """The longer of prompt and answer has ``length`` tokens, and the other its share of that."""
+        longest, _, _ = self.size(example)
+        made = {key: max(2, round(len(example[key]) * length / longest)) for key in ("chosen", "rejected")}
+        return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
+
+    def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
+        return len(example["chosen"]), len(example["rejected"])
 
     def _scored(self, rows: list[Row]) -> list[tuple[list[Message], list[Message]]]:
         """What is to be scored: messages, and the one answer to them. Raises DataError."""

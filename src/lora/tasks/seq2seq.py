@@ -16,7 +16,7 @@ from lora.data.columns import Claim, Table
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import ModelError
-from lora.tasks.base import Encoded, NoneLeft, Options, Row
+from lora.tasks.base import Encoded, NoneLeft, Options, Row, Task, resized
 from lora.tasks.causal import CausalTask
 from lora.tasks.sequence import REMEDY, cut_note, pad, tokenise
 from lora.tasks.tokens import IGNORED, NO_END
@@ -73,7 +73,7 @@ class Seq2SeqTask(CausalTask):
         length is s + t. Raises DataError: rows at fault, or no row left.
         """
         texts, answers = self._texts(rows, supervised)
-        sources, truncated = tokenise(tokenizer, [[self.prefix + text] for text in texts], max_length)
+        sources, shortened = tokenise(tokenizer, [[self.prefix + text] for text in texts], max_length)
         targets = _targets(tokenizer, answers)
         problems, examples = Problems(rows), list[dict[str, Any]]()
         for index, source in enumerate(sources):
@@ -85,20 +85,35 @@ class Seq2SeqTask(CausalTask):
             elif len(targets[index]) <= max_length:
                 examples.append(example | {"labels": targets[index]})
         problems.raise_if_any(REMEDY)
-        notes, dropped = [], len(rows) - len(examples)
+        kept = {example["row"] for example in examples}
+        notes, dropped, truncated = [], len(rows) - len(kept), sum(index in kept for index in shortened)
         if dropped:
             then = "with the target alone and {was} left out: an answer is never cut"
             notes.append(cut_note(dropped, len(rows), max_length, then))
         if not examples:
-            raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes, truncated)
+            raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes, dropped)
         if truncated:
             notes.append(cut_note(truncated, len(rows), max_length, "and lost the end of their sources"))
         if supervised and tokenizer.eos_token_id is None:
             notes.append(NO_END)
         counts = [len(example.get("labels", ())) for example in examples]
         lengths = [len(example["input_ids"]) + count for example, count in zip(examples, counts, strict=True)]
-        kept = [answers[example["row"]] for example in examples] if supervised else []
-        return Encoded(examples, lengths, counts, truncated, notes, kept)
+        texts_kept = [answers[example["row"]] for example in examples] if supervised else []
+        return Encoded(examples, lengths, counts, truncated + dropped, notes, texts_kept)
+
+    @classmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        return cls("prompt", "completion"), {"input_ids": [1, 1], "labels": [1, 1], "row": 0}
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        source, target = len(example["input_ids"]), len(example["labels"])
+        return source + target, target, max(source, target)
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """The longer of source and target has ``length`` tokens, and the other its share of that."""
+        _, _, longest = self.size(example)
+        made = {key: max(1, round(len(example[key]) * length / longest)) for key in ("input_ids", "labels")}
+        return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

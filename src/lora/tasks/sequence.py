@@ -20,7 +20,7 @@ from lora.data.problems import Problems, excerpt, is_missing, text_problem
 from lora.data.rows import named
 from lora.data.streams import RowStream
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Row, Task
+from lora.tasks.base import Encoded, Input, Row, Task, resized
 
 REMEDY = "correct or remove these rows"
 PAIRS = (
@@ -73,6 +73,22 @@ class SequenceTask(Task):
             return Claim(sign, problem=problem)
         return Claim(sign, roles, why, others) if kind is cls.labels_are else None
 
+    @classmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        rows = [{"text": "-", "label": label} for label in cls.made_up_labels(labels)]
+        task = cls.from_rows(rows, {"text": "text", "label": "label"})
+        assert isinstance(task, SequenceTask)
+        return task, {"input_ids": [1, 1], "row": 0, "label": task.read_label(rows[0]["label"])}
+
+    @classmethod
+    @abstractmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        """Cells from which a task of ``count`` labels is learned, where it has labels."""
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        tokens = {key: resized(example[key], length) for key in example if key in ("input_ids", "token_type_ids")}
+        return {**example, **tokens}
+
     def inputs(self) -> list[Input]:
         return [Input(name) for name in (self.text, self.text_pair) if name]
 
@@ -103,7 +119,8 @@ class SequenceTask(Task):
         problems.raise_if_any(REMEDY)
         if supervised:
             self.check_labels(labels, rows)
-        encodings, truncated = tokenise(tokenizer, texts, max_length)
+        encodings, over = tokenise(tokenizer, texts, max_length)
+        truncated = len(over)
         examples: list[dict[str, Any]] = []
         for index, encoding in enumerate(encodings):
             if not encoding["input_ids"]:
@@ -270,15 +287,15 @@ def wrong_type(value: Any, wanted: str) -> str:
     return f"the label {excerpt(value)} is not {wanted}"
 
 
-def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
-    """One encoding per row and how many were cut. ``texts``: one or two texts per row."""
+def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], list[int]]:
+    """One encoding per row and which of them were cut. ``texts``: one or two texts per row."""
     encodings = _call(tokenizer, texts)
     over = [index for index, encoding in enumerate(encodings) if len(encoding["input_ids"]) > max_length]
     if over:
         cut = _call(tokenizer, [texts[index] for index in over], truncation="longest_first", max_length=max_length)
         for index, encoding in zip(over, cut, strict=True):
             encodings[index] = encoding
-    return encodings, len(over)
+    return encodings, over
 
 
 def _call(tokenizer: Any, texts: list[list[str]], **options: Any) -> list[dict[str, list[int]]]:

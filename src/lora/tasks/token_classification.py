@@ -47,6 +47,7 @@ class TokenClassificationTask(Task):
         "loss", "accuracy", "precision", "recall", "f1", "f1_strict", "precision_macro", "recall_macro", "f1_macro",
     )  # fmt: skip
     per_token = True
+    learns = "labels"
 
     def __init__(
         self,
@@ -114,6 +115,10 @@ class TokenClassificationTask(Task):
         task = cls(sort_names(complete(seen, scheme) if scheme else seen), kind, scheme, **columns)
         task._added = [name for name in task.labels if name not in seen]
         return task
+
+    @classmethod
+    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+        return cls([f"{number}" for number in range(labels)]), {"input_ids": [1, 1], "labels": [0, 0], "row": 0}
 
     def inputs(self) -> list[Input]:
         return [Words(self.tokens)]

@@ -81,6 +81,10 @@ def train_many(
         jobs[name] = Job(prepared=prepared, training=each.training)
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
+    if config.probe:
+        from lora.checks.probe import probe_texts
+
+        probe_texts(config.probe)  # complains now, not after training
     if config.check and not resume:
         verify(model, {name: (job.prepared, configs[name]) for name, job in jobs.items() if job.prepared}, say)
     output = Path(config.output or "")
@@ -108,7 +112,7 @@ def train_many(
                 ) from None
             facts = facts_of(configs[name], model, rows[name], result)
             if config.check:
-                facts["checks_after_training"] = verify_trained(config, model, result, lambda line: None)
+                facts["checks_after_training"] = verify_trained(configs[name], model, result, lambda line: None)
             path = write_report(output / name, facts, result.history, evaluation)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
     return out
