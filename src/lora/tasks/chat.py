@@ -190,9 +190,9 @@ class ChatTask(Templated, NextTokenTask):
         for row, (messages, tools, first) in enumerate(conversations):
             try:
                 if not supervised:
-                    ids, cut = last_exchanges(renderer, messages, tools, max_length)
-                    long += cut
-                    examples.append({"input_ids": ids, "row": row})
+                    asked = last_exchanges(renderer, messages, tools, max_length)
+                    long += asked.shortened
+                    examples.append({"input_ids": asked.ids, "row": row})
                     continue
                 made, missed = fitting(renderer, messages, self._answers(messages, first), tools, max_length)
             except ValueError as error:

@@ -177,8 +177,8 @@ class PairTask(Templated):
                 if renderer is not None:
                     ids = [renderer.answer(messages, answer, None) for answer in answers]
                     room = max_length - max(map(len, ids))
-                    prompt, shortened = last_exchanges(renderer, messages, None, max(room, 1))
-                    fits = not shortened or len(prompt) < room  # a template cut in two is none
+                    prompt, shortened, torn = last_exchanges(renderer, messages, None, max(room, 1))
+                    fits = room > 0 and not torn  # a template cut in two is none
                 else:
                     bare, *ids = (
                         frame.strip(of_one)
@@ -224,7 +224,7 @@ class PairTask(Templated):
             try:
                 messages = self._question(row)
                 if renderer is not None:
-                    ids, shortened = last_exchanges(renderer, messages, None, max_length)
+                    ids, shortened = _prompt_of(renderer, messages, max_length)
                 else:
                     body = frame.strip(bare_ids(tokenizer, [messages[0]["content"]])[0])
                     room = max(max_length - len(frame.prefix), 1)
@@ -236,6 +236,14 @@ class PairTask(Templated):
         problems.raise_if_any(REMEDY)
         notes = [cut_note(cut, len(rows), max_length, "and lost the beginning of their prompts")] if cut else []
         return Encoded(examples, [len(one["input_ids"]) for one in examples], [0] * len(examples), cut, notes)
+
+
+def _prompt_of(renderer: Renderer, messages: list[Message], length: int) -> tuple[list[int], bool]:
+    """`last_exchanges`, with errors that say what is at fault."""
+    try:
+        return last_exchanges(renderer, messages, None, length)[:2]
+    except ValueError as error:
+        raise ValueError(f"its messages {error}") from None
 
 
 def right_share(gains: list[float]) -> float:
