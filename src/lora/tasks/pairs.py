@@ -20,7 +20,7 @@ from lora.data.rows import named
 from lora.data.windows import last_exchanges
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row
-from lora.tasks.chat import MESSAGES, MessagesInput, Templated, named_error, to_messages
+from lora.tasks.chat import MESSAGES, MessagesInput, Templated, before_answer, named_error, to_messages
 from lora.tasks.sequence import REMEDY, cut_note, require_columns
 from lora.tasks.tokens import Frame, bare_ids
 
@@ -145,9 +145,7 @@ class PairTask(Templated):
         """What is answered; of a whole conversation without a rejected answer, all up to its last answer."""
         if self.prompt is not None or self.rejected in row:
             return self._prompt(row) or self._pair(row)[0]
-        messages = named_error(self.chosen, to_messages, row)
-        while messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
+        messages = before_answer(named_error(self.chosen, to_messages, row))
         if not messages:
             raise ValueError(f"{self.chosen} holds nothing to answer")
         return self._with_system(messages)
