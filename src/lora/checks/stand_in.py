@@ -12,7 +12,8 @@ from lora.config import RunConfig, TrainingConfig
 from lora.data.batches import rows_taken
 from lora.data.streams import ListOrStream
 from lora.errors import ConfigError
-from lora.model.base import load_base_config, load_tokenizer, longest_row
+from lora.model.base import load_base_config, longest_row
+from lora.model.vocabulary import tokenizer_for
 from lora.tasks import Encoded, Row, Task, task_class
 from lora.training.prepare import Prepared, read_rows
 
@@ -84,7 +85,7 @@ def rows_for(config: RunConfig, length: int | None) -> Rows:
         return Rows(made, config.training.max_steps, batch * length, f"made-up rows of {length:,} tokens")
     kind = load_base_config(config.model or "", config.trust_remote_code)
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, base=kind)
-    tokenizer: Any = load_tokenizer(config.model or "", config.trust_remote_code)
+    tokenizer: Any = tokenizer_for(config.model or "", config.new_tokens, None, config.trust_remote_code)
     stand_in: Any = SimpleNamespace(config=kind)
     most = longest_row(tokenizer, stand_in, config.data.max_length)
     task = rows.task.with_tokenizer(tokenizer)
