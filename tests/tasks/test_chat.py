@@ -15,6 +15,7 @@ from lora.errors import ConfigError, DataError
 from lora.tasks import from_state
 from lora.tasks.chat import ChatTask
 from lora.tasks.inputs import task_for, with_columns
+from lora.training.prepare import read_rows
 
 TOKENIZER = byte_tokenizer()
 
@@ -170,3 +171,26 @@ def test_a_tokenizer_without_end_is_told() -> None:
     silent = byte_tokenizer(extra=[], eos_token=None)
     encoded = ChatTask(messages="messages").with_tokenizer(silent).encode([ROW], silent, 1000)
     assert any("has an end token" in note for note in encoded.notes)
+
+
+ASKED = [f"Question {number // 4}" for number in range(80)]
+CONVERSATIONS = [talk("Hi", "Hello", asked, f"answer {number}") for number, asked in enumerate(ASKED)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": its} for its in CONVERSATIONS],
+        [{"messages": json.dumps([{"from": one["role"], "value": one["content"]} for one in its])}
+         for its in CONVERSATIONS],
+        [{"chosen": its, "rejected": [*its[:-1], {**its[-1], "content": "no"}]} for its in CONVERSATIONS],
+        [{"prompt": its[:-1], "completion": its[-1]["content"]} for its in CONVERSATIONS],
+        [{"prompt": its[:-1], "chosen": its[-1]["content"], "rejected": "no"} for its in CONVERSATIONS],
+    ],
+    ids=["messages", "json", "chosen", "prompt", "pairs"],
+)  # fmt: skip
+def test_another_answer_to_a_held_out_question_is_not_trained_on(rows: list[dict[str, Any]]) -> None:
+    found = read_rows(rows, None, DataConfig(held_out=0.2), 0)
+    sides = [{ASKED[place] for place, row in enumerate(rows) if row in side} for side in (found.train, found.held)]
+    assert not sides[0] & sides[1] and len(found.held) == 16
+    assert any("rows of the same input stay together (60 repeated)" in note for note in found.notes)

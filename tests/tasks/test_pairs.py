@@ -98,6 +98,26 @@ def test_answers_are_never_cut_and_prompts_are_from_the_left() -> None:
         task.encode([{"prompt": "p", "chosen": "y" * 40, "rejected": "z"}], TOKENIZER, 12)
 
 
+def test_a_shortened_prompt_that_fills_the_room_to_the_last_token_is_kept() -> None:
+    turns = [{"role": role, "content": "x" * 20} for role in ("user", "assistant")] + TURNS
+    row = {"prompt": turns, "chosen": "Hello", "rejected": "What?"}
+    task = from_state({**Preference.from_rows([row], COLUMNS).state(), "template": "chatml"}).with_tokenizer(TOKENIZER)
+    (short,) = task.encode([{**row, "prompt": TURNS}], TOKENIZER, 1000).examples
+    room = short["branches"][0] + max(short["branches"][1:])
+    encoded = task.encode([row], TOKENIZER, room)
+    assert encoded.examples == [short] and "lost the beginning" in encoded.notes[0]
+    with pytest.raises(DataError, match="None is left"):
+        task.encode([row], TOKENIZER, room - 1)
+
+
+def test_what_a_template_refuses_of_a_prompt_is_said_of_the_messages() -> None:
+    row = {"prompt": TURNS, "chosen": "Hello", "rejected": "What?"}
+    refusing = "{% for m in messages %}{% if m.content == 'No' %}{{ raise_exception('no') }}{% endif %}{{ m.role + m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"  # noqa: E501
+    task = from_state({**Preference.from_rows([row], COLUMNS).state(), "template": refusing}).with_tokenizer(TOKENIZER)
+    with pytest.raises(DataError, match="its messages are refused by the chat template: no: row 1"):
+        task.encode([{"prompt": "No"}], TOKENIZER, 1000, supervised=False)
+
+
 OWN, BASE = torch.tensor([[3.0, 5.0], [4.0, 2.5]]), torch.tensor([[3.5, 4.0], [4.0, 4.0]])
 COUNTS = torch.tensor([[2.0, 4.0], [3.0, 5.0]])
 

@@ -24,6 +24,7 @@ from lora.io.describe import auto_class_of
 from lora.io.peft_load import config_on, read_folder
 from lora.model.base import load_base_config, positions_of, shape_of_base
 from lora.model.lora import LoRA
+from lora.model.vocabulary import extend, train_rows
 from lora.overrides import each_adapter
 from lora.tasks import Task
 from lora.training.checks import sees_ahead
@@ -55,7 +56,7 @@ class Planner:
         self._peaks: dict[Any, float] = {}
         self._shapes: dict[torch.dtype, torch.nn.Module] = {}
         self.configs = each_adapter(config) if config.adapters else {"default": config}
-        self.rows = {name: rows_for(each, length, task) for name, each in self.configs.items()}
+        self.rows = {name: rows_for(each, length, task, start) for name, each in self.configs.items()}
         self.at_once = min(config.at_once or len(self.configs), len(self.configs))
         self.process = _resident()
         self.task = _common_task({name: rows.prepared.task for name, rows in self.rows.items()})
@@ -89,11 +90,9 @@ class Planner:
             # Without a tokenizer they are taken to come behind all there is.
             ids = list(range(known, known + len(tokens)))
             if tokenizer is not None:
-                tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)}, False)
-                ids = sorted(int(number) for number in tokenizer.convert_tokens_to_ids(list(tokens)))
+                ids = extend(tokenizer, tokens)
             for each in self.configs.values():
-                if isinstance(each.adapter.token_rows, list):
-                    each.adapter.token_rows = sorted({*each.adapter.token_rows, *ids})
+                train_rows(each.adapter, ids)
             size = max(size, ids[-1] + 1)
         text.vocab_size = max(known, size)
 

@@ -323,7 +323,7 @@ def _by_type(base: nn.Module, model: LoRA) -> dict[str, int]:
 
 
 def _by_kind(model: LoRA) -> dict[str, int]:
-    """Parameters in training of all adapters by where they are: attention, mlp, other layers, trained in full."""
+    """Parameters in training of all adapters by where they are: attention, mlp, trained in full, rows of tokens."""
     modules, out = unwrapped_modules(model.base), Counter[str]()
     for name in model.adapters:
         for path, slot in model.slots(name).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,8 @@ from lora.data.batches import rows_taken
 from lora.data.streams import ListOrStream
 from lora.errors import ConfigError
 from lora.io.describe import auto_class_of
-from lora.model.base import load_base_config, load_tokenizer, longest_row
+from lora.model.base import load_base_config, longest_row
+from lora.model.vocabulary import tokenizer_for
 from lora.tasks import TASKS, Encoded, Row, Task, task_class
 from lora.tasks.inputs import with_options
 from lora.training.prepare import Prepared, read_rows
@@ -93,11 +95,11 @@ def task_of(config: RunConfig) -> str:
     return next((name for name, task in TASKS.items() if task.auto_class == made_for), next(iter(TASKS)))
 
 
-def rows_for(config: RunConfig, length: int | None, task: Task | None = None) -> Rows:
+def rows_for(config: RunConfig, length: int | None, task: Task | None = None, start: Path | None = None) -> Rows:
     """Rows of the data of ``config``, those of them with ``length`` tokens, or made-up ones.
 
     Args:
-        task: of an adapter that training goes on from.
+        task: of an adapter that training goes on from; ``start`` is its folder.
 
     Raises:
         ConfigError: neither data nor a length.
@@ -110,7 +112,7 @@ def rows_for(config: RunConfig, length: int | None, task: Task | None = None) ->
     if length is not None:
         longest_row(None, stand_in, length)  # complains where the model has fewer positions
     if config.data.train is not None:
-        return _of_data(config, length, task, kind)
+        return _of_data(config, length, task, kind, start)
     assert length is not None, "checked"
     training = config.training
     held = 0 if config.data.held_out == 0 or training.eval_every is None else training.evaluation_rows
@@ -125,10 +127,10 @@ def _what(task: Task) -> str:
     return f"for the task {task.name}"
 
 
-def _of_data(config: RunConfig, length: int | None, task: Task | None, kind: Any) -> Rows:
+def _of_data(config: RunConfig, length: int | None, task: Task | None, kind: Any, start: Path | None) -> Rows:
     training, data = config.training, config.data
     rows = read_rows(data.train or "", data.validation, data, training.seed, task, kind)
-    tokenizer: Any = load_tokenizer(config.model or "", config.trust_remote_code)
+    tokenizer: Any = tokenizer_for(config.model or "", config.new_tokens, start, config.trust_remote_code)
     stand_in: Any = SimpleNamespace(config=kind)
     most = WHOLE if length else longest_row(tokenizer, stand_in, data.max_length)
     task = rows.task.with_tokenizer(tokenizer)

@@ -18,6 +18,7 @@ from lora.data.columns import Claim, Table
 from lora.data.problems import text_problem
 from lora.data.rendering import IGNORED
 from lora.data.rows import Row
+from lora.data.splits import text_key
 from lora.errors import DataError
 from lora.settings import Settings
 
@@ -95,6 +96,10 @@ class Input:
     def problem(self, value: Any) -> str | None:
         """What is wrong with a cell; None: nothing. A task that reads no text has an `Input` of its own."""
         return text_problem(value, self.blank)
+
+    def asked(self, value: Any) -> str:
+        """What of a cell the model is asked with: rows in which it is the same are the same question."""
+        return "" if value is None else str(value)
 
 
 def resized(values: Sequence[int], length: int) -> list[int]:
@@ -187,6 +192,10 @@ class Task(ABC):
     @abstractmethod
     def inputs(self) -> list[Input]:
         """The columns that the model sees; the first is what a plain string stands for."""
+
+    def key(self, row: Row) -> int:
+        """64 bits of what the model is asked with, case and white space aside: by it rows are split."""
+        return text_key(given.asked(row.get(given.column)) for given in self.inputs())
 
     def classes(self) -> str | None:
         """The column whose values should all be met in training and in evaluation; None: there is no such column."""

@@ -52,6 +52,25 @@ class MessagesInput(Input):
             return str(error)
         return None
 
+    def asked(self, value: Any) -> str:
+        """All before the last answer; of a cell that holds no answer, all."""
+        try:
+            messages = before_answer(to_messages(value))
+        except ValueError:
+            return super().asked(value)
+        return "\n".join(f"{one['role']}: {one['content']} {one.get('tool_calls', '')}" for one in messages)
+
+
+class ToolsInput(Input):
+    """A column of tools."""
+
+    def problem(self, value: Any) -> str | None:
+        try:
+            read_tools(value)
+        except ValueError as error:
+            return str(error)
+        return None
+
 
 class Templated(Task):
     """A task whose rows go through a chat template. ``format`` is what `with_tokenizer` found, kept in ``state``."""
@@ -157,7 +176,7 @@ class ChatTask(Templated, NextTokenTask):
 
     def inputs(self) -> list[Input]:
         beside = [Input(name, blank=True, optional=True) for name in (self.system, self.context) if name]
-        tools = [MessagesInput(self.tools, blank=True, optional=True)] if self.tools else []
+        tools = [ToolsInput(self.tools, blank=True, optional=True)] if self.tools else []
         first = self.messages or self.prompt
         assert first is not None
         return [MessagesInput(first), *beside, *tools]
@@ -194,9 +213,9 @@ class ChatTask(Templated, NextTokenTask):
         for row, (messages, tools, first) in enumerate(conversations):
             try:
                 if not supervised:
-                    ids, cut = last_exchanges(renderer, messages, tools, max_length)
-                    long += cut
-                    examples.append({"input_ids": ids, "row": row})
+                    asked = last_exchanges(renderer, messages, tools, max_length)
+                    long += asked.shortened
+                    examples.append({"input_ids": asked.ids, "row": row})
                     continue
                 made, missed = fitting(renderer, messages, self._answers(messages, first), tools, max_length)
             except ValueError as error:
@@ -264,8 +283,7 @@ class ChatTask(Templated, NextTokenTask):
         if self.messages:
             messages = named_error(self.messages, to_messages, row)
             if not supervised:
-                while messages and messages[-1]["role"] == "assistant":
-                    messages = messages[:-1]
+                messages = before_answer(messages)
                 if not messages:
                     raise ValueError(f"{self.messages} holds nothing to answer")
         else:
@@ -313,6 +331,14 @@ def to_messages(value: Any, role: str = "user") -> list[Message]:
             raise ValueError(problem)
         return [{"role": role, "content": value}]
     return read_messages(value)
+
+
+def before_answer(messages: list[Message]) -> list[Message]:
+    """What the last answer of ``messages`` answers: all before it, where they end with one."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    return messages[:end]
 
 
 def named_error(column: str, read: Any, row: Row) -> Any:

@@ -21,7 +21,7 @@ from lora.data.rows import named
 from lora.data.windows import last_exchanges
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row
-from lora.tasks.chat import MESSAGES, MessagesInput, Templated, named_error, to_messages
+from lora.tasks.chat import MESSAGES, MessagesInput, Templated, before_answer, named_error, to_messages
 from lora.tasks.sequence import REMEDY, cut_note, require_columns
 from lora.tasks.tokens import Frame, bare_ids
 
@@ -151,9 +151,7 @@ class PairTask(Templated):
         """What is answered; of a whole conversation without a rejected answer, all up to its last answer."""
         if self.prompt is not None or self.rejected in row:
             return self._prompt(row) or self._pair(row)[0]
-        messages = named_error(self.chosen, to_messages, row)
-        while messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
+        messages = before_answer(named_error(self.chosen, to_messages, row))
         if not messages:
             raise ValueError(f"{self.chosen} holds nothing to answer")
         return self._with_system(messages)
@@ -183,8 +181,8 @@ class PairTask(Templated):
                 if renderer is not None:
                     ids = [renderer.answer(messages, answer, None) for answer in answers]
                     room = max_length - max(map(len, ids))
-                    prompt, shortened = last_exchanges(renderer, messages, None, max(room, 1))
-                    fits = not shortened or len(prompt) < room  # a template cut in two is none
+                    prompt, shortened, torn = last_exchanges(renderer, messages, None, max(room, 1))
+                    fits = room > 0 and not torn  # a template cut in two is none
                 else:
                     bare, *ids = (
                         frame.strip(of_one)
@@ -230,7 +228,7 @@ class PairTask(Templated):
             try:
                 messages = self._question(row)
                 if renderer is not None:
-                    ids, shortened = last_exchanges(renderer, messages, None, max_length)
+                    ids, shortened = _prompt_of(renderer, messages, max_length)
                 else:
                     body = frame.strip(bare_ids(tokenizer, [messages[0]["content"]])[0])
                     room = max(max_length - len(frame.prefix), 1)
@@ -242,6 +240,14 @@ class PairTask(Templated):
         problems.raise_if_any(REMEDY)
         notes = [cut_note(cut, len(rows), max_length, "and lost the beginning of their prompts")] if cut else []
         return Encoded(examples, [len(one["input_ids"]) for one in examples], [0] * len(examples), cut, notes)
+
+
+def _prompt_of(renderer: Renderer, messages: list[Message], length: int) -> tuple[list[int], bool]:
+    """`last_exchanges`, with errors that say what is at fault."""
+    try:
+        return last_exchanges(renderer, messages, None, length)[:2]
+    except ValueError as error:
+        raise ValueError(f"its messages {error}") from None
 
 
 def right_share(gains: list[float]) -> float:

@@ -18,10 +18,10 @@ from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
 from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, how_to_resume
-from lora.model.base import load_base, load_base_config, load_tokenizer
+from lora.model.base import load_base, load_base_config
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
-from lora.model.vocabulary import add_tokens, enlarge
+from lora.model.vocabulary import add_tokens, enlarge, tokenizer_for, train_rows
 from lora.overrides import load_config, save_config
 from lora.tasks import Task, task_class
 from lora.training.device import choose_dtype
@@ -160,7 +160,7 @@ def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
     torch.manual_seed(config.training.seed)
     dtype = choose_dtype(config.training.dtype)
     base = load_base(config.model, task.auto_class, dtype, task.model_options(), config.trust_remote_code)
-    tokenizer = load_tokenizer(config.model, config.trust_remote_code, start)
+    tokenizer = tokenizer_for(config.model, config.new_tokens, start, config.trust_remote_code)
     if start is None:
         train_new_tokens(base, tokenizer, config)
     else:
@@ -171,11 +171,6 @@ def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
         draw_new(base, model.owned("default"), config.training.seed)
         config.adapter = model.adapters["default"]  # ranks that were brought down to small layers stand in it
     else:
-        if unknown := [token for token in config.new_tokens if token not in tokenizer.get_vocab()]:
-            raise ConfigError(
-                f"new_tokens: {config.start}, which training starts from, has no rows for {', '.join(unknown)}; leave "
-                "them out, or begin with a fresh adapter"
-            )
         model.load_adapter(start, "default")
         found = model.adapters["default"]
         refuse_other_settings(str(config.start), config.adapter, found)
@@ -200,11 +195,7 @@ def train_new_tokens(base: Any, tokenizer: Any, *configs: RunConfig) -> None:
     Raises ConfigError where those are given as a table.
     """
     for config in configs:
-        ids, rows = add_tokens(base, tokenizer, config.new_tokens), config.adapter.token_rows
-        if ids and isinstance(rows, dict):
-            raise ConfigError("adapter.token_rows: beside new_tokens a list of ids is needed, not a table of modules")
-        if ids:
-            config.adapter.token_rows = sorted({*rows, *ids})
+        train_rows(config.adapter, add_tokens(base, tokenizer, config.new_tokens))
 
 
 def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say) -> None:
