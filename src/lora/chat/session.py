@@ -140,8 +140,8 @@ class Session:
         try:
             (written,) = decode(
                 self.model, [ids], [self.name], [self.voice.ends], self.sampling, [self._seed()],
-                pad_token_id=pad_token_id(self.tokenizer, self.model.base), cache=cache, on_token=stream.put,
-                stop=lambda: self.stopping,
+                pad_token_id=pad_token_id(self.tokenizer, self.model.base), cache=cache,
+                on_token=lambda _, token: stream.put(token), stop=lambda: self.stopping,
             )  # fmt: skip
         except BaseException:
             if self._kept:

@@ -102,7 +102,7 @@ def generate_iter(
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     tokenizer = tokenizer or tokenizer_of(model)
     voices = _voices(model, adapters, tokenizer, tasks)
-    length = prompt_length(model, tokenizer, max_length, settings.max_new_tokens)
+    length = prompt_length(model, [voice.name for voice in voices], tokenizer, max_length, settings.max_new_tokens)
     done = first
     for chunk in chunks(given_rows(rows), rows_at_once(batch_size, len(voices), n)):
         asked: list[list[Row]] = []

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
-from lora.core.configs import is_encoder_decoder
 from lora.core.routing import BASE
 from lora.data.problems import Problems
 from lora.data.rows import Origin, SourceRow
@@ -21,6 +20,7 @@ from lora.model.base import pad_token_id
 from lora.tasks import Input, Row, Task
 from lora.tasks.inference import infer
 from lora.tasks.inputs import length_for, tokenizer_of
+from lora.tasks.sequence import REMEDY
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 Rows = Path | Iterable[Row | str]
 CHUNK = 1024  # rows tokenised and answered at a time: memory stays bounded, batches still find rows of like length
-REMEDY = "correct or remove these rows"
 
 
 def predict(
@@ -118,8 +117,8 @@ def predict_iter(
         options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
         if options["max_new_tokens"] < 1:
             raise ConfigError(f"max_new_tokens is {options['max_new_tokens']}; it must be at least 1")
-    if task.generates and not is_encoder_decoder(model.base.config):
-        length = prompt_length(model, tokenizer, max_length, options["max_new_tokens"])
+    if task.generates:
+        length = prompt_length(model, [name], tokenizer, max_length, options["max_new_tokens"])
     else:
         length = length_for(model, [name], tokenizer, max_length)
     done, at_once = 0, at_once or CHUNK

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora.core.configs import is_encoder_decoder
 from lora.core.routing import BASE
 from lora.errors import ConfigError
-from lora.evaluation.generation import end_tokens
+from lora.evaluation.generation import ends_of
 from lora.evaluation.inputs import stored_task
 from lora.tasks import Row, Task
 from lora.tasks.causal import CausalTask
@@ -60,14 +60,14 @@ def voices_of(
         ConfigError: an adapter's task is not known, or writes no text.
         DataError: the tokenizer is not the one that an adapter was trained with.
     """
-    common, out = end_tokens(model, tokenizer), {}
+    out = {}
     for name in names:
         task = _task_of(model, name, tasks or {}, tokenizer)
         if not task.generates or is_encoder_decoder(getattr(model.base, "config", None)):
             what = "is answered by predict alone" if task.generates else "writes no text; use predict"
             raise ConfigError(f"the adapter {name!r} was trained for the task {task.name}, which {what}")
         task = task.with_tokenizer(tokenizer)
-        out[name] = Voice(name, task, frozenset([*common, *task.ends()]))
+        out[name] = Voice(name, task, ends_of(model, tokenizer, task))
     return out
 
 

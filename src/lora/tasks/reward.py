@@ -21,7 +21,7 @@ from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row
 from lora.tasks.chat import MessagesInput, named_error, to_messages
 from lora.tasks.pairs import PairOptions, PairTask, right_share
-from lora.tasks.sequence import REMEDY, pad
+from lora.tasks.sequence import REMEDY, padded_ids
 
 
 class RewardOptions(PairOptions):
@@ -105,10 +105,7 @@ class RewardTask(PairTask):
         is scored (b, t), without labels."""
         pairs = "chosen" in examples[0]
         rows = [ids for one in examples for ids in ((one["chosen"], one["rejected"]) if pairs else (one["input_ids"],))]
-        batch = {
-            "input_ids": pad(rows, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in rows], 0, padding_side),
-        }
+        batch = padded_ids(rows, pad_token_id, padding_side)
         return {**batch, "labels": torch.zeros(len(examples), dtype=torch.long)} if pairs else batch
 
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

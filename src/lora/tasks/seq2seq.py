@@ -18,7 +18,7 @@ from lora.data.rows import named
 from lora.errors import ModelError
 from lora.tasks.base import Encoded, NoneLeft, Options, Row
 from lora.tasks.causal import CausalTask
-from lora.tasks.sequence import REMEDY, cut_note, pad, tokenise
+from lora.tasks.sequence import REMEDY, cut_note, pad, padded_ids, tokenise
 from lora.tasks.tokens import IGNORED, NO_END
 
 
@@ -104,11 +104,7 @@ class Seq2SeqTask(CausalTask):
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` (b, s) and, where there are any, ``labels`` (b, t): long."""
-        ids = [example["input_ids"] for example in examples]
-        batch = {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
-        }
+        batch = padded_ids([example["input_ids"] for example in examples], pad_token_id, padding_side)
         if "labels" in examples[0]:
             batch["labels"] = pad([example["labels"] for example in examples], IGNORED, "right")
         return batch

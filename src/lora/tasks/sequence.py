@@ -137,12 +137,7 @@ class SequenceTask(Task):
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` (b, t) long, ``token_type_ids`` (b, t) where there are any, ``labels``."""
-        ids = [example["input_ids"] for example in examples]
-        batch = {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            # By length, never by comparing with the pad token: it may be the end token too.
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
-        }
+        batch = padded_ids([example["input_ids"] for example in examples], pad_token_id, padding_side)
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"] = pad([example["token_type_ids"] for example in examples], 0, padding_side)
         if "label" in examples[0]:
@@ -185,6 +180,15 @@ def pad(rows: list[list[int]], value: int, side: str) -> Tensor:
         row + [value] * (width - len(row)) if side == "right" else [value] * (width - len(row)) + row for row in rows
     ]
     return torch.tensor(filled, dtype=torch.long)
+
+
+def padded_ids(rows: list[list[int]], pad_token_id: int, side: str) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, (b, t) long, of token ids ``rows``, padded on the ``side``."""
+    # By length, never by comparing with the pad token: it may be the end token too.
+    return {
+        "input_ids": pad(rows, pad_token_id, side),
+        "attention_mask": pad([[1] * len(row) for row in rows], 0, side),
+    }
 
 
 def require_columns(rows: Collection[Row] | RowStream, columns: list[str]) -> None:
