@@ -157,9 +157,13 @@ def test_options_by_their_names() -> None:
     rows = [ROW, ROW]
     config = DataConfig.make({"options": {"learn": "last", "template": "chatml"}})
     task, how = task_for(rows, config)
-    assert isinstance(task, ChatTask) and (task.learn, task.template) == ("last", "chatml") and "Task chat" in how
+    assert (
+        isinstance(task, ChatTask)
+        and (task.settings.learn, task.settings.template) == ("last", "chatml")
+        and "Task chat" in how
+    )
     again = with_columns(task, DataConfig.make({"options": {"learn": "all"}}))
-    assert (again.learn, again.template) == ("all", "chatml")
+    assert (again.settings.learn, again.settings.template) == ("all", "chatml")
     with pytest.raises(ConfigError, match="data.options.lern: unknown setting; did you mean 'learn'"):
         task_for(rows, DataConfig.make({"options": {"lern": "last"}}))
     with pytest.raises(ConfigError, match="data.options: the task classification has none"):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from chat_tokenizer import byte_tokenizer
 from lora.data.rendering import IGNORED
-from lora.errors import DataError
+from lora.errors import ConfigError, DataError
 from lora.tasks import TASKS, from_state
 
 TOKENIZER = byte_tokenizer()
@@ -98,39 +98,81 @@ def test_answers_are_never_cut_and_prompts_are_from_the_left() -> None:
         task.encode([{"prompt": "p", "chosen": "y" * 40, "rejected": "z"}], TOKENIZER, 12)
 
 
-OWN, BASE = torch.tensor([[3.0, 5.0], [4.0, 2.5]]), torch.tensor([[3.5, 4.0], [4.0, 4.0]])
-COUNTS = torch.tensor([[2.0, 4.0], [3.0, 5.0]])
+def sums_by_hand(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> tuple[list[list[float]], list[list[int]]]:
+    """Of each pair log π of chosen and rejected, and their numbers of tokens: token by token, in float64."""
+    sums, counts = [], []
+    for row, labels in zip(logits.double(), batch["labels"].tolist(), strict=True):
+        learned = [place for place, label in enumerate(labels) if label != IGNORED]
+        sums.append(
+            math.fsum(
+                float(row[place - 1, labels[place]]) - math.log(math.fsum(row[place - 1].exp().tolist()))
+                for place in learned
+            )
+        )
+        counts.append(len(learned))
+    return [list(pair) for pair in zip(sums[::2], sums[1::2], strict=True)], [
+        list(pair) for pair in zip(counts[::2], counts[1::2], strict=True)
+    ]
 
 
-def by_formula(loss: str, beta: float, eps: float) -> list[float]:
-    """Pair by pair, in plain floats."""
-    out = []
-    for own, base, counts in zip(OWN.tolist(), BASE.tolist(), COUNTS.tolist(), strict=True):
-        ratio = [b - o for o, b in zip(own, base, strict=True)]
-        h = beta * (ratio[0] - ratio[1])
-        sig = 1 / (1 + math.exp(-h))
-        p = [math.exp(-o / n) for o, n in zip(own, counts, strict=True)]
-        odds = math.log(p[0] / (1 - p[0])) - math.log(p[1] / (1 - p[1]))
-        out.append({
-            "sigmoid": -(1 - eps) * math.log(sig) - eps * math.log(1 - sig),
-            "robust": (-(1 - eps) * math.log(sig) + eps * math.log(1 - sig)) / (1 - 2 * eps),
-            "hinge": max(0.0, 1 - h),
-            "ipo": (ratio[0] / counts[0] - ratio[1] / counts[1] - 1 / (2 * beta)) ** 2,
-            "orpo": -math.log(p[0]) - beta * math.log(1 / (1 + math.exp(-odds))),
-            "simpo": -math.log(1 / (1 + math.exp(-(beta * math.log(p[0]) - beta * math.log(p[1]) - 0.3)))),
-        }[loss])  # fmt: skip
-    return out
+def by_formula(loss: str, own: list[float], base: list[float], counts: list[int], beta: float, eps: float) -> float:
+    """The papers' own equations, with probabilities and odds as they stand there."""
+
+    def log_sigmoid(x: float) -> float:
+        return -math.log1p(math.exp(-x))
+
+    h = beta * ((own[0] - base[0]) - (own[1] - base[1]))
+    mean = [sum_ / count for sum_, count in zip(own, counts, strict=True)]
+    odds = [math.exp(p) / (1 - math.exp(p)) for p in mean]
+    return {
+        "sigmoid": lambda: -(1 - eps) * log_sigmoid(h) - eps * log_sigmoid(-h),
+        "robust": lambda: (-(1 - eps) * log_sigmoid(h) + eps * log_sigmoid(-h)) / (1 - 2 * eps),
+        "hinge": lambda: max(0.0, 1 - h),
+        "ipo": lambda: ((mean[0] - base[0] / counts[0]) - (mean[1] - base[1] / counts[1]) - 1 / (2 * beta)) ** 2,
+        "orpo": lambda: -mean[0] - beta * log_sigmoid(math.log(odds[0] / odds[1])),
+        "simpo": lambda: -log_sigmoid(beta * mean[0] - beta * mean[1] - 0.3),
+    }[loss]()
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "robust", "hinge", "ipo", "orpo", "simpo"])
-@pytest.mark.parametrize("eps", [0.0, 0.2])
+@pytest.mark.parametrize(
+    "loss, eps",
+    [("sigmoid", 0.0), ("sigmoid", 0.2), ("sigmoid", 0.7), ("robust", 0.0), ("robust", 0.2), ("robust", 0.49),
+     ("hinge", 0.0), ("ipo", 0.0), ("orpo", 0.0), ("simpo", 0.0)],
+)  # fmt: skip
 def test_losses_by_their_formulas(loss: str, eps: float) -> None:
-    task = Preference(prompt="prompt", loss=loss, beta=0.5, gamma=0.3)
-    found = task.pair_losses(OWN, COUNTS, BASE if task.reference else None, eps)
-    torch.testing.assert_close(found, torch.tensor(by_formula(loss, 0.5, eps)))
-    with_sft = Preference(prompt="prompt", loss=loss, beta=0.5, gamma=0.3, sft=2.0)
-    more = with_sft.pair_losses(OWN, COUNTS, BASE if task.reference else None, eps) - found
-    torch.testing.assert_close(more, 2 * OWN[:, 0] / COUNTS[:, 0])
+    """From logits on: which tokens count, what is divided by their number, and the formula."""
+    rows = [*ROWS, {"prompt": "Long:", "chosen": " a very good answer", "rejected": " x"}]
+    options: dict[str, Any] = {"loss": loss, "beta": 0.5, **({"gamma": 0.3} if loss == "simpo" else {})}
+    task = Preference(prompt="prompt", **options)
+    batch = task.collate(task.encode(rows, TOKENIZER, 100).examples, 0)
+    draw = torch.Generator().manual_seed(3)
+    own, base = (torch.randn(6, batch["input_ids"].shape[1], len(TOKENIZER), generator=draw) for _ in range(2))
+    compared = {"reference": SimpleNamespace(logits=base)} if task.reference else {}
+    assert task.reference == (loss not in ("orpo", "simpo"))
+    found, _ = task.row_losses(SimpleNamespace(logits=own), batch, eps, **compared)
+    (mine, counts), (theirs, _) = sums_by_hand(own, batch), sums_by_hand(base, batch)
+    wanted = [by_formula(loss, *its, 0.5, eps) for its in zip(mine, theirs, counts, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(wanted), rtol=2e-5, atol=2e-5)
+    with_sft = Preference(prompt="prompt", **options, sft=2.0)
+    more = with_sft.row_losses(SimpleNamespace(logits=own), batch, eps, **compared)[0] - found
+    wanted = [-2 * sums[0] / count[0] for sums, count in zip(mine, counts, strict=True)]
+    torch.testing.assert_close(more, torch.tensor(wanted), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss, eps", [("robust", 0.5), ("robust", 0.9), ("hinge", 0.1), ("ipo", 0.1), ("simpo", 0.1)])
+def test_smoothing_that_a_loss_has_not(loss: str, eps: float) -> None:
+    task = Preference(prompt="prompt", loss=loss)
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        task.pair_losses(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1, 2), eps)
+    task.check_smoothing(0.0)
+
+
+def test_options_that_do_not_go_together() -> None:
+    with pytest.raises(ConfigError, match="gamma 0.5 is the margin of simpo, and the loss is ipo"):
+        Preference(prompt="prompt", loss="ipo", gamma=0.5)
+    with pytest.raises(ConfigError, match="betta: unknown setting; did you mean 'beta'"):
+        Preference(prompt="prompt", betta=1)
+    assert Preference(prompt="prompt", loss="ipo", gamma=1.0).settings.gamma == 1.0, "what older adapters state"
 
 
 def test_the_start_of_dpo_is_log_2_and_metrics_of_ties() -> None:

@@ -136,7 +136,7 @@ def test_what_else_the_columns_may_say() -> None:
 
 def test_options_are_kept_with_the_task() -> None:
     task, _ = task_for(table("text", "summary"), DataConfig(options={"prefix": "summarize: "}), T5)
-    assert isinstance(task, Seq2SeqTask) and task.prefix == "summarize: "
+    assert isinstance(task, Seq2SeqTask) and task.settings.prefix == "summarize: "
     assert from_state(task.state()).state() == task.state()
     with pytest.raises(ConfigError, match="prefx"):
         task_for(table("text", "summary"), DataConfig(options={"prefx": "x"}), T5)

@@ -10,13 +10,13 @@ from lora.chat.screen import Screen
 from lora.chat.session import Session
 from lora.config import SamplingConfig
 from lora.core.routing import BASE
+from lora.data.columns import MESSAGES
 from lora.data.conversations import holds_messages, read_messages
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError
 from lora.io.atomic import write_text
 from lora.io.places import file_to_write
 from lora.registry import unknown
-from lora.tasks.chat import MESSAGES
 
 # name -> (what follows it, what it does); the order is that of /help.
 COMMANDS = {

@@ -175,6 +175,10 @@ class Task(ABC):
         """
         return self
 
+    def check_smoothing(self, label_smoothing: float) -> None:
+        """Raise ConfigError where ``training.label_smoothing`` is nothing that the task's loss has."""
+        return None
+
     def ends(self) -> list[int]:
         """Token ids that end a generated answer, beside the model's and the tokenizer's own."""
         return []

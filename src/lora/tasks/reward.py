@@ -19,12 +19,12 @@ from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row
-from lora.tasks.chat import MessagesInput, named_error, to_messages
-from lora.tasks.pairs import PairOptions, PairTask, right_share
+from lora.tasks.pairs import PairTask, right_share
 from lora.tasks.sequence import REMEDY, padded_ids
+from lora.tasks.templated import MessagesInput, TemplateOptions, named_error, to_messages
 
 
-class RewardOptions(PairOptions):
+class RewardOptions(TemplateOptions):
     """Settings of the task reward."""
 
     centre: float = Field(
@@ -36,11 +36,13 @@ class RewardTask(PairTask):
     """A reward model (Ouyang et al. 2022, arXiv:2203.02155, eq. 1): -log σ(r(c) - r(r)) of the chosen and the rejected
     answer; ``centre`` adds that many times (r(c) + r(r))² (Eisenstein et al. 2023, arXiv:2312.09244, eq. 2).
 
-    Arguments: as of `PairTask`; and centre.
+    Arguments: as of `PairTask`; and
+        completion: column of the answer that is to be scored, in prediction.
     """
 
     name = "reward"
     options = RewardOptions
+    settings: RewardOptions
     sign = None  # the same columns are more often meant for preference training
     auto_class = "AutoModelForSequenceClassification"
     best_metric = "loss"
@@ -48,12 +50,12 @@ class RewardTask(PairTask):
     measures = ("loss", "accuracy", "margin")
     rows = 2
 
-    def __init__(self, *args: Any, completion: str = "completion", centre: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, completion: str = "completion", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.completion, self.centre = completion, centre
+        self.completion = completion
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "completion": self.completion, "centre": self.centre}
+        return {**super().state(), "completion": self.completion}
 
     def inputs(self) -> list[Input]:
         """What is scored: a prompt and an answer to it, or a whole conversation."""
@@ -113,8 +115,8 @@ class RewardTask(PairTask):
         rewards = outputs.logits[:, 0].float().view(-1, 2)
         difference = rewards[:, 0] - rewards[:, 1]
         losses = -(1 - label_smoothing) * F.logsigmoid(difference) - label_smoothing * F.logsigmoid(-difference)
-        if self.centre:
-            losses = losses + self.centre * rewards.sum(dim=1).square()
+        if self.settings.centre:
+            losses = losses + self.settings.centre * rewards.sum(dim=1).square()
         return losses, torch.ones_like(losses)
 
     @torch.no_grad()

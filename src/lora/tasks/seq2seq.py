@@ -33,7 +33,7 @@ class Seq2SeqTask(CausalTask):
 
     Arguments:
         prompt, completion, context: columns as of `CausalTask`; the prompt, with its context, is the source.
-        prefix: see `Prefixed`.
+        options: see `Prefixed`.
     """
 
     name = "seq2seq"
@@ -42,9 +42,9 @@ class Seq2SeqTask(CausalTask):
     auto_class = "AutoModelForSeq2SeqLM"
     next_token = False  # of the decoder it is, but behind an encoder: no packed rows
 
-    def __init__(self, prompt: str, completion: str, context: str | None = None, prefix: str = "") -> None:
+    def __init__(self, prompt: str, completion: str, context: str | None = None, **options: Any) -> None:
         super().__init__(prompt=prompt, completion=completion, context=context)
-        self.prefix = prefix
+        self.settings = Prefixed.make(options)
 
     @classmethod
     def suits(cls, base: Any) -> bool:
@@ -63,7 +63,7 @@ class Seq2SeqTask(CausalTask):
 
     def state(self) -> dict[str, Any]:
         columns = {"prompt": self.prompt, "completion": self.completion, "context": self.context}
-        return {"task": self.name, **columns, "prefix": self.prefix}
+        return {"task": self.name, **columns, **self.settings.model_dump()}
 
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
         """Sources with whatever the tokenizer puts around a text, cut on the right; targets as its ``text_target``
@@ -73,7 +73,7 @@ class Seq2SeqTask(CausalTask):
         length is s + t. Raises DataError: rows at fault, or no row left.
         """
         texts, answers = self._texts(rows, supervised)
-        sources, truncated = tokenise(tokenizer, [[self.prefix + text] for text in texts], max_length)
+        sources, truncated = tokenise(tokenizer, [[self.settings.prefix + text] for text in texts], max_length)
         targets = _targets(tokenizer, answers)
         problems, examples = Problems(rows), list[dict[str, Any]]()
         for index, source in enumerate(sources):

@@ -58,6 +58,7 @@ def enter(
                     getattr(model.base, "config", None),
                 )  # fmt: skip
                 job.prepared = prepare(model, rows, tokenizer, columns.max_length)
+            job.prepared.task.check_smoothing(s.label_smoothing)
             _place(model, name, job, s.seed)
             participants.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
     processes.wait()  # every process has looked before the first one writes
