@@ -12,9 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from chat_tokenizer import byte_tokenizer
+from lora.config import DataConfig
 from lora.data.rendering import IGNORED
+from lora.data.sources import Part
 from lora.errors import ConfigError, DataError
 from lora.tasks import TASKS, from_state
+from lora.tasks.agree import agree
+from lora.tasks.inputs import task_for
 
 TOKENIZER = byte_tokenizer()
 TURNS = [{"role": "user", "content": "Hi"}]
@@ -208,3 +212,57 @@ def test_rewards() -> None:
     assert task.predictions(SimpleNamespace(logits=torch.tensor([[7.0]])), batch) == [{"reward": 7.0}]
     with pytest.raises(DataError, match="A score needs the whole answer"):
         task.encode([{"prompt": "p", "completion": "long" * 9}, ROWS[0] | {"completion": "a"}], TOKENIZER, 20, False)
+
+
+def bert_like(kind: str) -> Any:
+    """Letters, with what BERT and RoBERTa put around one text and around two."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    first, last = {"bert": ("[CLS]", "[SEP]"), "roberta": ("<s>", "</s>"), "none": ("<s>", "</s>")}[kind]
+    vocabulary = {token: place for place, token in enumerate(["<pad>", first, last, *"abcdefgh"])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    between = "" if kind == "bert" else f"{last}:1 "
+    if kind != "none":
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A {last}", pair=f"{first} $A:0 {last}:0 {between}$B:1 {last}:1",
+            special_tokens=[(first, 1), (last, 2)],
+        )  # fmt: skip
+    ends = {} if kind == "bert" else {"bos_token": first, "eos_token": last}
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", cls_token=first, sep_token=last, **ends)
+
+
+@pytest.mark.parametrize(
+    "kind, frame",
+    [("bert", "[CLS]ab[SEP]{}[SEP]"), ("roberta", "<s>ab</s></s>{}</s>"), ("none", "ab</s>{}</s>")],
+)
+def test_rewards_of_encoders_see_prompt_and_answer_as_a_pair(kind: str, frame: str) -> None:
+    known, row = bert_like(kind), {"prompt": "ab", "chosen": "cd", "rejected": "efg"}
+    task = Reward.from_rows([row], COLUMNS)
+    (example,) = task.encode([row], known, 30).examples
+    for name in ("chosen", "rejected"):
+        said = "".join(known.convert_ids_to_tokens(example[name]))
+        assert said == frame.format(row[name])
+        assert kind == "none" or example[name] == known(row["prompt"], row[name])["input_ids"]
+    scored = task.encode([{"prompt": "ab", "completion": "cd"}], known, 30, supervised=False)
+    assert scored.examples[0]["input_ids"] == example["chosen"]
+    exact = len(example["rejected"])
+    assert task.encode([row], known, exact).examples == [example] and not task.encode([row], known, exact).notes
+    assert len(task.encode([row], known, exact - 1).examples[0]["rejected"]) == exact - 1
+
+
+def test_the_scored_answer_is_a_column_that_rows_to_learn_may_lack() -> None:
+    config = DataConfig.make({"task": "reward", "columns": {"completion": "answer"}})
+    rows = [{**row, "answer": "x"} for row in ROWS]
+    task, _ = task_for(rows, config)
+    assert [given.column for given in task.inputs()] == ["prompt", "answer"]
+    scored = task.encode([{"prompt": "Say it:", "answer": " good"}], TOKENIZER, 100, supervised=False)
+    assert text(scored.examples[0]["input_ids"]) == "Say it: good</s>"
+    task, _ = task_for(ROWS, DataConfig.make({"task": "reward"}))
+    again, _ = agree([Part("data", list(ROWS))], DataConfig(), task)
+    assert again.state() == task.state(), "an adapter goes on with rows that have nothing to be scored"
+    with pytest.raises(DataError, match="completion is missing"):
+        task.encode([{"prompt": "Say it:"}], TOKENIZER, 100, supervised=False)
+    with pytest.raises(DataError, match="completion is empty"):
+        task.encode([{"prompt": "Say it:", "completion": " "}], TOKENIZER, 100, supervised=False)

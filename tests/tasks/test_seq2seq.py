@@ -66,13 +66,16 @@ def test_sources_are_cut_and_targets_are_not() -> None:
         {"prompt": "red", "completion": "cat dog bird"},
     ]
     encoded = TASK.encode(rows, tokenizer("t5"), 4)
-    assert [example["row"] for example in encoded.examples] == [0, 2] and encoded.truncated == 1
+    assert [example["row"] for example in encoded.examples] == [0, 2] and encoded.truncated == 2
     assert encoded.examples[0]["input_ids"] == ids("red green blue"), "cut on the right, the end token kept"
     assert encoded.answers == ["cat", "cat dog bird"]
     assert encoded.notes == [
         "1 of 3 rows was longer than 4 tokens with the target alone and was left out: an answer is never cut.",
         "1 of 3 rows was longer than 4 tokens and lost the end of their sources.",
     ]
+    both = {"prompt": "red green blue sun moon", "completion": "cat dog bird runs"}
+    left_out = TASK.encode([both, rows[2]], tokenizer("t5"), 4)
+    assert left_out.truncated == 1 and len(left_out.notes) == 1, "a row that is left out lost no end of its source"
     with pytest.raises(DataError, match="None is left; raise data.max_length"):
         TASK.encode(rows[1:2], tokenizer("t5"), 4)
     with pytest.raises(DataError, match="completion"):

@@ -91,7 +91,8 @@ class Input:
     divisible: bool = False
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a cell; None: nothing. A task that reads no text has an `Input` of its own."""
+        """What is wrong with a cell as text; None: nothing. Columns of something else (messages, words) are of a class
+        of their own, which says what they take."""
         return text_problem(value, self.blank)
 
 

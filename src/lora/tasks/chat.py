@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lora.data.columns import MESSAGES, Claim, Sign, Table
-from lora.data.conversations import Message, holds_messages, is_learned, read_tools
+from lora.data.conversations import Message, holds_messages, is_learned, read_tools, to_answer
 from lora.data.formats import Format
 from lora.data.problems import Problems, is_missing, text_problem
 from lora.data.rendering import IGNORED
@@ -21,7 +21,7 @@ from lora.tasks.base import Encoded, Input, NoneLeft, Row
 from lora.tasks.causal import CONTEXT, JOIN, WITH_CONTEXT, prompt_and_completion
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.sequence import REMEDY, counted, require_columns
-from lora.tasks.templated import MessagesInput, Templated, TemplateOptions, named_error, to_messages
+from lora.tasks.templated import MessagesInput, Templated, TemplateOptions, named_error, problem_of, to_messages
 
 
 class ChatOptions(TemplateOptions):
@@ -32,6 +32,13 @@ class ChatOptions(TemplateOptions):
         description="which of the assistant's messages: all, the last, or by number from 0 (-1: the last); where "
         "messages say so themselves (weight: 0 or 1, train: false or true), those that do are learned or not",
     )
+
+
+class ToolsInput(Input):
+    """A column of the functions that the assistant may call."""
+
+    def problem(self, value: Any) -> str | None:
+        return problem_of(read_tools, value)
 
 
 class ChatTask(Templated, NextTokenTask):
@@ -101,7 +108,7 @@ class ChatTask(Templated, NextTokenTask):
 
     def inputs(self) -> list[Input]:
         beside = [Input(name, blank=True, optional=True) for name in (self.system, self.context) if name]
-        tools = [MessagesInput(self.tools, blank=True, optional=True)] if self.tools else []
+        tools = [ToolsInput(self.tools, optional=True)] if self.tools else []
         first = self.messages or self.prompt
         assert first is not None
         return [MessagesInput(first), *beside, *tools]
@@ -131,7 +138,7 @@ class ChatTask(Templated, NextTokenTask):
         task, renderer = self._rendering(tokenizer)
         conversations = self._conversations(rows, supervised)
         problems, examples = Problems(rows), list[dict[str, Any]]()
-        long = parts = lost = left_out = 0
+        long = split = parts = lost = left_out = 0
         for row, (messages, tools, first) in enumerate(conversations):
             try:
                 if not supervised:
@@ -139,20 +146,21 @@ class ChatTask(Templated, NextTokenTask):
                     long += cut
                     examples.append({"input_ids": ids, "row": row})
                     continue
-                made, missed = fitting(renderer, messages, self._answers(messages, first), tools, max_length)
+                made, missed, cut = fitting(renderer, messages, self._answers(messages, first), tools, max_length)
             except ValueError as error:
                 problems.add(f"its messages {error}", row)
                 continue
-            long += len(made) > 1 or missed > 0
-            parts += len(made) if len(made) > 1 else 0
+            long += cut
+            if cut and len(made) > 1:
+                split, parts = split + 1, parts + len(made)
             lost, left_out = lost + missed, left_out + (not made)
             examples += [{"input_ids": one.ids, "labels": one.labels, "row": row} for one in made]
         problems.raise_if_any(REMEDY)
         task.met(sorted(renderer.ends))
         notes = list[str]()
-        if long and supervised:
-            notes.append(counted(_split, max_length, long=long, total=len(rows), parts=parts))
-        elif long:
+        if split:
+            notes.append(counted(_split, max_length, split=split, total=len(rows), parts=parts))
+        if long and not supervised:
             notes.append(counted(_shortened, max_length, long=long, total=len(rows)))
         if lost:
             notes.append(counted(_lost, max_length, lost=lost, left_out=left_out, total=len(rows)))
@@ -205,8 +213,7 @@ class ChatTask(Templated, NextTokenTask):
         if self.messages:
             messages = named_error(self.messages, to_messages, row)
             if not supervised:
-                while messages and messages[-1]["role"] == "assistant":
-                    messages = messages[:-1]
+                messages = to_answer(messages)
                 if not messages:
                     raise ValueError(f"{self.messages} holds nothing to answer")
         else:
@@ -231,9 +238,8 @@ class ChatTask(Templated, NextTokenTask):
         return messages, first
 
 
-def _split(length: int, long: int, total: int, parts: int) -> str:
-    became = f" ({parts} examples)" if parts else ""
-    return f"{long} of {total} conversations have more than {length} tokens and became several{became}."
+def _split(length: int, split: int, total: int, parts: int) -> str:
+    return f"{split} of {total} conversations have more than {length} tokens and became several ({parts} examples)."
 
 
 def _shortened(length: int, long: int, total: int) -> str:

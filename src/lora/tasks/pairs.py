@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from lora.data.columns import MESSAGES, Claim, Sign, Table
-from lora.data.conversations import Message, holds_messages
+from lora.data.conversations import Message, holds_messages, to_answer
 from lora.data.formats import Format
 from lora.data.problems import Problems
 from lora.data.rendering import Renderer
@@ -37,7 +37,7 @@ class PairTask(Templated):
         options: see `TemplateOptions`, and those of the task itself.
     """
 
-    roles = ("prompt", "chosen", "rejected")
+    roles: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     to_name = "data.columns {prompt: NAME, chosen: NAME, rejected: NAME} to learn preferences"
     sign: ClassVar[Sign | None] = Sign.CLEAR  # of columns of that name; None: only where the task is named too
 
@@ -59,7 +59,8 @@ class PairTask(Templated):
             what = f"no {missing} column is recognised; name it with data.columns {{chosen: NAME, rejected: NAME}}"
             return Claim(sign, problem=table.error(what)) if sign is Sign.NAMED and sign else None
         prompt = named_.get("prompt") or table.get(*PROMPTS)
-        roles = {**({"prompt": prompt} if prompt else {}), "chosen": chosen, "rejected": rejected}
+        more = {role: named_[role] for role in cls.optional if role in named_}
+        roles = {**({"prompt": prompt} if prompt else {}), "chosen": chosen, "rejected": rejected, **more}
         return Claim(sign, roles, "the chosen answer is preferred to the rejected one") if sign else None
 
     @classmethod
@@ -127,9 +128,7 @@ class PairTask(Templated):
         """What is answered; of a whole conversation without a rejected answer, all up to its last answer."""
         if self.prompt is not None or self.rejected in row:
             return self._prompt(row) or self._pair(row)[0]
-        messages = named_error(self.chosen, to_messages, row)
-        while messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
+        messages = to_answer(named_error(self.chosen, to_messages, row))
         if not messages:
             raise ValueError(f"{self.chosen} holds nothing to answer")
         return self._with_system(messages)

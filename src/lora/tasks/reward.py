@@ -41,6 +41,8 @@ class RewardTask(PairTask):
     """
 
     name = "reward"
+    roles = (*PairTask.roles, "completion")
+    optional = ("completion",)
     options = RewardOptions
     settings: RewardOptions
     sign = None  # the same columns are more often meant for preference training
@@ -59,7 +61,8 @@ class RewardTask(PairTask):
 
     def inputs(self) -> list[Input]:
         """What is scored: a prompt and an answer to it, or a whole conversation."""
-        answer = [MessagesInput(self.completion)] if self.prompt else []
+        # Rows to be learned have none.
+        answer = [MessagesInput(self.completion, optional=True, role="assistant")] if self.prompt else []
         return [*super().inputs(), *answer]
 
     def model_options(self) -> dict[str, Any]:
@@ -68,14 +71,19 @@ class RewardTask(PairTask):
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
         """``chosen`` and ``rejected``: prompt and answer as token ids, as `PairTask` makes and cuts them. Without
         ``supervised``: ``input_ids`` of the prompt with the one answer that is to be scored."""
-        ends = [tokenizer.sep_token_id] if tokenizer.sep_token_id is not None else []  # of encoders, which have no end
+        between, end = _pair_frame(tokenizer)
+        # The tokenizer's end token, which stands behind answers otherwise, may be the same as an encoder's last one.
+        twice = bool(end) and end[0] == tokenizer.eos_token_id
         asked = self._pairs(rows) if supervised else self._scored(rows)
-        pairs, cut, notes = self._tokens(rows, asked, tokenizer, max_length - 2 * len(ends))
+        pairs, cut, notes = self._tokens(
+            rows, asked, tokenizer, max_length - len(between) - len(end) + (twice and not self.chat)
+        )
         if not supervised and len(pairs) < len(rows):
             raise DataError(f"{named(rows)}{notes[-1]} A score needs the whole answer; raise max_length")
         examples: list[dict[str, Any]] = []
         for row, prompt, answers in pairs:
-            whole = [[*prompt, *ends, *answer, *ends] for answer in answers]
+            bare = [answer[:-1] if twice and answer[-1:] == end[:1] else answer for answer in answers]
+            whole = [[*prompt, *between, *answer, *end] for answer in bare]
             scored = {"chosen": whole[0], "rejected": whole[1]} if supervised else {"input_ids": whole[0]}
             examples.append({**scored, "row": row})
         lengths = [max(len(ids) for key, ids in example.items() if key != "row") for example in examples]
@@ -141,3 +149,17 @@ class RewardTask(PairTask):
             "accuracy": right_share(margins),
             "margin": math.fsum(margins) / len(margins),
         }
+
+
+def _pair_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What an encoder's tokenizer puts between two texts and behind them (one ``[SEP]`` each, in RoBERTa two between);
+    nothing for one without a separating token, a decoder's."""
+    if tokenizer.sep_token_id is None:
+        return [], []
+    ids, specials = tokenizer("a", "a", verbose=False)["input_ids"], set(tokenizer.all_special_ids)
+    texts = [place for place, token in enumerate(ids) if token not in specials] or [0]
+    gap = next((i for i in range(texts[0], texts[-1]) if ids[i] in specials), None)
+    if gap is None:  # it puts no pairs together itself
+        return [tokenizer.sep_token_id], [tokenizer.sep_token_id]
+    second = next(place for place in texts if place > gap)
+    return list(ids[gap:second]), list(ids[texts[-1] + 1 :])

@@ -73,7 +73,7 @@ class Seq2SeqTask(CausalTask):
         length is s + t. Raises DataError: rows at fault, or no row left.
         """
         texts, answers = self._texts(rows, supervised)
-        sources, truncated = tokenise(tokenizer, [[self.settings.prefix + text] for text in texts], max_length)
+        sources, over = tokenise(tokenizer, [[self.settings.prefix + text] for text in texts], max_length)
         targets = _targets(tokenizer, answers)
         problems, examples = Problems(rows), list[dict[str, Any]]()
         for index, source in enumerate(sources):
@@ -86,19 +86,20 @@ class Seq2SeqTask(CausalTask):
                 examples.append(example | {"labels": targets[index]})
         problems.raise_if_any(REMEDY)
         notes, dropped = [], len(rows) - len(examples)
+        cut = sum(example["row"] in over for example in examples)
         if dropped:
             then = "with the target alone and {was} left out: an answer is never cut"
             notes.append(cut_note(dropped, len(rows), max_length, then))
         if not examples:
-            raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes, truncated)
-        if truncated:
-            notes.append(cut_note(truncated, len(rows), max_length, "and lost the end of their sources"))
+            raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes, dropped)
+        if cut:
+            notes.append(cut_note(cut, len(rows), max_length, "and lost the end of their sources"))
         if supervised and tokenizer.eos_token_id is None:
             notes.append(NO_END)
         counts = [len(example.get("labels", ())) for example in examples]
         lengths = [len(example["input_ids"]) + count for example, count in zip(examples, counts, strict=True)]
         kept = [answers[example["row"]] for example in examples] if supervised else []
-        return Encoded(examples, lengths, counts, truncated, notes, kept)
+        return Encoded(examples, lengths, counts, cut + dropped, notes, kept)
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

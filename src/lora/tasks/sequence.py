@@ -103,7 +103,8 @@ class SequenceTask(Task):
         problems.raise_if_any(REMEDY)
         if supervised:
             self.check_labels(labels, rows)
-        encodings, truncated = tokenise(tokenizer, texts, max_length)
+        encodings, over = tokenise(tokenizer, texts, max_length)
+        truncated = len(over)
         examples: list[dict[str, Any]] = []
         for index, encoding in enumerate(encodings):
             if not encoding["input_ids"]:
@@ -274,15 +275,15 @@ def wrong_type(value: Any, wanted: str) -> str:
     return f"the label {excerpt(value)} is not {wanted}"
 
 
-def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
-    """One encoding per row and how many were cut. ``texts``: one or two texts per row."""
+def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], set[int]]:
+    """One encoding per row, and the rows that were cut. ``texts``: one or two texts per row."""
     encodings = _call(tokenizer, texts)
     over = [index for index, encoding in enumerate(encodings) if len(encoding["input_ids"]) > max_length]
     if over:
         cut = _call(tokenizer, [texts[index] for index in over], truncation="longest_first", max_length=max_length)
         for index, encoding in zip(over, cut, strict=True):
             encodings[index] = encoding
-    return encodings, len(over)
+    return encodings, set(over)
 
 
 def _call(tokenizer: Any, texts: list[list[str]], **options: Any) -> list[dict[str, list[int]]]:

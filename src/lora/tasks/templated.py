@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
 from pydantic import Field
@@ -25,15 +27,23 @@ class TemplateOptions(Options):
     system_prompt: str | None = Field(default=None, description="system message of rows that have none")
 
 
+@dataclass(frozen=True)
 class MessagesInput(Input):
-    """A column of messages; a string is one message of the user's."""
+    """A column of messages; a string is one message of ``role``."""
+
+    role: str = "user"
 
     def problem(self, value: Any) -> str | None:
-        try:
-            to_messages(value)
-        except ValueError as error:
-            return str(error)
-        return None
+        return problem_of(lambda its: to_messages(its, self.role), value)
+
+
+def problem_of(read: Callable[[Any], Any], value: Any) -> str | None:
+    """Why ``read`` cannot read a cell; None: it can."""
+    try:
+        read(value)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 class Templated(Task):
