@@ -123,14 +123,9 @@ class Commands:
         self.screen.note(f"{count} messages taken back" if count else "there is nothing to take back")
 
     def do_retry(self, rest: str) -> None:
-        taken = self.session.take_answer_back()
-        if taken and not self.session.sampling.temperature:
+        if self.session.answered and not self.session.sampling.temperature:
             self.screen.note("the temperature is 0, so the same answer comes again; /set temperature 0.7")
-        try:
-            self._answered(lambda: self._show(lambda: self.session.answer(self.screen.piece)))
-        except BaseException:
-            self.session.messages.extend(taken)
-            raise
+        self._answered(lambda: self._show(lambda: self.session.retry(self.screen.piece)))
 
     def do_clear(self, rest: str) -> None:
         self.session.clear()

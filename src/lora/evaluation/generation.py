@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS, SamplingConfig
 from lora.core.configs import is_encoder_decoder
 from lora.data.batches import in_order
+from lora.data.conversations import holds_messages, to_answer
 from lora.errors import ConfigError, ModelError
 from lora.evaluation.decoding import decode
 from lora.model.base import MAX_LENGTH, longest_row, pad_token_id
@@ -100,3 +102,10 @@ def prompt_length(
             "positions for; lower max_new_tokens" + ("" if max_length is None else " or max_length")
         )
     return room
+
+
+def asked_with(cell: Any) -> dict[str, Any]:
+    """What an answer is told beside: a ``prompt``, or ``messages`` without the answer that the data have."""
+    if not holds_messages(cell):
+        return {"prompt": cell}
+    return {"messages": to_answer(json.loads(cell) if isinstance(cell, str) else cell)}

@@ -133,6 +133,12 @@ class Task(ABC):
         return True
 
     @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        """The task by which a base without an adapter, of the configuration ``base``, is asked for a text: with
+        ``messages`` in a chat template, or with a bare prompt. None: not by this one."""
+        return None
+
+    @classmethod
     @abstractmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
         """Whether the columns are meant for this task, how clearly, and which is which; None: not at all.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lora.data.columns import TEXT, Claim, Sign, Table
 from lora.data.problems import Problems, is_missing, text_problem
-from lora.tasks.base import Encoded, Input, Row
+from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.sequence import REMEDY, check_texts
 from lora.tasks.tokens import Frame, Made, bare_ids, blocks, completions
@@ -50,6 +50,10 @@ class CausalTask(NextTokenTask):
         self.prompt = prompt
         self.completion = completion
         self.context = context
+
+    @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        return cls(prompt="prompt", completion="completion") if cls.suits(base) and not messages else None
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:

@@ -17,7 +17,7 @@ from lora.data.problems import Problems, is_missing, text_problem
 from lora.data.rendering import IGNORED
 from lora.data.rows import named
 from lora.data.windows import fitting, last_exchanges
-from lora.tasks.base import Encoded, Input, NoneLeft, Row
+from lora.tasks.base import Encoded, Input, NoneLeft, Row, Task
 from lora.tasks.causal import CONTEXT, JOIN, WITH_CONTEXT, prompt_and_completion
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.sequence import REMEDY, counted, require_columns
@@ -72,6 +72,10 @@ class ChatTask(Templated, NextTokenTask):
             raise ValueError("a chat task reads either a messages column or a prompt and a completion column")
         self.messages, self.prompt, self.context, self.completion = messages, prompt, context, completion
         self.system, self.tools = system, tools
+
+    @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        return cls(messages="messages") if cls.suits(base) and messages else None
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:

@@ -16,7 +16,7 @@ from lora.data.columns import Claim, Table
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import ModelError
-from lora.tasks.base import Encoded, NoneLeft, Options, Row
+from lora.tasks.base import Encoded, NoneLeft, Options, Row, Task
 from lora.tasks.causal import CausalTask
 from lora.tasks.sequence import REMEDY, cut_note, pad, padded_ids, tokenise
 from lora.tasks.tokens import IGNORED, NO_END
@@ -49,6 +49,10 @@ class Seq2SeqTask(CausalTask):
     @classmethod
     def suits(cls, base: Any) -> bool:
         return is_encoder_decoder(base)
+
+    @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        return cls(prompt="prompt", completion="completion") if cls.suits(base) else None  # it knows no messages
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
