@@ -8,7 +8,7 @@ import torch
 
 from lora.checks.finding import Finding
 from lora.data.rendering import IGNORED
-from lora.evaluation.generation import end_tokens
+from lora.evaluation.generation import ends_of
 from lora.model.heads import input_embedding
 from lora.tasks import Encoded, Task
 from lora.training.schedule import default_learning_rate
@@ -52,7 +52,7 @@ def stops(model: LoRA, prepared: Prepared) -> Finding:
     name = "answers end with a stop token"
     if not task.generates or task.inputs()[0].divisible:
         return Finding(name, "skipped", "the task has no answers" if not task.generates else "running text has no end")
-    known = {*end_tokens(model, prepared.tokenizer), *task.ends()}
+    known = ends_of(model, prepared.tokenizer, task)
     # One example at a time, here and below: all of them may be more than memory holds.
     ended = sum(bool(last := task.last_tokens(example)) and known.issuperset(last) for example in data.examples)
     shown = ", ".join(repr(prepared.tokenizer.decode([token])) for token in sorted(known)) or "none is known"

@@ -94,7 +94,8 @@ class Input:
     divisible: bool = False
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a cell; None: nothing. A task that reads no text has an `Input` of its own."""
+        """What is wrong with a cell as text; None: nothing. Columns of something else (messages, words) are of a class
+        of their own, which says what they take."""
         return text_problem(value, self.blank)
 
     def asked(self, value: Any) -> str:
@@ -144,6 +145,12 @@ class Task(ABC):
         """Whether the task may be meant where the settings name none and the base has the configuration ``base``
         (transformers'; None: not known)."""
         return True
+
+    @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        """The task by which a base without an adapter, of the configuration ``base``, is asked for a text: with
+        ``messages`` in a chat template, or with a bare prompt. None: not by this one."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -215,6 +222,10 @@ class Task(ABC):
         Raises DataError where rows would become other tokens than those the adapter was trained with.
         """
         return self
+
+    def check_smoothing(self, label_smoothing: float) -> None:
+        """Raise ConfigError where ``training.label_smoothing`` is nothing that the task's loss has."""
+        return None
 
     def ends(self) -> list[int]:
         """Token ids that end a generated answer, beside the model's and the tokenizer's own."""

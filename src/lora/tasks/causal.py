@@ -52,6 +52,10 @@ class CausalTask(NextTokenTask):
         self.context = context
 
     @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        return cls(prompt="prompt", completion="completion") if cls.suits(base) and not messages else None
+
+    @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
         given = table.named
         answers = "prompt" in given or "completion" in given

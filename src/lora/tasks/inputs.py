@@ -115,8 +115,11 @@ def with_options(task: Task, config: DataConfig) -> Task:
         return task
     if not task.options.model_fields:
         raise ConfigError(f"data.options: the task {task.name} has none (given: {', '.join(config.options)})")
-    given = task.options.make(config.options, "data.options")
-    return from_state({**task.state(), **given.model_dump(mode="json", exclude_unset=True)})
+    state = task.state()
+    # With those that it has already: some go together, and some do not.
+    before = {name: state[name] for name in task.options.model_fields}
+    given = {task.options.canonical(name): value for name, value in config.options.items()}
+    return from_state({**state, **task.options.make({**before, **given}, "data.options").model_dump(mode="json")})
 
 
 def tokenizer_of(model: LoRA) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora.data.kinds import Kind
 from lora.data.rows import named
-from lora.errors import DataError
+from lora.errors import ConfigError, DataError
 from lora.tasks.base import Row
 from lora.tasks.sequence import SequenceTask, label_problem, wrong_type
 
@@ -102,6 +102,12 @@ class RegressionTask(SequenceTask):
     def label_tensor(self, labels: list[float]) -> Tensor:
         """(b,) fp32, standardised."""
         return torch.tensor([(value - self.mean) / self.std for value in labels], dtype=torch.float32)
+
+    def check_smoothing(self, label_smoothing: float) -> None:
+        if label_smoothing:
+            raise ConfigError(
+                f"training.label_smoothing {label_smoothing:g}: there is nothing to smooth in a number; leave it out"
+            )
 
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Squared error of the standardised label per row (b,) fp32, and ones (b,). ``outputs.logits``: (b, ≥1), the

@@ -15,7 +15,7 @@ from lora.data.rows import Places, named
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort_names, typed
-from lora.tasks.sequence import REMEDY, counted, cut_note, pad, require_columns
+from lora.tasks.sequence import REMEDY, counted, cut_note, pad, padded_ids, require_columns
 from lora.tasks.spans import OUTSIDE, Span, broken, complete, pairs, scheme_of, scores, spans, strict_spans, type_of
 from lora.tasks.tokens import IGNORED
 from lora.tasks.words import Pieces, Words, aligned, split, tags_of, windows, words_of
@@ -244,10 +244,8 @@ class TokenClassificationTask(Task):
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels``: (b, t) long."""
-        ids = [example["input_ids"] for example in examples]
         return {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
+            **padded_ids([example["input_ids"] for example in examples], pad_token_id, padding_side),
             "labels": pad([example["labels"] for example in examples], IGNORED, padding_side),
         }
 
