@@ -64,6 +64,7 @@ def decode(
     cache: Any = None,
     on_token: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    finished: Callable[[list[int]], bool] | None = None,
 ) -> list[Written]:
     """Write behind every prompt.
 
@@ -73,30 +74,36 @@ def decode(
         cache: keys and values of the beginning of the prompt (of one row); it is filled further.
         on_token: called with each token (of one row) as it is written, the one that ends it included.
         stop: asked after every token; true: leave it at what there is.
+        finished: asked after every token with all that a row has of its own; true: the row is left at that. What
+            stands behind it in the row's ids is padding.
     """
     if len(set(adapters)) > 1:
         try:
-            return _together(model, prompts, adapters, ends, sampling, seeds, pad_token_id, stop=stop)
+            return _together(
+                model, prompts, adapters, ends, sampling, seeds, pad_token_id, stop=stop, finished=finished
+            )
         except RoutingError:  # a base whose rows cannot be told apart: one adapter after another, more slowly
             out: list[Written | None] = [None] * len(prompts)
             for name in dict.fromkeys(adapters):
                 rows = [row for row, its in enumerate(adapters) if its == name]
                 found = _together(
                     model, [prompts[row] for row in rows], [name] * len(rows), [ends[row] for row in rows], sampling,
-                    [seeds[row] for row in rows], pad_token_id, stop=stop,
+                    [seeds[row] for row in rows], pad_token_id, stop=stop, finished=finished,
                 )  # fmt: skip
                 for row, its in zip(rows, found, strict=True):
                     out[row] = its
             return [written for written in out if written is not None]
     return _together(
-        model, prompts, adapters, ends, sampling, seeds, pad_token_id, cache=cache, on_token=on_token, stop=stop
-    )
+        model, prompts, adapters, ends, sampling, seeds, pad_token_id, cache=cache, on_token=on_token, stop=stop,
+        finished=finished,
+    )  # fmt: skip
 
 
 def _together(
     model: LoRA, prompts: Sequence[Sequence[int]], adapters: Sequence[str], ends: Sequence[Collection[int]],
     sampling: SamplingConfig, seeds: Sequence[int], pad_token_id: int, *, cache: Any = None,
     on_token: Callable[[int], None] | None = None, stop: Callable[[], bool] | None = None,
+    finished: Callable[[list[int]], bool] | None = None,
 ) -> list[Written]:  # fmt: skip
     width = max(map(len, prompts))
     padding = [width - len(prompt) for prompt in prompts]
@@ -111,7 +118,7 @@ def _together(
             **to_device(batch, model), adapters=list(adapters), max_new_tokens=sampling.max_new_tokens,
             pad_token_id=pad_token_id, eos_token_id=sorted(common) or None, use_cache=True, **OWN, **options,
             logits_processor=_processors(sampling, padding, width, seeds),
-            stopping_criteria=StoppingCriteriaList([_RowsEnd(ends, stop)]),
+            stopping_criteria=StoppingCriteriaList([_RowsEnd(ends, stop, finished, width)]),
             streamer=_Tokens(on_token) if on_token else None,
         )  # fmt: skip
     return [_cut(ids, its, sampling.max_new_tokens) for ids, its in zip(found[:, width:].tolist(), ends, strict=True)]
@@ -130,14 +137,20 @@ class _RowsEnd(StoppingCriteria):
 
     eos_token_id = None  # transformers fills finished rows with padding where a criterion has this attribute
 
-    def __init__(self, ends: Sequence[Collection[int]], stop: Callable[[], bool] | None) -> None:
-        self.ends, self.stop = ends, stop
+    def __init__(
+        self, ends: Sequence[Collection[int]], stop: Callable[[], bool] | None,
+        finished: Callable[[list[int]], bool] | None, width: int,
+    ) -> None:  # fmt: skip
+        self.ends, self.stop, self.finished, self.width = ends, stop, finished, width
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
         if self.stop is not None and self.stop():
             return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         last = input_ids[:, -1].tolist()
         done = [token in ends for token, ends in zip(last, self.ends, strict=True)]
+        if self.finished is not None:
+            written = input_ids[:, self.width :].tolist()
+            done = [ended or self.finished(ids) for ended, ids in zip(done, written, strict=True)]
         return torch.tensor(done, device=input_ids.device)
 
 
