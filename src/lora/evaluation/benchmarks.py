@@ -59,7 +59,7 @@ class Benchmarks:
             shots = f", {self.fewshot[task]} examples" if self.fewshot.get(task) else ""
             for metric, its in metrics.items():
                 better = self.higher_is_better.get(task, {}).get(metric)
-                form = Metric(metric, better=0 if better is None else 1 if better else -1)
+                form = Metric(metric, ".3f", 0 if better is None else 1 if better else -1)
                 label = f"{task}{shots}: {metric}"
                 grid.rows.append([label, *_cells(its, names, form, single)])
         grid.below.append(

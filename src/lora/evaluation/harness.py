@@ -10,7 +10,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from lora.errors import ConfigError, DataError, LoraError, ModelError
 from lora.evaluation.benchmarks import Benchmarks, collected
 from lora.evaluation.generation import end_tokens
 from lora.evaluation.inputs import chosen_adapters, stored_task
+from lora.evaluation.shared import Shared
 from lora.hub import offline_unless_reachable
 from lora.model.base import pad_token_id, positions_of
 from lora.model.heads import output_heads
@@ -30,10 +32,19 @@ from lora.tasks import Task
 from lora.tasks.inputs import tokenizer_of
 
 if TYPE_CHECKING:
+    from lora.evaluation.shared import Progress
     from lora.model.lora import LoRA
 
 SEEDS = 0, 1234  # of Python's and of numpy's random numbers, and of the examples in a prompt: lm-eval's own
 BOOTSTRAP = 1000  # samples for the standard error of a metric that is no mean; lm-eval's 100,000 take minutes
+
+
+@dataclass
+class Tasks:
+    """Tasks of lm-eval as it holds them, and what a user should know of them."""
+
+    loaded: Any
+    notes: list[str]
 
 
 def check_harness() -> None:
@@ -46,7 +57,7 @@ def check_harness() -> None:
 
 def benchmark(
     model: LoRA,
-    tasks: Sequence[str] | str,
+    tasks: Sequence[str] | str | Tasks,
     *,
     tokenizer: Any = None,
     adapters: Sequence[str] | str | None = None,
@@ -57,7 +68,7 @@ def benchmark(
     chat_template: bool = False,
     own_tasks: Mapping[str, Task] | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
-    on_requests: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Benchmarks:
     """Measure adapters, and the base beside them, on tasks of lm-eval (the extra ``harness``).
 
@@ -66,7 +77,8 @@ def benchmark(
     >>> benchmark(model, "arc_easy", limit=100)["arc_easy"]["acc"]["default"]["value"]
 
     Args:
-        tasks: names of lm-eval's tasks or groups; their data come from the hub, unless they are local.
+        tasks: names of lm-eval's tasks or groups, whose data come from the hub unless they are local; or what
+            `load_tasks` gave (``include`` and ``fewshot`` then are as they were there).
         adapters: default: all of the model's.
         baseline: run ``"base"`` too.
         include: folder with tasks of one's own, YAML files as lm-eval reads them. What these name they may also run.
@@ -75,7 +87,7 @@ def benchmark(
         chat_template: put the prompts in the tokenizer's chat template, examples as turns.
         own_tasks: what adapters were trained for, where they do not store it: it says what else ends their texts.
         batch_size: rows of one forward pass, adapters together.
-        on_requests: called with the number of requests that were computed, now and then.
+        progress: told how many requests there are, and how many were computed.
 
     Raises:
         ConfigError, RoutingError: lm-eval is missing, unknown task or adapter, something a task asks for is not done.
@@ -83,7 +95,6 @@ def benchmark(
         ModelError: the base has no language head, or is an encoder-decoder.
     """
     check_harness()
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
     for what, value, least in (("limit", limit, 1), ("fewshot", fewshot, 0), ("batch_size", batch_size, 1)):
         if value is not None and value < least:
             raise ConfigError(f"{what} is {value}; it must be at least {least}")
@@ -97,19 +108,18 @@ def benchmark(
     tokenizer = tokenizer or tokenizer_of(model)
     if chat_template and not getattr(tokenizer, "chat_template", None):
         raise ConfigError("chat_template: the tokenizer has none; leave it out")
-    from lora.evaluation.harness_lm import ROOM, AdapterLM, Shared
+    from lora.evaluation.harness_lm import ROOM, AdapterLM
 
     shared = Shared(
         model, tokenizer, chosen, _ends(model, chosen, tokenizer, own_tasks or {}),
         pad_token_id=pad_token_id(tokenizer, model.base), batch_size=batch_size,
-        positions=positions_of(model.base) or _told(tokenizer) or ROOM, on_done=on_requests,
+        positions=positions_of(model.base) or _told(tokenizer) or ROOM, progress=progress,
     )  # fmt: skip
+    if not isinstance(tasks, Tasks):
+        tasks = load_tasks(tasks, include, fewshot)
     with _quiet():
-        loaded, notes = load_tasks(names, include, fewshot)
-        found = {}
-        for name in chosen:
-            found[name] = _run(AdapterLM(shared, name), loaded, limit, chat_template)
-    return collected(found, notes, chat_template, time.perf_counter() - started)
+        found = {name: _run(AdapterLM(shared, name), tasks.loaded, limit, chat_template) for name in chosen}
+    return collected(found, tasks.notes, chat_template, time.perf_counter() - started)
 
 
 def _told(tokenizer: Any) -> int | None:
@@ -132,8 +142,14 @@ def _ends(
     return out
 
 
-def load_tasks(names: Sequence[str], include: str | Path | None, fewshot: int | None) -> tuple[Any, list[str]]:
-    """lm-eval's tasks of these names, with their data, and notes. Raises ConfigError or DataError saying what fails."""
+def load_tasks(names: Sequence[str] | str, include: str | Path | None = None, fewshot: int | None = None) -> Tasks:
+    """lm-eval's tasks of these names, with their data; arguments and errors as of `benchmark`."""
+    check_harness()
+    with _quiet():
+        return _load([names] if isinstance(names, str) else list(names), include, fewshot)
+
+
+def _load(names: list[str], include: str | Path | None, fewshot: int | None) -> Tasks:
     from lm_eval.tasks import TaskManager
 
     if include is not None and not Path(include).expanduser().is_dir():
@@ -146,8 +162,9 @@ def load_tasks(names: Sequence[str], include: str | Path | None, fewshot: int | 
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
             hint = f"; the nearest: {', '.join(near)}" if near else ""
-            raise ConfigError(f"lm-eval has no task {name!r}{hint}. `lm-eval ls tasks` lists them all")
-    with offline_unless_reachable(place or "") as reachable:
+            unread = f" (a file of {include} that is no proper YAML counts as none)" if include else ""
+            raise ConfigError(f"there is no task {name!r}{unread}{hint}. `lm-eval ls tasks` lists lm-eval's own")
+    with offline_unless_reachable(_remote(manager, names)) as reachable:
         try:
             loaded: Any = manager.load(list(names))
         except LoraError:
@@ -163,7 +180,19 @@ def load_tasks(names: Sequence[str], include: str | Path | None, fewshot: int | 
             notes.append(f"{name}: says that it takes no examples in the prompt, so it got none.")
         elif fewshot is not None or said is None:
             task.set_config(key="num_fewshot", value=fewshot or 0)
-    return loaded, notes
+    return Tasks(loaded, notes)
+
+
+LOCAL = ("json", "csv", "parquet", "arrow", "text", "pandas", "generator")  # readers of datasets, not names of the hub
+
+
+def _remote(manager: Any, names: Sequence[str]) -> str:
+    """Something that the tasks need of the hub; this folder where all their data are here."""
+    for name in names:
+        data = (manager.task_index[name].cfg or {}).get("dataset_path") or name
+        if data not in LOCAL and not Path(data).exists():
+            return str(data)
+    return "."
 
 
 def _run(lm: Any, loaded: Any, limit: int | None, chat_template: bool) -> dict[str, Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -19,66 +17,13 @@ from lora.data.batches import in_order
 from lora.errors import ConfigError
 from lora.evaluation.decoding import decode
 from lora.evaluation.likelihood import score
-from lora.tasks.tokens import Frame
-
-if TYPE_CHECKING:
-    from lora.model.lora import LoRA
+from lora.evaluation.shared import Shared
 
 ROOM = 2048  # positions of a model that does not say how many it has; lm-eval's own number
 NEW_TOKENS = 256  # of a text where the task says nothing; lm-eval's own number
 DRAWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 MEANT = {"num_beams": (1,), "use_cache": (True, False)}  # said and settled anyway
 SPARE = 4  # tokens looked at beyond a stop text's bytes, for those that stand for no text of their own
-
-
-@dataclass
-class Shared:
-    """What the adapters' models have in common: the model itself, and what is known of every adapter.
-
-    Attributes:
-        adapters: all that are asked, ``"base"`` among them.
-        ends: token ids that end a text, by adapter.
-        positions: that a row can have.
-        on_done: called with the number of requests that were computed, all adapters together.
-        known: answers by request and adapter.
-    """
-
-    model: LoRA
-    tokenizer: Any
-    adapters: Sequence[str]
-    ends: Mapping[str, Collection[int]]
-    pad_token_id: int
-    batch_size: int
-    positions: int
-    on_done: Callable[[int], None] | None = None
-    known: dict[bytes, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.frame = Frame.of(self.tokenizer)
-
-    def answers(
-        self, name: str, requests: Sequence[tuple[Any, ...]], compute: Callable[[list[int]], Mapping[str, list[Any]]]
-    ) -> list[Any]:
-        """Answers of adapter ``name``, in the order of ``requests``.
-
-        Args:
-            requests: what tells them apart; of equal ones each is a request of its own, as of several samples.
-            compute: gives, for those at these places, the answers of every adapter.
-        """
-        seen: Counter[bytes] = Counter()
-        keys = []
-        for request in requests:
-            digest = hashlib.blake2b(repr(request).encode(), digest_size=16).digest()
-            keys.append(digest + seen[digest].to_bytes(4, "big"))
-            seen[digest] += 1
-        missing = [place for place, key in enumerate(keys) if key not in self.known]
-        if missing:
-            found = compute(missing)
-            for number, place in enumerate(missing):
-                self.known[keys[place]] = {each: its[number] for each, its in found.items()}
-            if self.on_done:
-                self.on_done(len(missing))
-        return [self.known[key][name] for key in keys]
 
 
 class AdapterLM(TemplateLM):  # type: ignore[misc]
@@ -122,6 +67,10 @@ class AdapterLM(TemplateLM):  # type: ignore[misc]
             )
         )  # fmt: skip
 
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         rows = [(before, after) for _, before, after in requests]
         return self.shared.answers(
@@ -132,7 +81,7 @@ class AdapterLM(TemplateLM):  # type: ignore[misc]
         its = self.shared
         return score(
             its.model, rows, its.adapters, pad_token_id=its.pad_token_id, batch_size=its.batch_size,
-            positions=its.positions,
+            positions=its.positions, on_rows=its.tell,
         )  # fmt: skip
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -189,6 +138,7 @@ class AdapterLM(TemplateLM):  # type: ignore[misc]
             seeds.append(seed_of("harness", prompt, seen[prompt]))
             seen[prompt] += 1
         out: dict[str, list[str]] = {name: [""] * len(ids) for name in its.adapters}
+        left = [len(its.adapters)] * len(ids)  # adapters that have not answered, by prompt
         for indices in in_order([len(ids[number]) for _, number in rows], its.batch_size):
             batch = [rows[index] for index in indices]
             written = decode(
@@ -199,6 +149,8 @@ class AdapterLM(TemplateLM):  # type: ignore[misc]
             )  # fmt: skip
             for (name, number), text in zip(batch, written, strict=True):
                 out[name][number] = until(self.tokenizer.decode(text.ids, skip_special_tokens=True), stops)
+                left[number] -= 1
+            its.tell(sum(left[number] == 0 for number in {number for _, number in batch}))
         return out
 
     def _holds(self, ids: list[int], stops: list[str]) -> bool:

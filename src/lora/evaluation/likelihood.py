@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,13 +21,15 @@ Row = tuple[Sequence[int], Sequence[int]]  # token ids: what stands before, and 
 
 @torch.no_grad()
 def score(
-    model: LoRA, rows: Sequence[Row], adapters: Sequence[str], *, pad_token_id: int, batch_size: int, positions: int
-) -> dict[str, list[Scored]]:
+    model: LoRA, rows: Sequence[Row], adapters: Sequence[str], *, pad_token_id: int, batch_size: int, positions: int,
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> dict[str, list[Scored]]:  # fmt: skip
     """Log probabilities of the continuations in ``rows``, by adapter (``"base"`` among them, if wanted).
 
     Args:
         batch_size: rows of one forward pass, adapters together.
         positions: that a row can have; what stands before a continuation loses its beginning where there are too few.
+        on_rows: called with the number of rows that every adapter is through with, batch by batch.
 
     Raises:
         DataError: nothing stands before a continuation, or it is longer than the positions.
@@ -40,17 +42,21 @@ def score(
             raise DataError(f"a continuation of {len(after)} tokens {what}, so its probability cannot be told")
         inputs.setdefault(tuple([*before, *after][-(positions + 1) : -1]), []).append(number)
     try:
-        return _together(model, rows, inputs, adapters, pad_token_id, batch_size)
+        return _together(model, rows, inputs, adapters, pad_token_id, batch_size, on_rows)
     except RoutingError:
         if len(adapters) == 1:
             raise
         # A base whose rows cannot be told apart: one adapter after another gives the same, more slowly.
-        return {name: _together(model, rows, inputs, [name], pad_token_id, batch_size)[name] for name in adapters}
+        out = dict[str, list[Scored]]()
+        for place, name in enumerate(adapters):
+            tell = on_rows if place == len(adapters) - 1 else lambda count: None
+            out |= _together(model, rows, inputs, [name], pad_token_id, batch_size, tell)
+        return out
 
 
 def _together(
     model: LoRA, rows: Sequence[Row], inputs: dict[tuple[int, ...], list[int]], adapters: Sequence[str],
-    pad_token_id: int, batch_size: int,
+    pad_token_id: int, batch_size: int, on_rows: Callable[[int], None],
 ) -> dict[str, list[Scored]]:  # fmt: skip
     texts = list(inputs)
     out: dict[str, list[Scored]] = {name: [(0.0, True)] * len(rows) for name in adapters}
@@ -67,6 +73,7 @@ def _together(
             for place, (name, index) in enumerate((name, index) for name in adapters for index in indices):
                 for number in inputs[texts[index]]:
                     out[name][number] = _scored(logits[place, : len(texts[index])], rows[number][1])
+            on_rows(sum(len(inputs[texts[index]]) for index in indices))
     return out
 
 
