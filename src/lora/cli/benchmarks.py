@@ -34,6 +34,8 @@ OPTIONS = {
     ),
 }  # fmt: skip
 
+NAMED = {"--adapter": "named", "--harness-include": "include", "--chat-template": "chat_template"}
+
 
 def harness_options(function: F) -> F:
     """Decorator: what belongs to benchmarks alone; as ``harness``."""
@@ -50,12 +52,8 @@ def harness_options(function: F) -> F:
 
 def one_adapter(adapters: tuple[str, ...], harness: dict[str, Any]) -> str:
     """The adapter to evaluate on rows. Raises ConfigError where there is not one, or what benchmarks need was given."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in ("limit", "fewshot", "chat_template")
-        if harness[name] not in (None, False)
-    ]
-    given += ["--adapter"] * bool(harness["named"]) + ["--harness-include"] * bool(harness["include"])
+    given = [f"--{name.replace('_', '-')}" for name in ("limit", "fewshot") if harness[name] is not None]
+    given += [option for option, name in NAMED.items() if harness[name]]
     if given:
         raise ConfigError(f"{given[0]} is for benchmarks; name one with --harness")
     if len(adapters) != 1:
