@@ -59,7 +59,8 @@ class Prompts(click.ParamType):
 def command(
     adapters: tuple[str, ...], model: str | None, batch_size: int, baseline: bool, latency: bool, speed: bool,
     speed_seconds: float, generate: int | None, max_new_tokens: int, as_json: bool, output: str | None,
-    overwrite: bool, trust_remote_code: bool, allow_other_base: bool, harness: dict[str, Any], overrides: dict[str, object],
+    overwrite: bool, trust_remote_code: bool, allow_other_base: bool, harness: dict[str, Any],
+    overrides: dict[str, object],
 ) -> None:  # fmt: skip
     """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows (--data FILE), or several on benchmarks.
 

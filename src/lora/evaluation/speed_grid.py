@@ -72,12 +72,12 @@ class SpeedGrid:
 
     Attributes:
         passes: of each batch size and length ``batch_size``, ``length`` (tokens of each row, no padding),
-            ``repetitions`` and ``runs``: by name (``"base"``, an adapter, ``"NAME, merged"``) ``p50_ms``, ``p95_ms``,
-            ``p99_ms`` of one forward pass (None where there are too few repetitions), ``rows_per_second``,
+            ``repetitions``, ``none`` (percentiles that are None, and why) and ``runs``: by name (``"base"``, an
+            adapter, ``"NAME, merged"``) ``p50_ms``, ``p95_ms``, ``p99_ms`` of one forward pass, ``rows_per_second``,
             ``tokens_per_second``, ``peak_memory_bytes`` and ``to_base``, the factor of ``p50_ms`` with its interval.
-        generation: of each batch size ``batch_size``, ``prompt_tokens``, ``new_tokens``, ``repetitions`` and ``runs``:
-            by name ``first_token_p50_ms`` (and 95, 99), ``tokens_per_second`` of all rows together from the first token
-            on, ``peak_memory_bytes``, and ``to_base`` with factors of both.
+        generation: of each batch size ``batch_size``, ``prompt_tokens``, ``new_tokens``, ``repetitions``, ``none`` and
+            ``runs``: by name ``first_token_p50_ms`` (and 95, 99), ``tokens_per_second`` of all rows together from the
+            first token on, ``peak_memory_bytes``, and ``to_base`` with factors of both.
         peak_memory_kind: of what; copies of the base that a run does not use are taken off.
         notes: what was left out, and why, in full sentences.
     """
@@ -224,7 +224,9 @@ def _pass(grid: SpeedGrid, task: Task, examples: list[dict[str, Any]], length: i
             if BASE in seconds and name != BASE:
                 runs[name]["to_base"] = {"p50_ms": factor(its, seconds[BASE], median_ratio)}
         repetitions = len(next(iter(seconds.values())))
-        grid.passes.append({"batch_size": size, "length": length, "repetitions": repetitions, "runs": runs})
+        grid.passes.append(
+            {"batch_size": size, "length": length, "repetitions": repetitions, "none": why(repetitions), "runs": runs}
+        )
 
     return _Job(f"Batches of {size} with {length} tokens", once, put)
 
@@ -240,6 +242,15 @@ def percentiles(seconds: Sequence[float], prefix: str = "") -> dict[str, float |
 def needed(share: int) -> int:
     """Repetitions that a percentile above the median needs: 20 for the 95th, 100 for the 99th."""
     return 1 if share == 50 else round(100 / (100 - share))
+
+
+def why(repetitions: int) -> dict[str, str]:
+    """Percentiles that so few repetitions have not, and why."""
+    return {
+        f"p{share}": f"needs {needed(share)} repetitions, and there were {repetitions}"
+        for share in PERCENTILES
+        if repetitions < needed(share)
+    }
 
 
 def _writing(
@@ -301,7 +312,7 @@ def _generation(grid: SpeedGrid, rows: list[list[int]], new: int, pad_token_id: 
         grid.generation.append(
             {
                 "batch_size": size, "prompt_tokens": len(rows[0]), "new_tokens": new, "repetitions": repetitions,
-                "runs": runs,
+                "none": why(repetitions), "runs": runs,
             }
         )  # fmt: skip
 
