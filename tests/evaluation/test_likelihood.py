@@ -8,7 +8,9 @@ import pytest
 import torch
 from tiny_rows import with_adapters, word_tokenizer
 
+from lora.config import SamplingConfig
 from lora.errors import DataError
+from lora.evaluation.decoding import decode
 from lora.evaluation.likelihood import score
 from lora.evaluation.shared import Shared
 from lora.model.lora import LoRA
@@ -92,3 +94,19 @@ def test_requests_are_computed_once() -> None:
     assert shared.answers("a", [("x", 1), ("x", 2), ("x", 1)], compute) == ["a0", "a1", "a2"]
     assert shared.answers("a", [("x", 2), ("y", 1), ("x", 1)], compute) == ["a1", "a1", "a0"]
     assert computed == [[0, 1, 2], [1]]  # equal requests are requests of their own; only a new one is computed
+
+
+def test_a_row_is_left_where_the_caller_has_what_it_wants() -> None:
+    """Each row for itself; the others go on, and write what they would have written anyway."""
+    model, sampling = with_adapters(tiny("llama"), "a"), SamplingConfig(max_new_tokens=8)
+
+    def write(finished: Any) -> list[list[int]]:
+        rows, ends = [[1, 5, 6], [1, 9]], [frozenset[int]()] * 2
+        found = decode(model, rows, ["base", "a"], ends, sampling, [0, 0], pad_token_id=0, finished=finished)
+        return [its.ids for its in found]
+
+    whole = write(None)
+    begun = whole[0][:3]
+    assert whole[1][:3] != begun and 0 not in whole[0]
+    left = write(lambda ids: ids[:3] == begun)
+    assert left[0][:3] == begun and set(left[0][3:]) == {0} and left[1] == whole[1]
