@@ -68,6 +68,7 @@ def decode(
     cache: Any = None,
     on_token: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    finished: Callable[[list[int]], bool] | None = None,
     **options: Any,
 ) -> list[Written]:
     """Write behind every prompt, or what an encoder-decoder has to say to it. Nothing that a checkpoint's own
@@ -80,6 +81,8 @@ def decode(
         cache: keys and values of the beginning of the prompt (of one row); it is filled further.
         on_token: called with row and token as each is written, those that end the rows included.
         stop: asked after every token; true: leave it at what there is.
+        finished: asked after every token with all that a row has of its own; true: the row is left at that. What
+            stands behind it in the row's ids is padding.
         options: of transformers' ``generate``, in place of what ``sampling`` says.
 
     Raises ConfigError: options that ask for several texts to a prompt.
@@ -87,22 +90,24 @@ def decode(
     if len(set(adapters)) > 1:
         try:
             return _together(
-                model, prompts, adapters, ends, sampling, seeds, pad_token_id, on_token=on_token, stop=stop, **options
-            )
+                model, prompts, adapters, ends, sampling, seeds, pad_token_id, on_token=on_token, stop=stop,
+                finished=finished, **options,
+            )  # fmt: skip
         except RoutingError:  # a base whose rows cannot be told apart: one adapter after another, more slowly
             out: list[Written | None] = [None] * len(prompts)
             for name in dict.fromkeys(adapters):
                 rows = [row for row, its in enumerate(adapters) if its == name]
                 found = _together(
                     model, [prompts[row] for row in rows], [name] * len(rows), [ends[row] for row in rows], sampling,
-                    [seeds[row] for row in rows], pad_token_id, stop=stop, on_token=_of(rows, on_token), **options,
+                    [seeds[row] for row in rows], pad_token_id, stop=stop, finished=finished,
+                    on_token=_of(rows, on_token), **options,
                 )  # fmt: skip
                 for row, its in zip(rows, found, strict=True):
                     out[row] = its
             return [written for written in out if written is not None]
     return _together(
         model, prompts, adapters, ends, sampling, seeds, pad_token_id, cache=cache, on_token=on_token, stop=stop,
-        **options,
+        finished=finished, **options,
     )  # fmt: skip
 
 
@@ -113,7 +118,8 @@ def _of(rows: list[int], on_token: Callable[[int, int], None] | None) -> Callabl
 def _together(
     model: LoRA, prompts: Sequence[Sequence[int]], adapters: Sequence[str], ends: Sequence[Collection[int]],
     sampling: SamplingConfig, seeds: Sequence[int], pad_token_id: int, *, cache: Any = None,
-    on_token: Callable[[int, int], None] | None = None, stop: Callable[[], bool] | None = None, **options: Any,
+    on_token: Callable[[int, int], None] | None = None, stop: Callable[[], bool] | None = None,
+    finished: Callable[[list[int]], bool] | None = None, **options: Any,
 ) -> list[Written]:  # fmt: skip
     apart = is_encoder_decoder(model.base.config)  # the prompt is the encoder's, and not repeated in the output
     batch = padded_ids([list(prompt) for prompt in prompts], pad_token_id, "right" if apart else "left")
@@ -123,8 +129,8 @@ def _together(
     most = min(sampling.max_new_tokens, positions - width) if positions else sampling.max_new_tokens
     common = set(ends[0]).intersection(*ends)
     criteria = StoppingCriteriaList()
-    if stop is not None or any(common != set(its) for its in ends):
-        criteria.append(_RowsEnd(ends, stop))
+    if stop is not None or finished is not None or any(common != set(its) for its in ends):
+        criteria.append(_RowsEnd(ends, stop, finished, width))
     if cache is not None:
         options |= {"past_key_values": cache, "cache_implementation": None}
     with evaluating(model):
@@ -162,14 +168,20 @@ class _RowsEnd(StoppingCriteria):
 
     eos_token_id = None  # transformers fills finished rows with padding where a criterion has this attribute
 
-    def __init__(self, ends: Sequence[Collection[int]], stop: Callable[[], bool] | None) -> None:
-        self.ends, self.stop = ends, stop
+    def __init__(
+        self, ends: Sequence[Collection[int]], stop: Callable[[], bool] | None,
+        finished: Callable[[list[int]], bool] | None, width: int,
+    ) -> None:  # fmt: skip
+        self.ends, self.stop, self.finished, self.width = ends, stop, finished, width
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
         if self.stop is not None and self.stop():
             return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         last = input_ids[:, -1].tolist()
         done = [token in ends for token, ends in zip(last, self.ends, strict=True)]
+        if self.finished is not None:
+            written = input_ids[:, self.width :].tolist()
+            done = [ended or self.finished(ids) for ended, ids in zip(done, written, strict=True)]
         return torch.tensor(done, device=input_ids.device)
 
 

@@ -69,10 +69,14 @@ def complete(
     return [completion for completion in completions if completion is not None]
 
 
-def ends_of(model: LoRA, tokenizer: Any, task: Task) -> frozenset[int]:
+def ends_of(model: LoRA, tokenizer: Any, task: Task | None) -> frozenset[int]:
     """Ids that end an answer: the model's own, the tokenizer's, which training puts behind answers, and the task's."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = [*(own if isinstance(own, (list, tuple)) else [own]), tokenizer.eos_token_id, *task.ends()]
+    found = [
+        *(own if isinstance(own, (list, tuple)) else [own]),
+        tokenizer.eos_token_id,
+        *(task.ends() if task else ()),
+    ]
     return frozenset(int(token) for token in found if token is not None)
 
 
