@@ -41,7 +41,7 @@ class Bootstrap:
     @property
     def informative(self) -> bool:
         """Whether there is anything to be read: two units or more, whose resamples differ."""
-        return self.units > 1 and len(self.values) > 1 and bool(np.ptp(self.values) > 0)
+        return self.units > 1 and len(self.values) > 1 and bool(np.ptp(self.values) > rounding(self.values))
 
     def interval(self, level: float) -> tuple[float, float]:
         """Ends of the interval; nan where there are no resamples or one unit."""
@@ -92,8 +92,13 @@ class Bootstrap:
         return float(ndtr(self._bias + moved / below)) if below > 0 else float(z > 0)
 
 
+def rounding(values: Array) -> float:
+    """By how much the same value may differ where it was added up in another order."""
+    return 1e-12 * float(np.abs(values).max(initial=0.0))
+
+
 def _below(values: Array, point: float) -> float:
-    scale = 1e-12 * max(abs(point), float(np.abs(values).max(initial=0.0)))  # the same value, added up in another order
+    scale = rounding(values)
     less, equal = values < point - scale, np.abs(values - point) <= scale
     return float(less.mean() + equal.mean() / 2)
 

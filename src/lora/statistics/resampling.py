@@ -1,7 +1,7 @@
 """Resamples and left-out samples, as weights of units.
 
 A resample of n units drawn with replacement is multinomial counts that add up to n (Efron, 1979, Bootstrap methods:
-another look at the jackknife). Equal units share an entry, whose count is then multinomial with its share: this is exact.
+another look at the jackknife). Equal units share an entry, whose count is then multinomial with its share, exactly.
 Poisson weights would be a little faster, but draw another number of rows each time, which widens intervals of what is
 no ratio.
 """
