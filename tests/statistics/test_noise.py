@@ -17,24 +17,19 @@ TEXT = "I can't find my parcel, maybe someone at the shop (see shop@example.org,
 
 def test_the_same_everywhere() -> None:
     # Written out, so that another version of Python or of this code is found out.
-    assert perturb("The parcel arrived late and was damaged.", "typos", seed=0, row=0, rate=0.5) == TYPOS
+    assert (
+        perturb("The parcel arrived late and was damaged.", "typos", seed=0, row=0, rate=0.5)
+        == "The parel arrived late and was damagedd."
+    )
     assert perturb(TEXT, "typos", seed=1, row=2) == perturb(TEXT, "typos", seed=1, row=2)
     assert len({perturb(TEXT, "typos", seed=seed, row=row) for seed in range(5) for row in range(5)}) > 15
     assert perturb_all([TEXT, TEXT], "typos", seed=3) == [perturb(TEXT, "typos", seed=3, row=row) for row in (0, 1)]
-
-
-TYPOS = "?"
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_every_noise_changes_a_text_that_it_can(noise: str) -> None:
     changed = [perturb(TEXT, noise, seed=0, row=row) != TEXT for row in range(20)]
     assert sum(changed) >= 19
-    if noise not in ("lower", "upper"):
-        for row in range(20):
-            assert "(see shop@example.org, order 4711)" in perturb(TEXT, noise, seed=0, row=row).replace(
-                " (see", " (see"
-            ) or noise in ("whitespace", "punctuation", "fillers")
 
 
 @pytest.mark.parametrize("noise", ["typos", "case", "synonyms", "contractions"])
@@ -107,7 +102,7 @@ def test_words_leave_out_what_is_none() -> None:
 
 def test_tables() -> None:
     assert all(letter in NEIGHBOURS[near] for letter, own in NEIGHBOURS.items() for near in own)
-    assert NEIGHBOURS["s"] == "adwezx" or set(NEIGHBOURS["s"]) == set("adwezx")
+    assert set(NEIGHBOURS["s"]) == set("adwezx")
     assert all(word in SYNONYMS[other] for word, others in SYNONYMS.items() for other in others)
     assert all(word == word.lower() for word in (*SYNONYMS, *CONTRACTIONS))
 
