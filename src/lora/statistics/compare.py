@@ -13,7 +13,7 @@ from scipy.special import ndtri
 from lora.errors import ConfigError
 from lora.statistics.estimate import LEVEL, check_settings, defined, few, plain_proportion, without_nan
 from lora.statistics.interval import Bootstrap, rounding
-from lora.statistics.metric import Metric, evaluator
+from lora.statistics.metric import Metric, SumMetric, evaluator
 from lora.statistics.multiple import corrected
 from lora.statistics.paired import bonett_price, exchange_test, mcnemar
 from lora.statistics.resampling import affordable, weights
@@ -190,8 +190,9 @@ def _proportions(metric: Metric, a: Rows, b: Rows, level: float, test: str) -> C
 
 
 def row_values(metric: Metric, rows: Rows) -> Array:
-    """(m,) the metric of a single row of each cell."""
-    return evaluator([metric], rows, rows.units)(np.eye(len(rows.cells)))[0]
+    """(m,) a metric of sums, of a single row of each cell."""
+    assert isinstance(metric, SumMetric), "a proportion is one"
+    return metric.function(rows.cells)
 
 
 def _resampled(

@@ -134,7 +134,7 @@ def slices_of(values: Sequence[Any], quantiles: int = QUANTILES) -> list[tuple[s
         for number in range(len(edges) - 1):
             last = number == len(edges) - 2
             places = np.flatnonzero((bins == number) & ~np.isnan(numbers))
-            out.append((f"{edges[number]:g} to {'' if last else 'below '}{edges[number + 1]:g}", places))
+            out.append((f"{edges[number]:.4g} to {'' if last else 'below '}{edges[number + 1]:.4g}", places))
         return [part for part in out if len(part[1])]
     names: dict[str, list[int]] = {}
     for place, value in enumerate(values):
