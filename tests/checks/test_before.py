@@ -310,6 +310,9 @@ def test_the_command_and_training_with_checks_and_without(
     listed = json.loads(capfd.readouterr().out)["default"]
     assert {"check", "status", "said", "why", "remedy"} == set(listed[0]) and len(listed) == 14
     assert not any(path.name not in ("base", "data.jsonl") for path in tmp_path.iterdir()), "nothing is written"
+    capfd.readouterr()
+    assert lora("check", *common, "--output", "data.jsonl") == 2, "as training would"
+    assert "output: data.jsonl is a file" in capfd.readouterr().err
     assert lora("train", *common, "--output", "with") == 0
     assert "checks before training in" in capfd.readouterr().err
     assert lora("train", *common, "--no-check", "--output", "without") == 0

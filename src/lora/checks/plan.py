@@ -69,7 +69,7 @@ class Planner:
             raise sees_ahead(next(iter(self.configs)), type(shape).__name__)
         if start is not None:
             config.adapter = config_on(LoRA(copy.deepcopy(shape), name=None), read_folder(start))
-        self.available = (2**30 * device_gib - self.process) if device_gib else free_bytes(device())
+        self.available = max(0.0, 2**30 * device_gib - self.process) if device_gib else free_bytes(device())
 
     def shape(self, dtype: torch.dtype) -> torch.nn.Module:
         """The base on the meta device; not to be changed."""
