@@ -43,8 +43,12 @@ def check_training(
             update={"learning_rate": default_learning_rate(getattr(model.base, "config", None))}
         )
     assert settings.learning_rate is not None
+    vocabulary = rows.vocabulary(model, prepared)
+    if vocabulary.status == "failed":  # no row can be tried
+        return [vocabulary]
     refuse_misfit(model, name, prepared)
     found = [
+        vocabulary,
         rows.supervised(prepared.train, prepared.task),
         rows.stops(model, prepared),
         rows.beginnings(prepared),
