@@ -63,12 +63,33 @@ def test_a_sound_run_passes_and_nothing_is_changed(kind: str) -> None:
     stream, training = torch.get_rng_state(), model.training
     findings = found(model, prepared)
     assert [f for f in findings.values() if f.status not in ("passed", "skipped")] == []
-    assert {f.status for f in findings.values()} >= {"passed"} and len(findings) == 14
+    assert {f.status for f in findings.values()} >= {"passed"} and len(findings) == 15
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()) and len(before) == len(
         model.state_dict()
     )
     assert torch.equal(stream, torch.get_rng_state()) and model.training == training
     assert all(p.grad is None for p in model.parameters()) and list(model.adapters) == ["default"]
+
+
+def test_tokens_that_the_base_does_not_know() -> None:
+    """In any row, be it a held-out one: the first row alone is tried elsewhere."""
+    model = llama()
+    prepared = prepared_for(model, stories(12), tokenizer("llama"))
+    prepared.held.examples[-1]["input_ids"][0] = 25  # type: ignore[union-attr]
+    finding = found(model, prepared)["the base knows every token"]
+    assert finding.status == "failed" and "token 25, and its vocabulary has 25" in finding.said
+    with pytest.raises(TrainingError, match="new_tokens"):
+        refuse_failed([finding])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_base_that_is_broken_is_named(value: float) -> None:
+    model = llama()
+    dict(model.base.named_parameters())["model.norm.weight"].data[0] = value
+    findings = found(model, prepared_for(model, stories(12), tokenizer("llama")))
+    finding = findings["every module receives a gradient"]
+    assert finding.status == "failed" and "the base itself holds NaN or infinity (model.norm.weight)" in finding.said
+    assert "again" in finding.remedy and findings["what is saved is what was trained"].status == "skipped"
 
 
 def test_answers_that_never_end() -> None:
@@ -308,8 +329,11 @@ def test_the_command_and_training_with_checks_and_without(
     assert "14 modules, all finite" in shown and "passed" in shown and "1 skipped" in shown
     assert lora("check", *common, "--json") == 0
     listed = json.loads(capfd.readouterr().out)["default"]
-    assert {"check", "status", "said", "why", "remedy"} == set(listed[0]) and len(listed) == 14
+    assert {"check", "status", "said", "why", "remedy"} == set(listed[0]) and len(listed) == 15
     assert not any(path.name not in ("base", "data.jsonl") for path in tmp_path.iterdir()), "nothing is written"
+    capfd.readouterr()
+    assert lora("check", *common, "--output", "data.jsonl") == 2, "as training would"
+    assert "output: data.jsonl is a file" in capfd.readouterr().err
     assert lora("train", *common, "--output", "with") == 0
     assert "checks before training in" in capfd.readouterr().err
     assert lora("train", *common, "--no-check", "--output", "without") == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +146,21 @@ def test_of_much_data_a_sample_is_tokenised(tmp_path: Path, monkeypatch: Any) ->
     assert (found.length, found.steps) == (whole.length, whole.steps) and found.peak == pytest.approx(whole.peak, 0.1)
 
 
+def test_the_copy_that_is_compared_after_training_is_planned_for(llama: Path) -> None:
+    """It is made where half of what is free then holds it, and only with checks."""
+    config = RunConfig(model=str(llama), training={"batch_size": 1, "dtype": "float32"}, adapter={"rank": 1})
+    config.data.held_out = 0
+    found = lora.plan(config, length=4, search=False)
+    weights = sum(size for part, size in found.memory.items() if part.startswith("base weights"))
+    assert found.phases["merging"] == pytest.approx(2 * weights + found.memory["adapters, float32"], rel=0.01)
+    assert found.peak >= found.phases["merging"]
+    config.check = False
+    assert "merging" not in lora.plan(config, length=4, search=False).phases
+    config.check = True
+    tight = (found.process + 2 * weights) / 2**30
+    assert "merging" not in lora.plan(config, length=4, search=False, device_gib=tight).phases
+
+
 def test_a_parabola_is_followed_to_where_it_ends() -> None:
     points = [(x, 100.0 + 2 * x + x * x) for x in (2, 4, 8)]
     assert _root(points, 100 + 2 * 31 + 31 * 31, 1000) == 31
@@ -168,7 +182,6 @@ def test_an_8b_model_takes_no_memory_to_speak_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "said"), [({}, "model: is needed"), ({"model": "BASE"}, "length: is needed")])
-def test_what_is_missing_is_said(settings: dict[str, Any], said: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(planning, "load_base_config", lambda *_: SimpleNamespace())
+def test_what_is_missing_is_said(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         lora.plan(RunConfig(**settings))

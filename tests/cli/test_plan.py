@@ -107,3 +107,13 @@ def test_a_folder_with_a_configuration_alone_is_enough(tmp_path: Path, capfd: An
     assert main(["plan", "--model", str(base), "--length", "32", "--quick"]) == 0
     with pytest.raises(lora.LoraError):
         load_base(str(base), "AutoModelForCausalLM", choose_dtype("float32"))
+
+
+@pytest.mark.parametrize("task", ["classification", "multi-label", "regression", "reward"])
+def test_an_encoder_decoder_with_a_head_finds_the_end_that_it_looks_for(task: str, t5: Path, capfd: Any) -> None:
+    assert main(["plan", "--model", str(t5), "--length", "32", "--quick", "--data.task", task]) == 0, capfd.readouterr()
+
+
+def test_a_device_that_holds_not_even_the_process(llama: Path, capfd: Any) -> None:
+    assert main(["plan", "--model", str(llama), "--length", "32", "--quick", "--device-gib", "1e-6"]) == 2
+    assert "there is 0.0 KiB" in capfd.readouterr().err

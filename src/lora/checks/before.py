@@ -45,8 +45,12 @@ def check_training(
             }
         )
     assert settings.learning_rate is not None
+    vocabulary = rows.vocabulary(model, prepared)
+    if vocabulary.status == "failed":  # no row can be tried
+        return [vocabulary]
     refuse_misfit(model, name, prepared)
     found = [
+        vocabulary,
         rows.supervised(prepared.train, prepared.task),
         rows.stops(model, prepared),
         rows.beginnings(prepared),

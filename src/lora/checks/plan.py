@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,20 +13,16 @@ import torch
 from lora.checks.heap import gives_back, is_glibc
 from lora.checks.ledger import Phase
 from lora.checks.pace import device, measure
+from lora.checks.planned_base import PlannedBase
 from lora.checks.rehearsal import Rehearsed, Role, rehearse
 from lora.checks.run_plan import RunPlan, parts_of
 from lora.checks.stand_in import longer, rows_for
 from lora.config import RunConfig
-from lora.core.configs import text_config
 from lora.errors import ConfigError
-from lora.io.describe import auto_class_of
-from lora.io.peft_load import config_on, read_folder
-from lora.model.base import load_base_config, positions_of, shape_of_base
-from lora.model.lora import LoRA
-from lora.model.vocabulary import extend, train_rows
+from lora.model.base import positions_of
+from lora.model.vocabulary import train_rows
 from lora.overrides import each_adapter
 from lora.tasks import Task
-from lora.training.checks import sees_ahead
 from lora.training.device import choose_dtype
 from lora.training.memory import MEMORY_SHARE, decide, free_bytes
 
@@ -54,47 +49,22 @@ class Planner:
     ) -> None:  # fmt: skip
         self.config, self.device_gib = config, device_gib
         self._peaks: dict[Any, float] = {}
-        self._shapes: dict[torch.dtype, torch.nn.Module] = {}
         self.configs = each_adapter(config) if config.adapters else {"default": config}
         self.rows = {name: rows_for(each, length, task, start) for name, each in self.configs.items()}
         self.at_once = min(config.at_once or len(self.configs), len(self.configs))
         self.process = _resident()
         self.task = _common_task({name: rows.prepared.task for name, rows in self.rows.items()})
-        self.base = load_base_config(config.model or "", config.trust_remote_code)
-        for key, value in self.task.model_options().items():
-            setattr(self.base, key, value)
         self.dtype = choose_dtype(config.training.dtype)
-        self._add_tokens(vocabulary)
-        shape = self.shape(self.dtype)
-        if self.task.next_token and auto_class_of(self.base) != self.task.auto_class and _both_ways(shape):
-            raise sees_ahead(next(iter(self.configs)), type(shape).__name__)
-        if start is not None:
-            config.adapter = config_on(LoRA(copy.deepcopy(shape), name=None), read_folder(start))
-        self.available = (2**30 * device_gib - self.process) if device_gib else free_bytes(device())
-
-    def shape(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The base on the meta device; not to be changed."""
-        if dtype not in self._shapes:
-            name, remote = self.config.model or "", self.config.trust_remote_code
-            self._shapes[dtype] = shape_of_base(name, self.base, self.task.auto_class, dtype, remote)
-        return self._shapes[dtype]
-
-    def _add_tokens(self, size: int) -> None:
-        """A vocabulary of ``size`` tokens, if there are fewer, and rows for new tokens in every adapter."""
-        text = text_config(self.base)
+        self.base = PlannedBase(config, self.task)
         tokenizer = next(iter(self.rows.values())).prepared.tokenizer
-        tokens, known = self.config.new_tokens, getattr(text, "vocab_size", None)
-        if known is None:
-            return
-        if tokens:
-            # Without a tokenizer they are taken to come behind all there is.
-            ids = list(range(known, known + len(tokens)))
-            if tokenizer is not None:
-                ids = extend(tokenizer, tokens)
-            for each in self.configs.values():
-                train_rows(each.adapter, ids)
-            size = max(size, ids[-1] + 1)
-        text.vocab_size = max(known, size)
+        new = self.base.add_tokens(config.new_tokens, tokenizer, vocabulary)
+        for each in self.configs.values():
+            train_rows(each.adapter, new)
+        self.base.refuse_misfit(next(iter(self.configs)), self.dtype)
+        self.goes_on = start is not None
+        if start is not None:
+            config.adapter = self.base.adapter_in(start, self.dtype)
+        self.available = max(0.0, 2**30 * device_gib - self.process) if device_gib else free_bytes(device())
 
     def _roles(self, change: Mapping[str, Any]) -> dict[str, Role]:
         """The adapters with ``change``: batch, length, rank, targets."""
@@ -118,7 +88,7 @@ class Planner:
     ) -> Rehearsed:
         """Rehearse with ``change``."""
         change = change or {}
-        shape = self.shape(change.get("dtype", self.dtype))
+        shape = self.base.shape(change.get("dtype", self.dtype))
         return rehearse(shape, self._roles(change), recompute, self.at_once, brief, proved)
 
     def _chosen(self) -> bool | None:
@@ -165,7 +135,7 @@ class Planner:
         if key == "batch":
             most, tried = MOST_ROWS, [start // 2, start] if start > 1 else [1, 2]
         else:
-            most = positions_of(SimpleNamespace(config=self.base)) or LONGEST  # type: ignore[arg-type]
+            most = positions_of(SimpleNamespace(config=self.base.config)) or LONGEST  # type: ignore[arg-type]
             tried = [start // 4, start // 2, start] if start >= 256 else [start, 2 * start, 4 * start]
         found = [(n, self._peak(recompute, {**fixed, key: n})) for n in sorted({min(n, most) for n in tried})]
         return _root(found, self.available, most)
@@ -187,7 +157,7 @@ class Planner:
         pace = None
         if not self.device_gib:
             row = rows.tokens / settings.batch_size
-            pace = measure(self.shape(self.dtype), self._roles({})[name], recompute, row, per_token)
+            pace = measure(self.base.shape(self.dtype), self._roles({})[name], recompute, row, per_token)
         step = run_time = None
         if pace is not None:
             every = [(r.tokens * self.configs[key].training.accumulation, r.steps) for key, r in self.rows.items()]
@@ -265,8 +235,8 @@ class Planner:
         rank = max(each.adapter.rank for each in self.configs.values())
         for key, new, words, of_use in (
             ("dtype", torch.bfloat16, "dtype: bfloat16", self.dtype == torch.float32),
-            ("rank", 8, "rank: 8", rank > 8),
-            ("targets", "attention", "targets: attention", True),
+            ("rank", 8, "rank: 8", rank > 8 and not self.goes_on),
+            ("targets", "attention", "targets: attention", not self.goes_on),
         ):
             if of_use:
                 change[key] = new
@@ -285,12 +255,6 @@ def _common_task(tasks: dict[str, Task]) -> Task:
                 f"and {tasks[name].auto_class}); plan and train them as two runs"
             )
     return tasks[first]
-
-
-def _both_ways(base: torch.nn.Module) -> bool:
-    """Whether all attention of ``base`` that says so goes both ways."""
-    said = [module.is_causal for module in base.modules() if isinstance(getattr(module, "is_causal", None), bool)]
-    return bool(said) and not any(said)
 
 
 def _root(points: list[tuple[int, float]], available: float, most: int) -> int:

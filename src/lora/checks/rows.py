@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora.checks.examples import ids_of
 from lora.checks.finding import Finding
 from lora.data.rendering import IGNORED
 from lora.evaluation.generation import ends_of
@@ -21,6 +22,25 @@ LITTLE = 0.02  # of the tokens learned: rarely meant
 # Times the default rate below which a rate is one of full fine-tuning, and above which runs diverge (the sweep behind
 # the default saw that mostly at ten times it).
 SLOW, FAST = 1 / 15, 15
+
+
+def vocabulary(model: LoRA, prepared: Prepared) -> Finding:
+    """Whether the base has an embedding for every token of the rows, held-out ones included."""
+    name = "the base knows every token"
+    base: Any = model.base
+    embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    size = getattr(embedding, "num_embeddings", None)
+    if size is None:
+        return Finding(name, "skipped", "the base has no embedding of tokens")
+    parts = [part for part in (prepared.train, prepared.held) if part is not None]
+    largest = max(max(ids_of(example), default=0) for part in parts for example in part.examples)
+    if largest < size:
+        return Finding(name, "passed", f"{size:,} in its vocabulary, {largest:,} is the largest of the rows")
+    return Finding(
+        name, "failed", f"the rows hold token {largest:,}, and its vocabulary has {size:,}",
+        "The run would end at the first row with such a token.",
+        "Take the tokenizer that belongs to this base; for tokens of your own name them with new_tokens.",
+    )  # fmt: skip
 
 
 def supervised(data: Encoded, task: Task) -> Finding:

@@ -45,17 +45,21 @@ class Rows:
 
 
 def made_up(
-    kind: str | Task, length: int, rows: int, held: int = 0, labels: int = 2, data: DataConfig | None = None
-) -> Prepared:
+    kind: str | Task, length: int, rows: int, held: int = 0, labels: int = 2, data: DataConfig | None = None,
+    end: Any = None,
+) -> Prepared:  # fmt: skip
     """Rows of ``length`` tokens of which all is learned that can be.
 
     Args:
         kind: name of a task, or one that an adapter was trained for.
         labels: of the task, where it has labels.
         data: with options of the task.
+        end: id of the token that ends a text, which some models look for (T5 with a head for classes).
     """
     known = getattr(kind, "labels", None) or range(labels)
-    task, example = (task_class(kind) if isinstance(kind, str) else type(kind)).made_up(len(known))
+    task, example = (task_class(kind) if isinstance(kind, str) else type(kind)).made_up(
+        len(known), end if isinstance(end, int) else 1
+    )
     if not isinstance(kind, str) and not getattr(kind, "labels", None):
         task = kind
     if data is not None:
@@ -118,7 +122,9 @@ def rows_for(config: RunConfig, length: int | None, task: Task | None = None, st
     held = 0 if config.data.held_out == 0 or training.eval_every is None else training.evaluation_rows
     labels = max(2, getattr(kind, "num_labels", None) or 2)
     rows = training.batch_size * min(2, training.accumulation)
-    made = made_up(task or task_of(config), length, rows, held, labels, config.data)
+    made = made_up(
+        task or task_of(config), length, rows, held, labels, config.data, getattr(kind, "eos_token_id", None)
+    )
     tokens = training.batch_size * made.train.lengths[0]
     return Rows(made, length, training.max_steps, tokens, f"made-up rows of {length:,} tokens, {_what(made.task)}")
 

@@ -103,6 +103,12 @@ def gradients(trial: Trial, recompute: bool) -> Finding:
     wild = [path for path, its in modules.items() if any(g is not None and not torch.isfinite(g).all() for g in its)]
     idle = [path for path, its in modules.items() if not any(g is not None and bool(g.any()) for g in its)]
     why = "What receives no gradient stays as it began: the adapter would be without effect there."
+    broken = [key for key, p in trial.model.base.named_parameters() if not torch.isfinite(p).all()] if wild else []
+    if broken:
+        return Finding(
+            name, "failed", f"the base itself holds NaN or infinity ({_some(broken)})", "Training would end in NaN.",
+            "Download or convert the base again; no setting mends its weights.",
+        )  # fmt: skip
     if wild:
         return Finding(
             name, "failed", f"that of {_some(wild)} is not finite", "Training would end in NaN.",

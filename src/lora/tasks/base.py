@@ -104,8 +104,10 @@ class Input:
 
 
 def resized(values: Sequence[int], length: int) -> list[int]:
-    """``values`` with each of them repeated, or some left out, evenly, until they are ``length``."""
-    return [values[place * len(values) // length] for place in range(length)]
+    """``values`` with each of them repeated, or some left out, evenly, until they are ``length``; the first and the
+    last stay, since models look for an end."""
+    step = (len(values) - 1) / max(1, length - 1)
+    return [values[round(place * step)] for place in range(length - 1)] + [values[-1]]
 
 
 class Task(ABC):
@@ -170,8 +172,9 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
-        """A task as its rows could make it, of ``labels`` where it has them, and a short supervised example of it.
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        """A task as its rows could make it, of ``labels`` where it has them, and a short supervised example of it, of
+        ``token`` alone.
 
         What a plan is made of where there are no data; all that can be learned is, which takes the most.
         """

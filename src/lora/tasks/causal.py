@@ -92,8 +92,8 @@ class CausalTask(NextTokenTask):
         return task
 
     @classmethod
-    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
-        return cls(text="text"), {"input_ids": [1, 1], "labels": [1, 1], "row": 0}
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls(text="text"), {"input_ids": [token, token], "labels": [token, token], "row": 0}
 
     def inputs(self) -> list[Input]:
         if self.text is not None:

@@ -111,8 +111,8 @@ class ChatTask(Templated, NextTokenTask):
         return task
 
     @classmethod
-    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
-        return cls(messages="messages"), {"input_ids": [1, 1], "labels": [1, 1], "row": 0}
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls(messages="messages"), {"input_ids": [token, token], "labels": [token, token], "row": 0}
 
     def inputs(self) -> list[Input]:
         beside = [Input(name, blank=True, optional=True) for name in (self.system, self.context) if name]

@@ -120,8 +120,8 @@ class PreferenceTask(PairTask, NextTokenTask):
         return Encoded(examples, [len(one["input_ids"]) for one in examples], [1] * len(examples), cut, notes)
 
     @classmethod
-    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
-        example = {"input_ids": [1, 1, 1], "labels": [IGNORED, 1, 1], "branches": [1, 1, 1], "row": 0}
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        example = {"input_ids": [token] * 3, "labels": [IGNORED, token, token], "branches": [1, 1, 1], "row": 0}
         return cls(prompt="prompt"), example
 
     def size(self, example: dict[str, Any]) -> tuple[int, int, int]:

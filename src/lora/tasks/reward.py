@@ -90,8 +90,8 @@ class RewardTask(PairTask):
         return Encoded(examples, lengths, [int(supervised)] * len(examples), cut, notes)
 
     @classmethod
-    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
-        return cls(prompt="prompt"), {"chosen": [1, 1], "rejected": [1, 1], "row": 0}
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls(prompt="prompt"), {"chosen": [token, token], "rejected": [token, token], "row": 0}
 
     def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
         tokens = max(len(example["chosen"]), len(example["rejected"]))

@@ -106,8 +106,8 @@ class Seq2SeqTask(CausalTask):
         return Encoded(examples, lengths, counts, cut + dropped, notes, kept)
 
     @classmethod
-    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
-        return cls("prompt", "completion"), {"input_ids": [1, 1], "labels": [1, 1], "row": 0}
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls("prompt", "completion"), {"input_ids": [token, token], "labels": [token, token], "row": 0}
 
     def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
         source, target = len(example["input_ids"]), len(example["labels"])

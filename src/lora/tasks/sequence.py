@@ -74,11 +74,11 @@ class SequenceTask(Task):
         return Claim(sign, roles, why, others) if kind is cls.labels_are else None
 
     @classmethod
-    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
         rows = [{"text": "-", "label": label} for label in cls.made_up_labels(labels)]
         task = cls.from_rows(rows, {"text": "text", "label": "label"})
         assert isinstance(task, SequenceTask)
-        return task, {"input_ids": [1, 1], "row": 0, "label": task.read_label(rows[0]["label"])}
+        return task, {"input_ids": [token, token], "row": 0, "label": task.read_label(rows[0]["label"])}
 
     @classmethod
     @abstractmethod

@@ -117,8 +117,8 @@ class TokenClassificationTask(Task):
         return task
 
     @classmethod
-    def made_up(cls, labels: int = 2) -> tuple[Task, dict[str, Any]]:
-        return cls([f"{number}" for number in range(labels)]), {"input_ids": [1, 1], "labels": [0, 0], "row": 0}
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls([f"{number}" for number in range(labels)]), {"input_ids": [token, token], "labels": [0, 0], "row": 0}
 
     def inputs(self) -> list[Input]:
         return [Words(self.tokens)]
