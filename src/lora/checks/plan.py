@@ -17,7 +17,6 @@ from lora.config import RunConfig
 from lora.core.configs import text_config
 from lora.errors import ConfigError
 from lora.model.base import load_base_config, shape_of_base
-from lora.model.vocabulary import extend, tokenizer_for, train_rows
 from lora.overrides import each_adapter, load_config
 from lora.tasks import Task
 from lora.training.device import choose_dtype
@@ -131,20 +130,8 @@ class _Planner:
         self.base = load_base_config(config.model, config.trust_remote_code)
         for key, value in self.task.model_options().items():
             setattr(self.base, key, value)
-        self._enlarge()
         self.dtype = choose_dtype(config.training.dtype)
         self.available = (2**30 * device_gib - self.process) if device_gib else free_bytes(_device())
-
-    def _enlarge(self) -> None:
-        """Rows for new tokens, in the base's configuration and in the adapters that train them."""
-        if not any(each.new_tokens for each in self.configs.values()):
-            return
-        tokenizer = tokenizer_for(self.config.model or "", trust_remote_code=self.config.trust_remote_code)
-        shape = text_config(self.base)
-        for each in self.configs.values():
-            ids = extend(tokenizer, each.new_tokens)
-            train_rows(each.adapter, ids)
-            shape.vocab_size = max(shape.vocab_size, *(number + 1 for number in ids))
 
     def _roles(self, change: Mapping[str, Any]) -> dict[str, Role]:
         """The adapters with ``change``: batch, length, rank, targets."""

@@ -307,13 +307,11 @@ def _by_type(base: nn.Module, model: LoRA) -> dict[str, int]:
 
 
 def _by_kind(model: LoRA) -> dict[str, int]:
-    """Parameters in training of all adapters by where they are: attention, mlp, trained in full, rows of tokens."""
+    """Parameters in training of all adapters by where they are: attention, mlp, other layers, trained in full."""
     modules, out = unwrapped_modules(model.base), Counter[str]()
     for name in model.adapters:
         for path, slot in model.slots(name).items():
             out[block_part(path, modules) or "outside of layers"] += sum(p.numel() for p in slot.parameters())
         for module in model.owned(name).values():
             out["trained in full"] += sum(p.numel() for p in module.parameters())
-        for rows in model.token_rows(name).values():
-            out["rows of tokens"] += sum(p.numel() for p in rows.parameters())
     return dict(out)

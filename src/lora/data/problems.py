@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from lora.data.rows import Row, origins, places
 from lora.errors import DataError
+from lora.plural import number_of
 
 KINDS = 8  # kinds of problem that are told; a column of texts for numbers has as many as it has texts
 
@@ -37,7 +38,7 @@ class Problems:
         known = any(source.name for source in sources)
         start = f"{sources[0].name}: " if known and len(sources) == 1 else ""
         counted = "" if known else " (rows counted from 1)"
-        lines = [f"{start}{len(bad)} of {len(self._rows)} rows cannot be used{counted}:"]
+        lines = [f"{start}{len(bad)} of {number_of(len(self._rows), 'row')} cannot be used{counted}:"]
         for what, indices in list(self._found.items())[:KINDS]:
             lines.append(f"  {what}: {places(self._rows, indices, with_names=len(sources) > 1)}")
         if len(self._found) > KINDS:

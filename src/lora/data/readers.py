@@ -21,6 +21,7 @@ from lora.data.encoding import read_bytes, read_lines, read_text, refuse_packed
 from lora.data.rows import Origin, Row, SourceRow, located
 from lora.data.streams import RowStream
 from lora.errors import DataError
+from lora.plural import number_of
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "dev": "validation",
@@ -287,7 +288,9 @@ def read_conll(path: Path, limit: int | None = None) -> list[Row]:
             columns, begun = columns or len(fields), begun if sentence else number
             sentence.append(fields)
             if len(fields) != columns:
-                broken.append(f"line {number}: {len(fields)} columns where the first has {columns}: {_cut(line)}")
+                broken.append(
+                    f"line {number}: {number_of(len(fields), 'column')} where the first has {columns}: {_cut(line)}"
+                )
         elif not fields and sentence:
             names = ["tokens", *(f"column_{place}" for place in range(2, columns)), *(["tags"] if columns > 1 else [])]
             rows.append(SourceRow(dict(zip(names, map(list, zip(*sentence)), strict=False)), origin, begun))
@@ -343,9 +346,7 @@ def _raise_broken(path: Path, broken: list[str], remedy: str) -> None:
     if broken:
         more = [f"… and {len(broken) - SHOWN} more"] if len(broken) > SHOWN else []
         raise DataError(
-            "\n  ".join(
-                [f"{path}: {len(broken)} row{'s' if len(broken) > 1 else ''} cannot be read:", *broken[:SHOWN], *more]
-            )
+            "\n  ".join([f"{path}: {number_of(len(broken), 'row')} cannot be read:", *broken[:SHOWN], *more])
             + f"\n{remedy}"
         )
 

@@ -13,6 +13,7 @@ from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
 from lora.data.problems import Problems
 from lora.data.rows import Places, named
 from lora.errors import DataError
+from lora.plural import number_of
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort_names, typed
 from lora.tasks.sequence import REMEDY, counted, cut_note, pad, require_columns
@@ -331,7 +332,7 @@ class TokenClassificationTask(Task):
 
 
 def _words(what: str, words: int, where: Places) -> str:
-    return f"{words} word{'s' if words > 1 else ''} {what}: {where}."
+    return f"{number_of(words, 'word')} {what}: {where}."
 
 
 def _told(span: Span, answer: dict[str, Any], cell: Any, ends: list[tuple[int, int]] | None) -> dict[str, Any]:
