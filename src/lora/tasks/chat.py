@@ -315,7 +315,8 @@ def _shortened(length: int, long: int, total: int) -> str:
 
 
 def _long(length: int, long: int, total: int) -> str:
-    return f"{long:,} of {number_of(total, 'conversation')} {noun(long, 'has', 'have')} more than {number_of(length, 'token')}"
+    have = f"{long:,} of {number_of(total, 'conversation')} {noun(long, 'has', 'have')}"
+    return f"{have} more than {number_of(length, 'token')}"
 
 
 def _lost(length: int, lost: int, left_out: int, total: int) -> str:

@@ -15,7 +15,7 @@ from lora.data.kinds import Kind
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Row
-from lora.tasks.labels import LabelsTask, kind_of, name_of, per_class, refuse_unseen, sort_names
+from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, per_class, refuse_unseen, sort_names
 from lora.tasks.sequence import label_problem, wrong_type
 
 THRESHOLD = 0.5
@@ -38,7 +38,8 @@ class MultiLabelTask(LabelsTask):
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> MultiLabelTask:
         """Learn the labels. Raises DataError: rows at fault, no label at all, or the same ones in every row."""
-        kind = kind_of([value for row in rows for value in split_labels(row.get(columns["label"])) or []])
+        values = [value for row in rows for value in split_labels(row.get(columns["label"])) or []]
+        kind = kind_of(values)
         task = cls([], kind, **columns)
         lists = task.read(rows)
         if _indicators(rows, task.label):
@@ -54,7 +55,9 @@ class MultiLabelTask(LabelsTask):
                 f"{named(rows)}column {task.label!r}: every row has the same labels ({', '.join(names)}); "
                 "there is nothing to tell apart"
             )
-        return cls(names, kind, **columns)
+        made = cls(names, kind, **columns)
+        made._mixed = mixed_types(values, kind)
+        return made
 
     def read_label(self, value: Any) -> list[str]:
         """Names of the labels, each once, in the order of the cell."""

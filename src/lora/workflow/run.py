@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import RunConfig
-from lora.data.sources import named_sources
+from lora.data.naming import named_sources
 from lora.errors import ConfigError, Interrupted, SaveError
 from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
