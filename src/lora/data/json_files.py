@@ -37,6 +37,8 @@ def jsonl_rows(path: Path, lines: Iterable[str], limit: int | None) -> Iterator[
             broken.append(f"line {number}: {error}: {cut(line)}")
         except RecursionError:
             broken.append(f"line {number}: nested too deeply: {cut(line)}")
+        except ValueError:  # Python reads no longer ones, lest reading them take forever
+            broken.append(f"line {number}: a number of thousands of digits: {cut(line)}")
         else:
             if isinstance(value, dict):
                 count += 1
@@ -82,6 +84,8 @@ def read_json(path: Path, limit: int | None = None) -> list[Row] | dict[str, lis
         ) from None
     except RecursionError:
         raise DataError(f"{path}: not readable: nested too deeply") from None
+    except ValueError:
+        raise DataError(f"{path}: not readable: a number of thousands of digits") from None
     if isinstance(value, dict) and value and all(str(key).lower() in SPLIT_NAMES for key in value):
         return {SPLIT_NAMES[key.lower()]: _json_rows(path, part, key, limit) for key, part in value.items()}
     return _json_rows(path, value, "", limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -65,6 +67,19 @@ def text_problem(value: Any, blank: bool = False) -> str | None:
         except UnicodeEncodeError as error:
             # JSON's \ud800 without its other half: no tokenizer takes it, no file could hold it.
             return f"holds half a character ({value[error.start]!a} at {error.start + 1})"
+    return None
+
+
+def written_list(text: str) -> list[Any] | None:
+    """The list that a cell of a CSV file holds, written as JSON or as Python does (so does pandas); None: it is none."""
+    if not (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, list) else None
     return None
 
 

@@ -14,17 +14,18 @@ from lora.data.encoding import read_bytes, read_lines, refuse_packed
 from lora.data.json_files import jsonl_rows, read_json, read_jsonl
 from lora.data.rows import Row
 from lora.data.streams import RowStream
-from lora.data.tables import delimited_rows, delimiter, parquet_rows, read_csv, read_parquet, read_tsv
+from lora.data.tables import column_rows, delimited_rows, delimiter, read_columns, read_csv, read_tsv, streamed_lines
 from lora.data.text_files import read_conll, read_txt
 from lora.errors import DataError
 
 READERS: dict[str, Callable[[Path, int | None], list[Row] | dict[str, list[Row]]]] = {
-    ".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_tsv, ".parquet": read_parquet,
-    ".txt": read_txt, ".conll": read_conll, ".iob": read_conll,
+    ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_tsv,
+    ".parquet": read_columns, ".arrow": read_columns, ".txt": read_txt, ".conll": read_conll, ".iob": read_conll,
 }  # fmt: skip
 
 
-STREAMED = (".jsonl", ".csv", ".tsv", ".parquet")  # of the kinds of file above, those that can be read in parts
+JSONL, COLUMNS = (".jsonl", ".ndjson"), (".parquet", ".arrow")
+STREAMED = (*JSONL, ".csv", ".tsv", *COLUMNS)  # of the kinds of file above, those that can be read in parts
 
 
 def read_file(path: Path, limit: int | None = None) -> list[Row] | dict[str, list[Row]]:
@@ -44,16 +45,15 @@ def stream_file(path: Path, limit: int | None = None) -> RowStream:
     kind = path.suffix.lower()
 
     def rows() -> Iterator[Row]:
-        if kind == ".parquet":
-            found = parquet_rows(path, limit)
-        elif kind == ".jsonl":
+        if kind in COLUMNS:
+            found = column_rows(path, limit)
+        elif kind in JSONL:
             found = jsonl_rows(path, read_lines(path), limit)
         else:
-            found = delimited_rows(
-                path, read_lines(path), "\t" if kind == ".tsv" else delimiter(read_lines(path)), limit
-            )
+            mark = "\t" if kind == ".tsv" else delimiter(streamed_lines(path))
+            found = delimited_rows(path, streamed_lines(path), mark, limit)
         first = list(itertools.islice(found, 1))
-        not_empty(path, first, "" if kind in (".jsonl", ".parquet") else " but a header")
+        not_empty(path, first, "" if kind in (*JSONL, *COLUMNS) else " but a header")
         yield from itertools.chain(first, found)
 
     return RowStream(rows)

@@ -1,26 +1,28 @@
-"""Rows of tables: CSV and TSV, which give strings for everything, and parquet."""
+"""Rows of tables: CSV and TSV, which give strings for everything, parquet and arrow."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from lora.data.broken import cut, not_empty, raise_broken
-from lora.data.encoding import read_text
+from lora.data.encoding import read_lines, read_text
 from lora.data.rows import Origin, Row, SourceRow
 from lora.errors import DataError
 
-BATCH = 1024  # rows of a parquet file that are read at a time
+BATCH = 1024  # rows of a parquet or an arrow file that are read at a time
 
 
 def read_csv(path: Path, limit: int | None = None) -> list[Row]:
-    """Comma-separated values with a header line; semicolons are accepted where the header has no comma."""
+    """Comma-separated values with a header line; semicolons, or tabs, are taken where the header has no comma."""
     lines = _lines(path)
     return not_empty(path, list(delimited_rows(path, lines, delimiter(lines), limit)), " but a header")
 
@@ -34,9 +36,14 @@ def _lines(path: Path) -> list[str]:
     return list(io.StringIO(read_text(path), newline=""))
 
 
+def streamed_lines(path: Path) -> Iterator[str]:
+    """The lines of a file as they come; they may end in a carriage return alone, as `read_csv` has it."""
+    return itertools.chain.from_iterable(io.StringIO(line, newline="") for line in read_lines(path))
+
+
 def delimiter(lines: Iterable[str]) -> str:
     header = next((stripped for line in lines if (stripped := line.strip("\r\n"))), "")
-    return ";" if ";" in header and "," not in header else ","
+    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def _records(path: Path, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -87,14 +94,13 @@ def delimited_rows(path: Path, lines: Iterable[str], delimiter: str, limit: int 
     )
 
 
-def read_parquet(path: Path, limit: int | None = None) -> list[Row]:
-    """A parquet file; class numbers get their names back where the file carries them (as Hugging Face writes it)."""
-    return not_empty(path, list(parquet_rows(path, limit)))
+def read_columns(path: Path, limit: int | None = None) -> list[Row]:
+    """A parquet or an arrow file; class numbers get their names back where it carries them (Hugging Face's does)."""
+    return not_empty(path, list(column_rows(path, limit)))
 
 
-def parquet_rows(path: Path, limit: int | None) -> Iterator[Row]:
+def column_rows(path: Path, limit: int | None) -> Iterator[Row]:
     import pyarrow
-    import pyarrow.parquet
 
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
@@ -102,10 +108,10 @@ def parquet_rows(path: Path, limit: int | None) -> Iterator[Row]:
         raise DataError(f"{path}: is empty; remove it or fill it with rows")
     origin, number = Origin(str(path)), 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            described = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        with _batches(path) as (schema, batches):
+            described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
             features = described.get("info", {}).get("features", {})
-            for batch in file.iter_batches(BATCH):
+            for batch in batches:
                 rows = batch.to_pylist()
                 for row in rows:
                     row.update({key: float(value) for key, value in row.items() if isinstance(value, Decimal)})
@@ -118,7 +124,28 @@ def parquet_rows(path: Path, limit: int | None) -> Iterator[Row]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+        kind = path.suffix.lower().removeprefix(".")
+        raise DataError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]})") from None
+
+
+@contextmanager
+def _batches(path: Path) -> Iterator[tuple[Any, Iterable[Any]]]:
+    """The schema of a parquet or an arrow file, and its rows in batches."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if path.suffix.lower() == ".parquet":
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file.schema_arrow, file.iter_batches(BATCH)
+        return
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            reader = pyarrow.ipc.open_file(source)
+            batches: Iterable[Any] = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        except pyarrow.ArrowInvalid:  # datasets writes streams
+            source.seek(0)
+            reader = batches = pyarrow.ipc.open_stream(source)
+        yield reader.schema, (part.slice(start, BATCH) for part in batches for start in range(0, part.num_rows, BATCH))
 
 
 def name_classes(rows: list[Row], features: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora.data.kinds import Kind
+from lora.data.problems import written_list
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Row
@@ -151,15 +151,11 @@ def _indicators(rows: list[Row], column: str) -> bool:
 
 
 def split_labels(value: Any) -> list[Any] | None:
-    """The labels in a cell: a list as it is, a string at its ``;`` and ``|`` (or as a JSON list); None: neither."""
+    """The labels in a cell: a list, also as text, a string at its ``;`` and ``|``; None: neither."""
     if isinstance(value, (list, tuple, set)):
         return sorted(value, key=str) if isinstance(value, set) else list(value)
     if isinstance(value, str):
         if value.strip().startswith("["):
-            try:
-                found = json.loads(value)
-            except json.JSONDecodeError:
-                return None
-            return found if isinstance(found, list) else None
+            return written_list(value)
         return [part.strip() for part in re.split(r"[;|]", value) if part.strip()]
     return None

@@ -19,7 +19,7 @@ from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort
 from lora.tasks.sequence import REMEDY, counted, cut_note, pad, require_columns
 from lora.tasks.spans import OUTSIDE, Span, broken, complete, pairs, scheme_of, scores, spans, strict_spans, type_of
 from lora.tasks.tokens import IGNORED
-from lora.tasks.words import Pieces, Words, aligned, split, tags_of, windows, words_of
+from lora.tasks.words import Pieces, Words, aligned, listed, split, tags_of, windows, words_of
 
 TOKENS = ("tokens", "words")
 TAGS = (
@@ -325,7 +325,7 @@ class TokenClassificationTask(Task):
         for row, answer in zip(rows, out, strict=True):
             if self.scheme:
                 cell = row[self.tokens]
-                ends = split(cell)[1] if isinstance(cell, str) else None
+                ends = split(cell)[1] if isinstance(listed(cell), str) else None
                 answer["spans"] = [_told(span, answer, cell, ends) for span in spans(answer["tags"], self.scheme)]
             answer["tags"] = [typed(tag, self.label_kind) for tag in answer["tags"]]
         return out
