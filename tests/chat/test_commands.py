@@ -116,7 +116,7 @@ def test_what_is_saved_can_be_trained_on_and_gone_on_with(typed: Typed, tmp_path
     with pytest.raises(DataError, match="holds 2 conversations; 3 is none of them"):
         typed(f"/load {file} 3")
     file.write_text(json.dumps({"conversations": [{"from": "human", "value": "sun"}]}) + "\n")
-    assert "1 messages; /retry answers the last" in typed(f"/load {file}")
+    assert "1 message; /retry answers the last" in typed(f"/load {file}")
     typed("/retry")
     assert len(contents(typed)) == 2
     file.write_text('{"prompt": "x"}\n')

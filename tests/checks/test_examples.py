@@ -153,6 +153,8 @@ def test_which_examples_are_shown() -> None:
 def test_learning_cuts_a_text() -> None:
     made = [Piece(char, [0], char.isupper(), False) for char in "abCDe"]
     assert [(one.name, text(one)) for one in by_learning(made)] == [("prompt", "ab"), ("answer", "CD"), ("prompt", "e")]
+    made[-1] = Piece("\n", [0], False, False)  # behind the last answer, as templates write it
+    assert [(one.name, text(one)) for one in by_learning(made)] == [("prompt", "ab"), ("answer", "CD\n")]
 
 
 def drawn(example: Example, colour: bool, full: bool = False, width: int = 60) -> str:

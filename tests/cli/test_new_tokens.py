@@ -144,9 +144,7 @@ def test_plan_and_look_use_the_tokens_of_the_run(base: Path, run: Path, data: Pa
         describe_data(str(data), start=run, new_tokens=["<new>"])
     with pytest.raises(ConfigError, match="does not know as one token"):
         describe_data(str(data), str(base), config=options)
-    config = RunConfig(model=str(base), data=options, new_tokens=TOKENS)
-    config.adapter.rank = 8
-    planned = plan(config, search=False)
+    planned = plan(RunConfig(model=str(base), data=options, new_tokens=TOKENS), search=False)
     assert planned.length == report.lengths.longest
     width = json.loads((base / "config.json").read_text())["hidden_size"]
     assert planned.trainable["single rows"] == 2 * len(TOKENS) * width, "at the entrance and at the head"

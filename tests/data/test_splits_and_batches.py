@@ -209,7 +209,7 @@ def test_whole_texts_where_they_are_many() -> None:
 
 
 def test_texts_that_cannot_be_cut() -> None:
-    with pytest.raises(DataError, match="1 texts too short to hold out the end of one"):
+    with pytest.raises(DataError, match="1 text too short to hold out the end of one"):
         hold_out_text([{"text": "Donaudampfschifffahrt"}], "text", None, 0)
     train, held, _ = split_text([{"text": "word"}, {"text": "two words"}], "text", None, 0)
     assert [row["text"] for row in train] == ["word", "two "] and [row["text"] for row in held] == ["words"]

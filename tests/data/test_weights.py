@@ -13,7 +13,8 @@ from hypothesis import given, settings
 
 from lora.config import DataConfig, Source
 from lora.data.batches import BatchPlan, rows_taken
-from lora.data.sources import load_splits, named_sources
+from lora.data.naming import named_sources
+from lora.data.sources import load_splits
 from lora.data.splits import hold_out, row_key
 from lora.errors import ConfigError, DataError
 

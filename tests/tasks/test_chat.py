@@ -123,7 +123,8 @@ def test_long_conversations_lose_no_answer_that_fits(sizes: list[int], system: b
     assert learned(chat(), {"messages": messages}, length) == fitting
     notes = " ".join(chat().encode([{"messages": messages}], TOKENIZER, length).notes)
     lost = len(sizes) - len(fitting)
-    assert (f"{lost} answers do not fit" in notes) == bool(lost)
+    assert ("1 answer does not fit" if lost == 1 else f"{lost} answers do not fit") in notes or not lost
+    assert "not fit" not in notes or lost
 
 
 def test_only_what_was_cut_is_said_to_be() -> None:
@@ -140,9 +141,9 @@ def test_only_what_was_cut_is_said_to_be() -> None:
     alone = {"messages": talk("a", "b" * 140)}
     made = chat().encode([{"messages": talk("a", "b")}, long, alone], TOKENIZER, 120)
     assert made.truncated == 2 and made.notes[:2] == [
-        "1 of 3 conversations have more than 120 tokens and became several (2 examples).",
-        "1 answers do not fit in 120 tokens with the message before them and were left out: an answer is never cut. "
-        "So 1 of 3 conversations are left out whole.",
+        "1 of 3 conversations has more than 120 tokens and became several (2 examples).",
+        "1 answer does not fit in 120 tokens with the message before it and was left out: an answer is never cut. "
+        "So 1 of 3 conversations is left out whole.",
     ]
 
 
@@ -156,7 +157,7 @@ def test_prompts_for_generation() -> None:
     assert (
         TOKENIZER.decode(short.examples[0]["input_ids"]) == "<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert "lost their beginning" in short.notes[-1]
+    assert "1 of 1 conversation has more than 40 tokens and lost its beginning" in short.notes[-1]
 
 
 def test_the_format_is_kept_and_held_to() -> None:

@@ -84,7 +84,7 @@ def test_conversations_go_through_the_template(row: dict[str, Any]) -> None:
         ({**ROWS[0], "chosen": " bad!"}, "chosen and rejected are the same: nothing is preferred"),
         ({**ROWS[0], "chosen": [*TURNS, *TURNS]}, "chosen holds 2 messages where one answer is needed"),
         ({"prompt": None, "chosen": "a", "rejected": "b"}, "prompt is missing"),
-        ({"prompt": TURNS, "chosen": TURNS, "rejected": "b"}, "chosen holds 1 messages where one answer"),
+        ({"prompt": TURNS, "chosen": TURNS, "rejected": "b"}, "chosen holds 1 message where one answer"),
     ],
 )
 def test_rows_at_fault(row: dict[str, Any], message: str) -> None:

@@ -16,6 +16,7 @@ from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError
 from lora.io.atomic import write_text
 from lora.io.places import file_to_write
+from lora.plural import number_of
 from lora.registry import unknown
 
 # name -> (what follows it, what it does); the order is that of /help.
@@ -120,7 +121,7 @@ class Commands:
 
     def do_undo(self, rest: str) -> None:
         count = self.session.undo()
-        self.screen.note(f"{count} messages taken back" if count else "there is nothing to take back")
+        self.screen.note(f"{number_of(count, 'message')} taken back" if count else "there is nothing to take back")
 
     def do_retry(self, rest: str) -> None:
         if self.session.answered and not self.session.sampling.temperature:
@@ -168,7 +169,7 @@ class Commands:
         rows = load_rows(place)
         which = int(number) if number else len(rows)
         if not 1 <= which <= len(rows):
-            raise DataError(f"{place} holds {len(rows)} conversations; {which} is none of them")
+            raise DataError(f"{place} holds {number_of(len(rows), 'conversation')}; {which} is none of them")
         row = rows[which - 1]
         column = next((name for name in MESSAGES if holds_messages(row.get(name))), None)
         if column is None:
@@ -179,7 +180,7 @@ class Commands:
             raise DataError(f"{place}: row {which}: {column}: {error}") from None
         messages = self.session.messages
         waits = bool(messages) and messages[-1]["role"] != "assistant"
-        self.screen.note(f"{len(messages)} messages{'; /retry answers the last' if waits else ''}")
+        self.screen.note(f"{number_of(len(messages), 'message')}{'; /retry answers the last' if waits else ''}")
 
     def do_help(self, rest: str) -> None:
         width = max(len(f"/{name} {what}") for name, (what, _) in COMMANDS.items())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora.chat.session import Answer
+from lora.plural import number_of
 
 STOPS = {"end": "ended by itself", "length": "reached max-new-tokens", "stopped": "stopped by you"}
 NARROW = 32  # characters of a column, below which answers stand one after another
@@ -69,9 +70,8 @@ class Screen:
             self.note(note)
         speed = answer.tokens / max(answer.seconds, 1e-9)
         kept = f", {answer.kept} of them from before" if answer.kept else ""
-        self.note(
-            f"{answer.tokens} tokens, {speed:.1f} tokens/s, {STOPS[answer.stop]}; prompt {answer.prompt} tokens{kept}"
-        )
+        own, prompt = number_of(answer.tokens, "token"), number_of(answer.prompt, "token")
+        self.note(f"{own}, {speed:.1f} tokens/s, {STOPS[answer.stop]}; prompt {prompt}{kept}")
 
     def answers(self, answers: Sequence[Answer]) -> None:
         """Several answers to the same, side by side where there is room."""
@@ -83,10 +83,10 @@ class Screen:
             for answer in answers:
                 self._console.print(f"{answer.name}:", style="bold cyan")
                 self.say(answer.text)
-                self.note(f"{answer.tokens} tokens, {STOPS[answer.stop]}")
+                self.note(f"{number_of(answer.tokens, 'token')}, {STOPS[answer.stop]}")
         seconds = max(answers[0].seconds, 1e-9)
         total = sum(answer.tokens for answer in answers)
-        self.note(f"{total} tokens in one batch, {total / seconds:.1f} tokens/s")
+        self.note(f"{number_of(total, 'token')} in one batch, {total / seconds:.1f} tokens/s")
 
     def _table(self, answers: Sequence[Answer]) -> Any:
         from rich.table import Table
@@ -96,7 +96,7 @@ class Screen:
         for answer in answers:
             table.add_column(
                 Text(answer.name), ratio=1, overflow="fold", header_style="bold cyan",
-                footer=Text(f"{answer.tokens} tokens, {STOPS[answer.stop]}", style="dim"),
+                footer=Text(f"{number_of(answer.tokens, 'token')}, {STOPS[answer.stop]}", style="dim"),
             )  # fmt: skip
         table.show_footer = True
         table.add_row(*[Text(self._safe(answer.text)) for answer in answers])

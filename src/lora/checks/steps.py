@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora.checks.finding import Finding
 from lora.errors import TrainingError
+from lora.plural import number_of
 from lora.tasks import Encoded
 from lora.tasks.inference import evaluating, infer
 from lora.training.memory import largest_batch, plan, recomputing, training_mode
@@ -159,7 +160,8 @@ def longest(trial: Trial, recompute: bool) -> Finding:
             trial.passes.run([trial.share(rows)])
     except (MemoryError, RuntimeError) as error:
         return too_large(name, f"{len(rows)} rows with {tokens:,} tokens do not", error)
-    return Finding(name, "passed", f"{len(rows)} rows with {tokens:,} tokens in {time.perf_counter() - begun:.1f} s")
+    said = f"{number_of(len(rows), 'row')} with {number_of(tokens, 'token')}"
+    return Finding(name, "passed", f"{said} in {time.perf_counter() - begun:.1f} s")
 
 
 def evaluation(trial: Trial) -> Finding:

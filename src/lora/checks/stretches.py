@@ -80,11 +80,14 @@ def _between(pieces: list[Piece], ends: list[int], start: int, stop: int) -> int
 
 
 def by_learning(pieces: list[Piece]) -> list[Stretch]:
-    """``pieces`` cut where learning begins and ends."""
+    """``pieces`` cut where learning begins and ends; what a template puts behind the last answer goes with it."""
     out = list[Stretch]()
     for piece in pieces:
         name = "answer" if piece.learned else "prompt"
         if not out or out[-1].name != name:
             out.append(Stretch(name, []))
         out[-1].pieces.append(piece)
+    if len(out) > 1 and out[-1].name == "prompt" and not "".join(piece.text for piece in out[-1].pieces).strip():
+        last = out.pop()
+        out[-1].pieces.extend(last.pieces)
     return out

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lora.errors import TrainingError
+from lora.plural import number_of
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
@@ -45,7 +46,7 @@ def show_result(result: TrainResult) -> None:
         f"; best {fit.best_metric} {fit.best_value:.4f} at step {fit.best_step}" if fit.best_value is not None else ""
     )
     early = " (stopped early)" if fit.stopped_early else ""
-    print(f"{fit.steps} steps{early}, {fit.epochs:.1f} epochs in {fit.seconds:.0f} s{best}")
+    print(f"{number_of(fit.steps, 'step')}{early}, {fit.epochs:.1f} epochs in {fit.seconds:.0f} s{best}")
     print(f"adapter: {fit.output}/adapter")
     print(f"report:  {result.report}")
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lora.data.problems import excerpt, is_missing, text_problem
+from lora.data.problems import excerpt, is_missing, text_problem, written_list
 
 Message = dict[str, Any]
 
@@ -27,7 +27,7 @@ MARKS = ("weight", "train", "training")
 
 
 def read_messages(value: Any) -> list[Message]:
-    """The messages in a cell: a list of turns, or its JSON. Raises ValueError saying what is wrong with it."""
+    """The messages in a cell: a list of turns, also as text. Raises ValueError saying what is wrong with it."""
     if is_missing(value):
         raise ValueError("is missing")
     if isinstance(value, str):
@@ -64,22 +64,17 @@ def without_marks(message: Message) -> Message:
 
 
 def holds_messages(value: Any) -> bool:
-    """Whether a cell is a list of turns, or its JSON."""
+    """Whether a cell is a list of turns, or one that is written as text."""
     if isinstance(value, str):
-        if not value.lstrip().startswith("["):
-            return False
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return False
+        value = written_list(value)
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
 def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ValueError(f"is text and no list of messages: {excerpt(text)}") from None
+    found = written_list(text)
+    if found is None:
+        raise ValueError(f"is text and no list of messages: {excerpt(text)}")
+    return found
 
 
 def _message(turn: Any, number: int) -> Message:

@@ -17,6 +17,7 @@ import numpy as np
 from lora.data.rows import Row, named
 from lora.data.streams import ListOrStream, through
 from lora.errors import DataError
+from lora.plural import number_of
 
 SHARE = 0.1
 FEWEST, MOST = 20, 2000  # fewer rows tell little; more cost time at every evaluation and tell hardly more
@@ -49,10 +50,8 @@ def hold_out(
     group, first = _groups(keys)
     members = np.bincount(group)  # rows of each group
     if len(members) < 2:
-        raise DataError(
-            f"{named(rows)}{len(keys)} rows with {len(members)} different inputs: nothing can be held out for "
-            f"evaluation; {REMEDY}"
-        )
+        there = f"{number_of(len(keys), 'row')} with {number_of(len(members), 'different input')}"
+        raise DataError(f"{named(rows)}{there}: nothing can be held out for evaluation; {REMEDY}")
     if share is None:
         wanted = min(max(round(SHARE * len(keys)), min(FEWEST, len(keys) // 3)), MOST)
     else:
@@ -75,7 +74,7 @@ def hold_out(
     held = np.flatnonzero(np.isin(group, held_groups)).tolist()
     together = len(keys) - len(members)
     same = f"; rows of the same input stay together ({together} repeated)" if together else ""
-    return Selection(held), f"Held out {len(held)} of {len(keys)} rows for evaluation, {how}{same}."
+    return Selection(held), f"Held out {len(held):,} of {len(keys):,} rows for evaluation, {how}{same}."
 
 
 def _groups(keys: array[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -137,11 +136,11 @@ def hold_out_text(rows: ListOrStream, column: str, share: float | None, seed: in
         some = through(rows, lambda it: itertools.compress(it, small))
         selection, note = hold_out(some, partial(row_key, columns=[column]), share, seed)
         places = np.flatnonzero(small)[selection.held].tolist()
-        return Selection(places), note.replace(f"of {small.sum()} rows", f"of {len(rows)} rows")
+        return Selection(places), note.replace(f"of {small.sum():,} rows", f"of {len(rows):,} rows")
     ends = sum(1 for row in rows if _end_of_word(str(row.get(column, "")), part))
     if not ends:
-        raise DataError(f"{named(rows)}{len(rows)} texts too short to hold out the end of one; {REMEDY}")
-    which = "the document" if len(rows) == 1 else f"each of the {ends} documents, which are few or unlike in length"
+        raise DataError(f"{named(rows)}{number_of(len(rows), 'text')} too short to hold out the end of one; {REMEDY}")
+    which = "the document" if len(rows) == 1 else f"{number_of(ends, 'document')}, which are few or unlike in length"
     return Selection([], column, part), f"Held out the last {part:.0%} of {which}, for evaluation."
 
 
@@ -204,8 +203,8 @@ def _refuse_too_large(rows: Iterable[Row], share: float, wanted: int, total: int
     if left < max(classes, 1):
         why = f"there are {classes} classes and each needs a row" if classes else "at least one is needed"
         raise DataError(
-            f"{named(rows)}data.held_out {share:g} of {total} rows would leave {left} to train on, and {why}; "
-            "hold out less, or give more rows"
+            f"{named(rows)}data.held_out {share:g} of {number_of(total, 'row')} would leave {left} to train on, and "
+            f"{why}; hold out less, or give more rows"
         )
 
 

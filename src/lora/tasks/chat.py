@@ -17,6 +17,7 @@ from lora.data.problems import Problems, is_missing, text_problem
 from lora.data.rendering import IGNORED
 from lora.data.rows import named
 from lora.data.windows import fitting, last_exchanges
+from lora.plural import noun, number_of
 from lora.tasks.base import Encoded, Input, NoneLeft, Row, Task
 from lora.tasks.causal import CONTEXT, JOIN, WITH_CONTEXT, prompt_and_completion
 from lora.tasks.next_token import NextTokenTask
@@ -247,17 +248,25 @@ class ChatTask(Templated, NextTokenTask):
 
 
 def _split(length: int, split: int, total: int, parts: int) -> str:
-    return f"{split} of {total} conversations have more than {length} tokens and became several ({parts} examples)."
+    return f"{_long(length, split, total)} and became several ({number_of(parts, 'example')})."
 
 
 def _shortened(length: int, long: int, total: int) -> str:
-    return f"{long} of {total} conversations have more than {length} tokens and lost their beginning."
+    return f"{_long(length, long, total)} and lost {'its' if long == 1 else 'their'} beginning."
+
+
+def _long(length: int, long: int, total: int) -> str:
+    have = f"{long:,} of {number_of(total, 'conversation')} {noun(long, 'has', 'have')}"
+    return f"{have} more than {number_of(length, 'token')}"
 
 
 def _lost(length: int, lost: int, left_out: int, total: int) -> str:
+    does, it, was = ("does", "it", "was") if lost == 1 else ("do", "them", "were")
+    whole = "is" if left_out == 1 else "are"
     return (
-        f"{lost} answers do not fit in {length} tokens with the message before them and were left out: an answer is "
-        f"never cut. So {left_out} of {total} conversations are left out whole."
+        f"{number_of(lost, 'answer')} {does} not fit in {number_of(length, 'token')} with the message before {it} and "
+        f"{was} left out: an answer is never cut. So {left_out:,} of {number_of(total, 'conversation')} {whole} left "
+        "out whole."
     )
 
 

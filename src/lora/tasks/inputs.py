@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 from lora.config import DataConfig, Source, TrainingConfig
 from lora.data.hub import stream_dataset
-from lora.data.readers import name_classes
 from lora.data.rows import Row, as_python, located
 from lora.data.streams import ListOrStream, RowStream, chunks, too_large
+from lora.data.tables import name_classes
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_tokenizer, longest_row
 from lora.tasks import Task, from_state, task_class

@@ -38,6 +38,7 @@ class LabelsTask(SequenceTask):
         self.labels = list(labels)
         self.label_kind = label_kind
         self._index = {name: place for place, name in enumerate(self.labels)}
+        self._mixed: list[str] = []
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> Task:
@@ -55,7 +56,7 @@ class LabelsTask(SequenceTask):
         return [f"{number}" for number in range(count)]
 
     def remarks(self) -> list[str]:
-        return look_alikes(self.labels)
+        return [*self._mixed, *look_alikes(self.labels)]
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
@@ -91,6 +92,25 @@ def kind_of(values: list[Any]) -> str:
         if kinds and kinds <= allowed:
             return name
     return "str"
+
+
+def mixed_types(values: Iterable[Any], kind: str) -> list[str]:
+    """A sentence about labels of several types, which are taken as they are written; none where types agree.
+
+    ``kind``: what `kind_of` makes of them.
+    """
+    if kind != "str":
+        return []
+    types: dict[str, dict[str, Any]] = {}
+    for value in values:
+        if label_problem(value) is None:
+            types.setdefault(name_of(value, kind), {}).setdefault(type(value).__name__, value)
+    every = list(dict.fromkeys(name for of_one in types.values() for name in of_one))
+    if len(every) < 2:
+        return []
+    same = [" and ".join(map(repr, of_one.values())) for of_one in types.values() if len(of_one) > 1]
+    told = f"; one label each are {', '.join(same[:5])}" if same else ""
+    return [f"Labels are of several types ({', '.join(sorted(every))}) and taken as they are written{told}."]
 
 
 def name_of(value: Any, kind: str) -> str:
@@ -130,16 +150,28 @@ def sort_names(names: set[str]) -> list[str]:
 
 
 def look_alikes(names: list[str]) -> list[str]:
-    """A sentence about labels that differ in case, inner spaces or leading zeros alone: slips, more likely than not."""
+    """A sentence about labels that differ in case or inner spaces alone, or are one number written in several ways:
+    slips, more likely than not."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        key = " ".join(name.casefold().split())
-        alike.setdefault(key.lstrip("0") or "0" if key.isdecimal() else key, []).append(name)
+        alike.setdefault(_plain(name), []).append(name)
     groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     if not groups:
         return []
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return [f"Labels that look alike are taken as different ones: {', '.join(groups[:5])}{more}."]
+
+
+def _plain(name: str) -> str:
+    """``name`` without case and inner spaces; of a number its value."""
+    key = " ".join(name.casefold().split())
+    if key.isdecimal():  # beyond 2**53 the way over a float changes the number
+        return str(int(key))
+    try:
+        number = float(key)
+    except ValueError:
+        return key
+    return str(int(number)) if number.is_integer() else str(number)
 
 
 def refuse_unseen(labels: list[list[str]], rows: list[Row], known: list[str]) -> None:

@@ -18,6 +18,7 @@ from lora.data.rendering import Renderer
 from lora.data.rows import named
 from lora.data.windows import last_exchanges
 from lora.errors import DataError
+from lora.plural import number_of
 from lora.tasks.base import Encoded, Input, NoneLeft, Row
 from lora.tasks.sequence import REMEDY, cut_note, require_columns
 from lora.tasks.templated import MessagesInput, Templated, named_error, to_messages
@@ -125,7 +126,7 @@ class PairTask(Templated):
             prompt, answers = self._with_system(first[:alike]), [first[alike:], second[alike:]]
         for name, answer in zip((self.chosen, self.rejected), answers, strict=True):
             if len(answer) != 1 or answer[0]["role"] != "assistant":
-                raise ValueError(f"{name} holds {len(answer)} messages where one answer is needed")
+                raise ValueError(f"{name} holds {number_of(len(answer), 'message')} where one answer is needed")
         if answers[0] == answers[1]:
             raise ValueError(f"{self.chosen} and {self.rejected} are the same: nothing is preferred")
         return prompt, [answer[0] for answer in answers]

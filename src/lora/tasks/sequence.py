@@ -20,6 +20,7 @@ from lora.data.problems import Problems, excerpt, is_missing, text_problem
 from lora.data.rows import named
 from lora.data.streams import RowStream
 from lora.errors import DataError
+from lora.plural import number_of
 from lora.tasks.base import Encoded, Input, Row, Task, resized
 
 REMEDY = "correct or remove these rows"
@@ -275,7 +276,7 @@ def cut_note(cut: int, total: int, max_length: int, then: str, **more: int) -> s
 
 def _cut(max_length: int, then: str, cut: int, total: int, **more: int) -> str:
     was = "was" if cut == 1 else "were"
-    return f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was, **more)}."
+    return f"{cut:,} of {number_of(total, 'row')} {was} longer than {max_length} tokens {then.format(was=was, **more)}."
 
 
 def label_problem(value: Any) -> str | None:

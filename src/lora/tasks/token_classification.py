@@ -13,12 +13,13 @@ from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
 from lora.data.problems import Problems
 from lora.data.rows import Places, named
 from lora.errors import DataError
+from lora.plural import number_of
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort_names, typed
 from lora.tasks.sequence import REMEDY, counted, cut_note, pad, padded_ids, require_columns
 from lora.tasks.spans import OUTSIDE, Span, broken, complete, pairs, scheme_of, scores, spans, strict_spans, type_of
 from lora.tasks.tokens import IGNORED
-from lora.tasks.words import Pieces, Words, aligned, split, tags_of, windows, words_of
+from lora.tasks.words import Pieces, Words, aligned, listed, split, tags_of, windows, words_of
 
 TOKENS = ("tokens", "words")
 TAGS = (
@@ -327,14 +328,14 @@ class TokenClassificationTask(Task):
         for row, answer in zip(rows, out, strict=True):
             if self.scheme:
                 cell = row[self.tokens]
-                ends = split(cell)[1] if isinstance(cell, str) else None
+                ends = split(cell)[1] if isinstance(listed(cell), str) else None
                 answer["spans"] = [_told(span, answer, cell, ends) for span in spans(answer["tags"], self.scheme)]
             answer["tags"] = [typed(tag, self.label_kind) for tag in answer["tags"]]
         return out
 
 
 def _words(what: str, words: int, where: Places) -> str:
-    return f"{words} word{'s' if words > 1 else ''} {what}: {where}."
+    return f"{number_of(words, 'word')} {what}: {where}."
 
 
 def _told(span: Span, answer: dict[str, Any], cell: Any, ends: list[tuple[int, int]] | None) -> dict[str, Any]:

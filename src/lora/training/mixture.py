@@ -11,6 +11,7 @@ from lora.data.batches import rows_taken
 from lora.data.sources import Part
 from lora.data.splits import Key, Selection, hold_out, hold_out_text, row_key
 from lora.data.streams import ListOrStream, joined, through
+from lora.plural import number_of
 from lora.tasks import Task
 
 
@@ -73,7 +74,7 @@ def told(parts: list[Part], task: Task) -> list[str]:
     names = _names(parts)
     taken = [rows_taken(len(part.train), part.weight) for part in parts]
     shares = [
-        f"{count:,} rows of {names[id(part)]}" + ("" if part.weight == 1 else f" (of {len(part.train):,})")
+        f"{number_of(count, 'row')} of {names[id(part)]}" + ("" if part.weight == 1 else f" (of {len(part.train):,})")
         for part, count in zip(parts, taken, strict=True)
     ]
     percent = ", ".join(f"{count / sum(taken):.0%}" for count in taken)
@@ -87,9 +88,10 @@ def told(parts: list[Part], task: Task) -> list[str]:
     for place, part in enumerate(parts):
         for before in range(place):
             if double := int(np.isin(keys[place], keys[before]).sum()):
+                stands, they = ("stands", "it is") if double == 1 else ("stand", "they are")
                 notes.append(
-                    f"{double:,} of the {len(part.train):,} rows of {names[id(part)]} stand in "
-                    f"{names[id(parts[before])]} too, so they are learned more often."
+                    f"{double:,} of the {number_of(len(part.train), 'row')} of {names[id(part)]} {stands} in "
+                    f"{names[id(parts[before])]} too, so {they} learned more often."
                 )
     return notes
 

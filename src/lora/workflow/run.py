@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora.config import AdapterConfig, RunConfig
-from lora.data.sources import named_sources
+from lora.data.naming import named_sources
 from lora.errors import ConfigError, Interrupted, SaveError
 from lora.io.atomic import write_text
 from lora.io.peft import read_sidecar
@@ -23,6 +23,7 @@ from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.model.vocabulary import add_tokens, enlarge, tokenizer_for, train_rows
 from lora.overrides import load_config, save_config
+from lora.plural import number_of
 from lora.tasks import Task, task_class
 from lora.training.device import choose_dtype
 from lora.workflow.tuned import adapter_folder, base_of, task_of, vocabulary_of
@@ -216,7 +217,7 @@ def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say
                 say(f"{name}: {finding}" if len(jobs) > 1 else str(finding))
         refuse_failed(found)
         count += sum(finding.status != "skipped" for finding in found)
-    say(f"{count} checks before training in {time.perf_counter() - begun:.1f} s.")
+    say(f"{number_of(count, 'check')} before training in {time.perf_counter() - begun:.1f} s.")
 
 
 def verify_trained(config: RunConfig, model: LoRA, result: FitResult, say: Say) -> dict[str, str]:
