@@ -137,7 +137,10 @@ def test_compare_is_each_alone(session: Any) -> None:
     one.ask("red sun", nothing)
     before = list(one.messages)
     turn = one._turn
-    found = one.compare(["a", "b", "single", "base"], "green moon")
+    pieces: list[list[str | None]] = [[], [], [], []]
+    found = one.compare(["a", "b", "single", "base"], "green moon", lambda place, piece: pieces[place].append(piece))
+    for its, answer in zip(pieces, found, strict=True):
+        assert its.pop() is None and "".join(map(str, its)) == answer.text, "as it comes, and then that it is whole"
     assert one.messages == before and [answer.name for answer in found] == ["a", "b", "single", "base"]
     for answer in found:
         one.use(answer.name)

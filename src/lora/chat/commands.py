@@ -86,7 +86,12 @@ class Commands:
         names, text = self._names_and_text(rest)
         if not text:
             raise ConfigError("/compare [NAME ...] [--] TEXT: the text is missing")
-        self._answered(lambda: self.screen.answers(self.session.compare(names, text)))
+        self._answered(lambda: self._compare(names, text))
+
+    def _compare(self, names: list[str], text: str) -> None:
+        with self.screen.comparing(names) as piece:
+            answers = self.session.compare(names, text, piece)
+        self.screen.compared(answers)
 
     def _names_and_text(self, rest: str) -> tuple[list[str], str]:
         """Names as long as words are some, or up to ``--``; without any all there are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora.chat.kept import Kept
@@ -171,8 +172,13 @@ class Session:
             self.messages.append({"role": "assistant", "content": text})
         return self._made(self.name, written, ids, text, time.monotonic() - begun, kept, notes)
 
-    def compare(self, names: Sequence[str], text: str) -> list[Answer]:
-        """Answers of several to the same conversation with ``text`` behind it, in one batch; it stays as it is."""
+    def compare(
+        self, names: Sequence[str], text: str, on_text: Callable[[int, str | None], None] = lambda *_: None
+    ) -> list[Answer]:
+        """Answers of several to the same conversation with ``text`` behind it, in one batch; it stays as it is.
+
+        ``on_text``: called with the place in ``names`` and each piece of that answer, as they come; None: it is whole.
+        """
         voices = [self.voices[self.known(name)] for name in names]
         start = self._start
         self.messages.append({"role": "user", "content": text})
@@ -181,27 +187,34 @@ class Session:
         finally:
             self.messages.pop()
             self._start = start
+        streams = [Stream(self.tokenizer, voice.ends, partial(on_text, place)) for place, voice in enumerate(voices)]
+
+        def put(place: int, token: int) -> None:
+            streams[place].put(token)
+            if token in voices[place].ends:
+                streams[place].close()
+                on_text(place, None)
+
         begun, seed = time.monotonic(), self._seed()
         written = decode(
             self.model, [ids for ids, _ in asked], list(names), [voice.ends for voice in voices], self.sampling,
             [seed] * len(names), pad_token_id=pad_token_id(self.tokenizer, self.model.base),
-            stop=lambda: self.stopping,
+            on_token=put, stop=lambda: self.stopping,
         )  # fmt: skip
         seconds = time.monotonic() - begun
+        texts = [stream.close() for stream in streams]
+        for place, its in enumerate(written):
+            if its.stop != "end":
+                on_text(place, None)
         return [
-            self._made(name, its, ids, self._text(its.ids), seconds, 0, notes)
-            for name, its, (ids, notes) in zip(names, written, asked, strict=True)
+            self._made(name, its, ids, text, seconds, 0, notes)
+            for name, its, text, (ids, notes) in zip(names, written, texts, asked, strict=True)
         ]
 
     def _made(
         self, name: str, written: Written, ids: list[int], text: str, seconds: float, kept: int, notes: list[str]
     ) -> Answer:
         return Answer(name, text, written.stop, len(written.ids), seconds, len(ids), kept, notes)
-
-    def _text(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
 
     def _seed(self) -> int:
         self._turn += 1
