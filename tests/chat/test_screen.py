@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lora.chat.answer import Answer
 from lora.chat.screen import Screen
-from lora.chat.session import Answer
 
 
 def answers(*texts: str) -> list[Answer]:

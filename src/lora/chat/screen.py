@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lora.chat.session import Answer
+from lora.chat.answer import Answer
 
 STOPS = {"end": "ended by itself", "length": "reached max-new-tokens", "stopped": "stopped by you"}
 NARROW = 32  # characters of a column, below which answers stand one after another

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lora.chat.answer import Answer
 from lora.chat.kept import Kept
 from lora.chat.stream import Stream
 from lora.config import CHAT_LENGTH, SamplingConfig
@@ -24,28 +25,6 @@ if TYPE_CHECKING:
     from lora.workflow.several import Loaded
 
 WHOLE = 1 << 30  # tokens: nothing is cut
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was answered, and how.
-
-    Attributes:
-        stop: ``end`` (an end token), ``length`` (no room for more) or ``stopped`` (by the user).
-        tokens: written.
-        prompt: tokens of the prompt.
-        kept: of them, those whose keys and values were there from the turn before.
-        notes: what a user should know, in full sentences.
-    """
-
-    name: str
-    text: str
-    stop: str
-    tokens: int
-    seconds: float
-    prompt: int
-    kept: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 class Session:
