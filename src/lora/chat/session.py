@@ -38,6 +38,7 @@ class Session:
 
     Attributes:
         messages: without the system message.
+        tools: functions that the assistant may call, as JSON schemas; None: there are none.
         name: who answers.
         stopping: set to leave the answer in the making at what there is.
     """
@@ -51,6 +52,7 @@ class Session:
         self.voices: dict[str, Voice] = voices_of(self.model, names, self.tokenizer, loaded.tasks)
         self.name = loaded.names[0]
         self.messages: list[Message] = []
+        self.tools: list[Any] | None = None
         self.stopping = False
         self._length = length
         self.sampling = sampling
@@ -214,6 +216,8 @@ class Session:
             alone = f"{voice.name} is asked with a bare text: each message is answered by itself."
             return ids, self._once(alone) if len(self.messages) > 1 else []
         start, room, notes = min(self._start, len(self.messages) - 1), self.room, list[str]()
+        if self.tools and not voice.tools:
+            notes.append(f"{voice.name} was trained without tools: it is not told which there are.")
         while len(ids := self._ids(voice, self._asked(start))) > room:
             room = self.room * 3 // 4
             later = [i for i in range(start + 1, len(self.messages)) if self.messages[i]["role"] == "user"]
@@ -222,10 +226,11 @@ class Session:
                     raise DataError(self._too_long(len(ids)))
                 break
             start = later[0]
-            notes = [
+            told = (
                 f"The conversation is longer than the {self.room} tokens there is room for: "
                 "its oldest exchanges are no longer read by the model."
-            ]
+            )
+            notes += [told] if told not in notes else []
         self._start = start
         return ids, self._once(*notes)
 
@@ -238,8 +243,11 @@ class Session:
         return [*system, *self.messages[start:]]
 
     def _ids(self, voice: Voice, asked: Any) -> list[int]:
+        cells = {voice.column: asked}
+        if self.tools and voice.tools:
+            cells[voice.tools] = self.tools
         try:
-            (ids,), _ = voice.prompts([{voice.column: asked}], self.tokenizer, WHOLE)
+            (ids,), _ = voice.prompts([cells], self.tokenizer, WHOLE)
         except DataError as error:
             # Of the one row the reason alone: a conversation has no file and no lines.
             lines = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
@@ -278,6 +286,7 @@ class Session:
     def clear(self) -> None:
         """Begin a new conversation; the system message stays."""
         self.messages.clear()
+        self.tools = None
         self._start = 0
         self._told.clear()
 
@@ -285,9 +294,9 @@ class Session:
         """All messages, the system message first."""
         return self._asked()
 
-    def replace(self, messages: Sequence[Message]) -> None:
-        """Go on with ``messages``, the system message among them or none."""
+    def replace(self, messages: Sequence[Message], tools: list[Any] | None = None) -> None:
+        """Go on with ``messages``, the system message among them or none, and with ``tools``."""
         head = 1 if messages and messages[0]["role"] == "system" else 0
         self._system = messages[0]["content"] if head else None
         self.clear()
-        self.messages = list(messages[head:])
+        self.messages, self.tools = list(messages[head:]), tools
