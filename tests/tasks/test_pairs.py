@@ -284,5 +284,7 @@ def test_the_scored_answer_is_a_column_that_rows_to_learn_may_lack() -> None:
     assert again.state() == task.state(), "an adapter goes on with rows that have nothing to be scored"
     with pytest.raises(DataError, match="completion is missing"):
         task.encode([{"prompt": "Say it:"}], TOKENIZER, 100, supervised=False)
+    with pytest.raises(DataError, match="completion holds 2 messages where one answer is needed"):
+        task.encode([{"prompt": "Say it:", "completion": [*TURNS, *TURNS]}], TOKENIZER, 100, supervised=False)
     with pytest.raises(DataError, match="completion is empty"):
         task.encode([{"prompt": "Say it:", "completion": " "}], TOKENIZER, 100, supervised=False)

@@ -80,6 +80,8 @@ def test_classes_are_sorted_and_come_back_in_their_own_type(
         (["01", "1", "2", "20", "020"], "'01' and '1', '020' and '20'"),
         (["a  b", "a b", "ab", "¹", "1"], "'a  b' and 'a b'."),
         ([1, 2, 1.0], ""),
+        ([1, "1.0", True, 2], "'1' and '1.0' and 'True'"),
+        (["caf\u00e9", "cafe\u0301", "cafe"], r"'cafe\u0301' and 'caf\xe9'."),
         ([True, False], ""),
     ],
 )
@@ -352,6 +354,8 @@ def test_regression_metrics() -> None:
     flat = task.metrics([1.0], [2.0], 1.0, 1)
     assert flat["r2"] is None and flat["pearson"] is None and flat["rmse"] == 1.0
     assert task.metrics([math.nan], [2.0], 1.0, 1)["rmse"] == math.inf
+    huge = task.metrics([1e308, 0.0], [-1e308, 1.0], 1.0, 2)  # finite, but for their squares
+    assert huge["rmse"] == math.inf and huge["r2"] is None and huge["pearson"] is None
 
 
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the shared data sets are not on this machine")

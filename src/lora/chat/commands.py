@@ -11,13 +11,14 @@ from lora.chat.session import Session
 from lora.config import SamplingConfig
 from lora.core.routing import BASE
 from lora.data.columns import MESSAGES
-from lora.data.conversations import holds_messages, read_messages
+from lora.data.conversations import holds_messages, read_messages, read_tools
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError
 from lora.io.atomic import write_text
 from lora.io.places import file_to_write
 from lora.plural import number_of
 from lora.registry import unknown
+from lora.tasks.templated import named_error
 
 # name -> (what follows it, what it does); the order is that of /help.
 COMMANDS = {
@@ -87,7 +88,12 @@ class Commands:
         names, text = self._names_and_text(rest)
         if not text:
             raise ConfigError("/compare [NAME ...] [--] TEXT: the text is missing")
-        self._answered(lambda: self.screen.answers(self.session.compare(names, text)))
+        self._answered(lambda: self._compare(names, text))
+
+    def _compare(self, names: list[str], text: str) -> None:
+        with self.screen.comparing(names) as piece:
+            answers = self.session.compare(names, text, piece)
+        self.screen.compared(answers)
 
     def _names_and_text(self, rest: str) -> tuple[list[str], str]:
         """Names as long as words are some, or up to ``--``; without any all there are."""
@@ -157,7 +163,8 @@ class Commands:
             raise ConfigError(f"/save: {path} holds something else than conversations; name another file")
         if before and not before.endswith("\n"):
             before += "\n"
-        write_text(path, before + json.dumps({"messages": self.session.whole()}, ensure_ascii=False) + "\n")
+        row = {"messages": self.session.whole(), **({"tools": self.session.tools} if self.session.tools else {})}
+        write_text(path, before + json.dumps(row, ensure_ascii=False) + "\n")
         self.screen.note(f"{path}: {count + 1} conversation{'s' if count else ''}")
 
     def do_load(self, rest: str) -> None:
@@ -175,12 +182,13 @@ class Commands:
         if column is None:
             raise DataError(f"{place}: row {which} has no messages (it has: {', '.join(row)})")
         try:
-            self.session.replace(read_messages(row[column]))
+            self.session.replace(named_error(column, read_messages, row), named_error("tools", read_tools, row))
         except ValueError as error:
-            raise DataError(f"{place}: row {which}: {column}: {error}") from None
+            raise DataError(f"{place}: row {which}: {error}") from None
         messages = self.session.messages
+        tools = f", {number_of(len(self.session.tools), 'tool')}" if self.session.tools else ""
         waits = bool(messages) and messages[-1]["role"] != "assistant"
-        self.screen.note(f"{number_of(len(messages), 'message')}{'; /retry answers the last' if waits else ''}")
+        self.screen.note(f"{number_of(len(messages), 'message')}{tools}{'; /retry answers the last' if waits else ''}")
 
     def do_help(self, rest: str) -> None:
         width = max(len(f"/{name} {what}") for name, (what, _) in COMMANDS.items())

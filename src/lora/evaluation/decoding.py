@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.generation.configuration_utils import GenerationConfig
 from transformers.generation.logits_process import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -152,7 +153,8 @@ def _unset(base: Any) -> dict[str, None]:
     """The checkpoint's own generation settings as options that take them back, but for those `OF_THE_MODEL`."""
     own = getattr(base, "generation_config", None)
     given = {} if own is None else own.to_dict()
-    return {key: None for key, value in given.items() if value is not None and key not in OF_THE_MODEL}
+    known = GenerationConfig().to_dict()  # what else there is belongs to the code of the model
+    return {key: None for key in known if given.get(key) is not None and key not in OF_THE_MODEL}
 
 
 def _cut(ids: list[int], ends: Collection[int], most: int) -> Written:

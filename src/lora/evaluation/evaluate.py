@@ -76,16 +76,9 @@ def evaluate(
         ModelError: the model's outputs do not fit the task.
     """
     check_arguments(model=model, task=task, data=data_config, tokenizer=tokenizer)
-    if adapters is not None and not adapters:
-        raise ConfigError("adapters: names none; leave it out to measure all")
-    least_one = {"batch_size": batch_size, "latency_rows": latency_rows, "max_new_tokens": max_new_tokens}
-    for name, value in least_one.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    _check(adapters, generate, batch_size=batch_size, latency_rows=latency_rows, max_new_tokens=max_new_tokens)
     if not isinstance(speed, (bool, SpeedPlan)):
         raise ConfigError(f"speed is {speed!r}; it must be True, False or a SpeedPlan")
-    if not isinstance(generate, int) or generate < 0:
-        raise ConfigError(f"generate is {generate!r}; it must be a number of prompts, or True for all")
     started = time.perf_counter()
     names = chosen_adapters(model, adapters, baseline)
     inputs = prepare(model, data, names, tokenizer, task, max_length, data_config)
@@ -132,6 +125,17 @@ def evaluate(
         seconds=time.perf_counter() - started,
         source=inputs.source,
     )
+
+
+def _check(adapters: list[str] | str | None, generate: int | bool, **least_one: int) -> None:
+    """Raise ConfigError for arguments that ask for nothing."""
+    if adapters is not None and not adapters:
+        raise ConfigError("adapters: names none; leave it out to measure all")
+    for name, value in least_one.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if not isinstance(generate, int) or generate < 0:
+        raise ConfigError(f"generate is {generate!r}; it must be a number of prompts, or True for all")
 
 
 def has_untrained_head(model: LoRA) -> bool:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from lora.config import SPEED_SECONDS, SamplingConfig
-from lora.core.configs import is_encoder_decoder
 from lora.core.free import free_bytes, gib
 from lora.core.routing import BASE
 from lora.errors import ConfigError, ModelError
@@ -258,9 +257,6 @@ def _writing(
 ) -> Iterator[_Job]:  # fmt: skip
     if not task.generates or "input_ids" not in encoded.examples[0]:
         return
-    if is_encoder_decoder(getattr(model.base, "config", None)):
-        grid.notes.append("Writing was not timed: the base is an encoder-decoder.")
-        return
     positions = positions_of(model.base)
     new = plan.new_tokens if positions is None else min(plan.new_tokens, positions // 2)
     prompts = sorted((_prompt(task, example) for example in encoded.examples), key=len)
@@ -275,8 +271,10 @@ def _writing(
 def _prompt(task: Task, example: dict[str, Any]) -> list[int]:
     """What a text follows; of a row without an answer to it (plain text) its first half."""
     asked = task.asked(example)
-    ids: list[int] = example["input_ids"] if asked is None else asked[0]["input_ids"]
-    return list(ids[: max(1, len(ids) // 2)] if asked is None else ids)
+    if asked:
+        return list(asked[-1][0]["input_ids"])
+    ids = list(example["input_ids"])
+    return ids[: max(1, len(ids) // 2)]
 
 
 def _generation(grid: SpeedGrid, rows: list[list[int]], new: int, pad_token_id: int) -> _Job:

@@ -39,6 +39,11 @@ class Voice:
         """The column of its prompt."""
         return self.task.inputs()[0].column
 
+    @property
+    def tools(self) -> str | None:
+        """The column of the functions that it may call; None: it knows of none."""
+        return getattr(self.task, "tools", None)
+
     def prompts(self, rows: list[Row], tokenizer: Any, max_length: int) -> tuple[list[list[int]], list[str]]:
         """Token ids that its text follows, of each of ``rows``, and what a user should know. Raises DataError."""
         encoded = self.task.encode(rows, tokenizer, max_length, supervised=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -265,18 +265,18 @@ class Task(ABC):
         """``batch`` with what only the base model itself can make of it. Raises ModelError where it cannot."""
         return batch
 
-    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
-        """A supervised example without its (last) answer, as generation begins with it, and the tokens of that answer.
-
-        None: there is no answer to be written.
-        """
+    def asked(self, example: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
+        """Of each answer that a supervised example teaches: what stands before it, as generation begins with that, and
+        its tokens. Empty: there is no answer to be written."""
         if not self.next_token:
-            return None
-        learned = [label != -100 for label in example["labels"]]
-        end = len(learned) - learned[::-1].index(True)
-        start = next((place + 1 for place in range(end - 1, -1, -1) if not learned[place]), 0)
-        ids = example["input_ids"]
-        return {**{key: example[key] for key in example if key != "labels"}, "input_ids": ids[:start]}, ids[start:end]
+            return []
+        ids, learned = example["input_ids"], [label != -100 for label in example["labels"]]
+        rest, out, end = {key: example[key] for key in example if key != "labels"}, [], 0
+        for does, run in groupby(learned):
+            start, end = end, end + len(list(run))
+            if does and start:
+                out.append(({**rest, "input_ids": ids[:start]}, ids[start:end]))
+        return out
 
     def last_tokens(self, example: dict[str, Any]) -> list[int]:
         """The last token of each answer that is learned of a supervised example."""

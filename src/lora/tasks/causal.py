@@ -164,8 +164,8 @@ class CausalTask(NextTokenTask):
         encoded.answers = [answers[example["row"]] for example in encoded.examples] if answers else []
         return encoded
 
-    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
-        return super().asked(example) if self.text is None else None
+    def asked(self, example: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
+        return super().asked(example) if self.text is None else []
 
 
 def prompt_and_completion(table: Table) -> tuple[str | None, str | None]:

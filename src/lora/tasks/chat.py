@@ -76,7 +76,8 @@ class ChatTask(Templated, NextTokenTask):
 
     @classmethod
     def for_texts(cls, base: Any, messages: bool) -> Task | None:
-        return cls(messages="messages") if cls.suits(base) and messages else None
+        # Rows that bring a system message or tools are asked with them.
+        return cls(messages="messages", system="system", tools="tools") if cls.suits(base) and messages else None
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any, ClassVar
 
 from lora.data.rows import named, origins, places
@@ -150,28 +153,24 @@ def sort_names(names: set[str]) -> list[str]:
 
 
 def look_alikes(names: list[str]) -> list[str]:
-    """A sentence about labels that differ in case or inner spaces alone, or are one number written in several ways:
-    slips, more likely than not."""
+    """A sentence about labels that differ in case, inner spaces, the spelling of a number or truth value, or in what no
+    reader sees (é as one character or two) alone: slips, more likely than not."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(_plain(name), []).append(name)
-    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+        key = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+        if re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,3})?", key):
+            key = f"{Decimal(key).normalize():f}"
+        alike.setdefault({"true": "1", "false": "0"}.get(key, key), []).append(name)
+    groups = [" and ".join(map(_shown(group), group)) for group in alike.values() if len(group) > 1]
     if not groups:
         return []
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return [f"Labels that look alike are taken as different ones: {', '.join(groups[:5])}{more}."]
 
 
-def _plain(name: str) -> str:
-    """``name`` without case and inner spaces; of a number its value."""
-    key = " ".join(name.casefold().split())
-    if key.isdecimal():  # beyond 2**53 the way over a float changes the number
-        return str(int(key))
-    try:
-        number = float(key)
-    except ValueError:
-        return key
-    return str(int(number)) if number.is_integer() else str(number)
+def _shown(names: list[str]) -> Callable[[str], str]:
+    """How ``names`` are told apart by a reader: with escapes where they would look the same."""
+    return ascii if len({unicodedata.normalize("NFC", name) for name in names}) < len(names) else repr
 
 
 def refuse_unseen(labels: list[list[str]], rows: list[Row], known: list[str]) -> None:

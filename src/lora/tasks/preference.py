@@ -145,11 +145,11 @@ class PreferenceTask(PairTask, NextTokenTask):
         _, chosen, rejected = example["branches"]
         return chosen, rejected
 
-    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+    def asked(self, example: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
         """The prompt, and the chosen answer."""
         prompt, chosen, _ = example["branches"]
         ids = example["input_ids"]
-        return {"input_ids": ids[:prompt], "row": example["row"]}, ids[prompt : prompt + chosen]
+        return [({"input_ids": ids[:prompt], "row": example["row"]}, ids[prompt : prompt + chosen])]
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

@@ -128,7 +128,10 @@ class RegressionTask(SequenceTask):
         from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
         said, true = np.asarray(predictions, dtype=float), np.asarray(targets, dtype=float)
-        if not np.isfinite(said).all():  # diverged: never the best, and no crash in the middle of a run
+        with np.errstate(over="ignore"):
+            squares = float(np.square(said - true).sum() + np.square(true - true.mean()).sum())
+        # Diverged, or numbers whose squares leave fp64's range: never the best, and no crash in the middle of a run.
+        if not math.isfinite(squares):
             return {
                 "loss": loss_sum / count,
                 "mse": math.inf,

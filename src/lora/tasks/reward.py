@@ -116,7 +116,10 @@ class RewardTask(PairTask):
                     messages = self._with_system(messages) if messages else []
                 else:
                     messages = self._prompt(row) or []
-                    (answer,) = named_error(self.completion, lambda value: to_messages(value, "assistant"), row)
+                    said = named_error(self.completion, lambda value: to_messages(value, "assistant"), row)
+                    if len(said) != 1:
+                        raise ValueError(f"{self.completion} holds {len(said)} messages where one answer is needed")
+                    (answer,) = said
                 if not messages or answer["role"] != "assistant":
                     raise ValueError("an answer of the assistant's is needed, and something that it answers")
                 out.append((messages, [answer]))

@@ -140,8 +140,8 @@ class Seq2SeqTask(CausalTask):
             )
         return {**batch, "decoder_input_ids": shift(batch["labels"])}
 
-    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
-        return {key: example[key] for key in example if key != "labels"}, example["labels"]
+    def asked(self, example: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
+        return [({key: example[key] for key in example if key != "labels"}, example["labels"])]
 
     @staticmethod
     def _supervised(outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

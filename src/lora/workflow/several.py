@@ -23,8 +23,6 @@ from lora.tasks import Task
 from lora.training.device import best_device, choose_dtype
 from lora.workflow.tuned import adapter_folder, base_of, task_of, vocabulary_of
 
-UNKNOWN = "it was not made by lora and does not say how it is asked; taken to be for the chat template of its base."
-
 
 @dataclass
 class Chosen:
@@ -129,11 +127,11 @@ def load_several(
     """
     folders = {name: adapter_folder(place, with_task=False) for name, place in chosen.adapters.items()}
     stored = {name: _task_of(folder, chosen.adapters[name]) for name, folder in folders.items()}
-    notes = [f"{name}: {UNKNOWN}" for name, task in stored.items() if task is None]
     model_name = chosen.model or base_of(next(iter(folders.values())))
     trained = [(read_sidecar(folder).get("training") or {}).get("dtype") for folder in folders.values()]
     if dtype == "auto" and "float32" in trained:
         dtype = "float32"  # as in training
+    notes = list[str]()
     try:
         config = load_base_config(model_name, trust_remote_code)
         kind = base_task(None, config).auto_class  # the same for all that such a base can be asked by
@@ -148,6 +146,12 @@ def load_several(
         model.load_adapter(folder, name, allow_other_base=allow_other_base)
     model.to(best_device()).eval()
     tokenizer = load_tokenizer(model_name, trust_remote_code, own)
+    how = "with a bare text" if is_encoder_decoder(config) else "in the chat template of its base"
+    notes += [
+        f"{name}: it was not made by lora and does not say how it is asked; it is asked {how}."
+        for name, task in stored.items()
+        if task is None
+    ]
     tasks = {name: task or base_task(tokenizer, config, chat=True) for name, task in stored.items()}
     if not folders and chat:
         tasks[BASE] = base_task(tokenizer, config, chat=True)
