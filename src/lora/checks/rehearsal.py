@@ -24,7 +24,7 @@ from lora.checks.heap import is_glibc, resident
 from lora.checks.ledger import Ledger, Phase
 from lora.checks.shells import Shells
 from lora.config import AdapterConfig, TrainingConfig
-from lora.core.loss import fewer_blocks
+from lora.core.divergence import fewer_blocks
 from lora.io.peft import adapter_tensors
 from lora.model.lora import LoRA
 from lora.model.targets import block_part
