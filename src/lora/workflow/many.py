@@ -140,7 +140,7 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
         RunFolder.of_a_set(each.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
         # In full in the set's own file too: it can be gone on with from any folder.
         own = config.adapters[name]
-        paths = each.data.model_dump(mode="json", include={"train", "validation"}, exclude_none=True)
+        paths = each.data.model_dump(mode="json", include={"train", "validation", "replay"}, exclude_none=True)
         rest = {key: value for key, value in own.get("data", {}).items() if DataConfig.canonical(key) not in paths}
         config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs

@@ -341,6 +341,7 @@ def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> d
             "sources": rows.sources, "train_rows": result.data.train.rows,
             "held_out_rows": result.data.held.rows if result.data.held else 0,
             "test_rows": result.data.test.rows if result.data.test else 0,
+            **({"replay_examples": result.data.train.replay} if result.data.train.replay else {}),
         },
         "notes": result.notes,
         "training": {
@@ -359,6 +360,11 @@ def in_full(config: RunConfig) -> None:
     config.model = config.model and _absolute(config.model)
     config.data.validation = config.data.validation and _absolute(config.data.validation)
     config.probe = config.probe and _absolute(config.probe)
+    if config.data.replay is not None:
+        replay = config.data.replayed
+        assert replay is not None
+        there = replay.model_copy(update={"path": _absolute(replay.path)})
+        config.data.replay = there.path if isinstance(config.data.replay, str) else there
     if isinstance(config.data.cache, str):
         config.data.cache = str(Path(config.data.cache).expanduser().absolute())
     if not config.data.train:
