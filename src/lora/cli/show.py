@@ -31,6 +31,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
     console().print(evaluation.table())
     if (written := answers(evaluation)) is not None:
         console().print(written.rich())
+    if evaluation.forgetting is not None:
+        console().print(evaluation.forgetting.grid().rich())
 
 
 def show_result(result: TrainResult) -> None:

@@ -14,6 +14,8 @@ from lora.core.routing import BASE
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from lora.evaluation.forgetting import Forgetting
+
 
 @dataclass
 class Generation:
@@ -51,6 +53,7 @@ class Evaluation:
             ``to_base``, the factors to the base's with their intervals; see `lora.evaluation.speed`.
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
         generation: answers that were written, where that was asked for; their metrics are among the others.
+        forgetting: base and adapters on general text, where that was asked for and can be measured.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
         source: file, folder or hub id of the rows.
@@ -69,6 +72,7 @@ class Evaluation:
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
     generation: Generation | None = None
+    forgetting: Forgetting | None = None
     seconds: float = 0.0
     source: str | None = None
 

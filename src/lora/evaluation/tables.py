@@ -280,4 +280,6 @@ def markdown(evaluation: Evaluation) -> str:
         grids += [grid for grid in (per_class(evaluation, name), confusion(evaluation, name)) if grid]
     if (written := answers(evaluation)) is not None:
         grids.append(written)
+    if evaluation.forgetting is not None:
+        grids.append(evaluation.forgetting.grid())
     return "\n".join(grid.markdown() for grid in grids)

@@ -22,6 +22,7 @@ from lora.workflow.run import (
     TrainResult,
     config_file,
     facts_of,
+    forgotten,
     in_full,
     measure,
     settle,
@@ -107,9 +108,10 @@ def train_many(
                     + how_to_resume(output)
                 ) from None
             facts = facts_of(configs[name], model, rows[name], result)
+            forgetting = forgotten(config, model, result)
             if config.check:
-                facts["checks_after_training"] = verify_trained(config, model, result, lambda line: None)
-            path = write_report(output / name, facts, result.history, evaluation)
+                facts["checks_after_training"] = verify_trained(model, result, forgetting, lambda line: None)
+            path = write_report(output / name, facts, result.history, evaluation, forgetting)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
     return out
 
