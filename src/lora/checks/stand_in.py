@@ -15,6 +15,7 @@ from lora.errors import ConfigError
 from lora.model.base import load_base_config, load_tokenizer, longest_row
 from lora.tasks import Encoded, Row, Task, task_class
 from lora.training.prepare import Prepared, read_rows
+from lora.training.replay import with_replay
 
 LARGE = 4000  # rows; of more, the longest and as many others are tokenised as make this number
 LONGEST = 500
@@ -81,6 +82,8 @@ def rows_for(config: RunConfig, length: int | None) -> Rows:
             raise ConfigError("length: is needed where there are no data (--length 512), or give --data")
         held = 0 if config.data.held_out == 0 or config.training.eval_every is None else config.training.evaluation_rows
         made = made_up(task_of(config), length, batch * min(2, accumulation), held)
+        if config.data.replay is not None:  # a batch may be of nothing else
+            made.train.replay = len(made.train)
         return Rows(made, config.training.max_steps, batch * length, f"made-up rows of {length:,} tokens")
     kind = load_base_config(config.model or "", config.trust_remote_code)
     rows = read_rows(config.data.train, config.data.validation, config.data, config.training.seed, base=kind)
@@ -97,11 +100,16 @@ def rows_for(config: RunConfig, length: int | None) -> Rows:
     # The longest were taken on purpose: the others tell the average.
     usual = train.lengths if share == 1 else train.lengths[LONGEST:] or train.lengths
     count = len(rows.train)
+    replayed = 1.0
+    if rows.replay is not None:
+        chosen_replay = replace(rows.replay, rows=_sample(rows.replay.rows)[0])
+        prepared.train = with_replay(train, chosen_replay, tokenizer, most)
+        replayed = 1 / (1 - rows.replay.share)
     taken = sum(rows_taken(number, weight) for number, weight in rows.shares or [(count, 1.0)])
-    per_epoch = -(-round(taken * len(train) / len(chosen)) // (batch * accumulation))
+    per_epoch = -(-round(taken * len(train) / len(chosen) * replayed) // (batch * accumulation))
     steps = config.training.max_steps or max(1, round(config.training.epochs * per_epoch))
     seen = "" if share == 1 else f", {len(chosen):,} of them tokenised, the longest among them"
-    note = f"{count:,} rows{seen}; at most {max(train.lengths):,} tokens"
+    note = f"{count:,} rows{seen}; at most {max(prepared.train.lengths):,} tokens"
     return Rows(prepared, steps, batch * sum(usual) / len(usual), note)
 
 
@@ -113,7 +121,8 @@ def longer(prepared: Prepared, length: int, training: TrainingConfig) -> Prepare
     supervised = length - 1 if prepared.task.next_token else prepared.train.supervised[0]
 
     def some(count: int) -> Encoded:
-        return Encoded([example] * count, [length] * count, [supervised] * count)
+        replay = count if prepared.train.replay else 0  # a batch may be of nothing else
+        return Encoded([example] * count, [length] * count, [supervised] * count, replay=replay)
 
     held = some(training.evaluation_rows) if prepared.held else None
     return replace(prepared, train=some(training.batch_size), held=held, max_length=length)

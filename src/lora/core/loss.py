@@ -358,7 +358,8 @@ def _score(
     and the rows that they belong to; they are overwritten too.
     """
     kind = wide(logits.dtype)
-    most = rows_of_block(logits) if logits.device.type == "cpu" else len(logits)
+    # On an accelerator whole chunks; beside the base's logits they would be there several times in fp32.
+    most = len(logits) if logits.device.type != "cpu" and base is None else rows_of_block(logits)
     losses, hits = logits.new_empty(len(logits), dtype=kind), logits.new_empty(len(logits), dtype=torch.bool)
     for rows in _even(0, len(logits), most):
         block = logits[rows].to(kind)  # the logits themselves where they are wide

@@ -174,7 +174,9 @@ def needs(passes: Passes, participants: Sequence[Participant]) -> Needs:
     """Measure for all ``participants``; the model must be in training mode."""
     tokens, rows, largest = max(((*largest_batch(p), p) for p in participants), key=lambda found: found[0])
     kept = measure(passes, _sample(passes, largest, rows))
-    head = _head_bytes(passes.model) if largest.packed else 0
+    # Of rows held to the base its logits are there too.
+    buffers = 2 if any(p.settings.kl for p in participants) else 1
+    head = buffers * _head_bytes(passes.model) if largest.packed else 0
     return Needs(kept, largest.packed, head, max(state_bytes(p) for p in participants), tokens)
 
 
