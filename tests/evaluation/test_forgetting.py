@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from command import lora
 from lora import LoRA, evaluate, workflow
 from lora.config import RunConfig
 from lora.core import divergence
@@ -19,6 +20,8 @@ from lora.evaluation import forgetting
 from lora.evaluation.forgetting import Forgetting, measure_forgetting
 from lora.evaluation.probe import TEXTS, probe_texts
 from lora.evaluation.report import write_report
+from lora.model.base import load_base
+from lora.tasks import TASKS
 from lora.tasks.inference import forward
 from small_base import labelled, save_base, stories, tokenizer, write_jsonl
 from tiny_models import tiny
@@ -160,6 +163,23 @@ def test_in_the_report_of_every_run(tmp_path: Path) -> None:
         assert report["forgetting"]["adapters"]["default"][key]["value"] is not None
         assert report["forgetting"]["texts"] == 2 and report["evaluation"] is None
         assert "## Forgetting: 2 texts of" in (tmp_path / f"run-{base}/report.md").read_text()
+
+
+def test_by_the_command(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama")
+    rows = write_jsonl(tmp_path / "data.jsonl", stories(8))
+    probe = write_jsonl(tmp_path / "probe.jsonl", [{"text": "red sun here"}] * 7)
+    model = LoRA(load_base(str(base), "AutoModelForCausalLM", torch.float32), rank=2)
+    task = TASKS["causal"].from_rows(stories(2), {"prompt": "prompt", "completion": "completion"})
+    model.notes["default"] = {"task": task.state(), "training": {"dtype": "float32"}}
+    folder = str(model.save_adapter("default", tmp_path / "adapter"))
+    options = ["eval", folder, "--data", str(rows), "--no-latency", "--probe"]
+    done = lora(*options, str(probe))
+    assert done.returncode == 0 and "Forgetting: 7 texts of" in done.stdout and "KL(base ‖ adapter)" in done.stdout
+    found = json.loads(lora(*options, "built-in", "--json").stdout)["forgetting"]
+    assert found["source"] is None and found["texts"] == 8
+    bad = lora(*options, str(rows))
+    assert bad.returncode == 2 and "no text for the probe" in bad.stderr
 
 
 def test_the_built_in_texts() -> None:

@@ -162,6 +162,26 @@ def test_accumulation_and_recomputed_layers_change_nothing(packing: bool | None)
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-5)
 
 
+def test_two_processes_share_a_step() -> None:
+    """The gradients of both together are those of one process that takes their batches one after another."""
+    rows, settings = stories(16), TrainingConfig(kl=0.7, kl_on="replay", batch_size=5, learning_rate=1e-3)
+
+    def gradients(processes: int, rank: int, accumulation: int) -> dict[str, torch.Tensor]:
+        model = adapted("llama")
+        its = settings.model_copy(update={"accumulation": accumulation})
+        passes, trainee, prepared, packed = passes_of(model, rows, its, replay=9)
+        trainee = Trainee(model, "a", trainee.task, trainee.data, its, processes, rank)
+        while (share := passes.next_share(trainee, prepared, packed)) is not None:
+            passes.run([share])
+            if trainee.count_round():
+                break
+        return {key: p.grad for key, p in trainee.parameters.items() if p.grad is not None}
+
+    first, second, alone = gradients(2, 0, 1), gradients(2, 1, 1), gradients(1, 0, 2)
+    for key, whole in alone.items():
+        torch.testing.assert_close(first[key] + second[key], whole, rtol=1e-4, atol=1e-6)
+
+
 def test_a_heavy_weight_keeps_the_adapter_at_the_base() -> None:
     def moved(kl: float) -> float:
         torch.manual_seed(0)

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from chat_base import save_chat_base, sentences
-from command import lora
-from lora import DataConfig, LoRA, fit
+from lora import DataConfig, LoRA, RunConfig, fit, workflow
 from lora.data.batches import BatchPlan
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_base, load_tokenizer
@@ -146,28 +145,27 @@ def test_the_loss_is_held_to_the_base_on_replay_alone(base: str, tmp_path: Path,
 
 
 def test_a_run_with_both_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    base = str(save_base(tmp_path / "base", "llama"))
-    data = put(tmp_path / "rows.jsonl", stories(24))
+    base = save_base(tmp_path / "base", "llama")
     replay = tmp_path / "general.txt"
     replay.write_text(" ".join(sentences(60, 7, 20)))
-    options = ["--model", base, "--data", data, "--held-out", "0", "--batch-size", "6", "--save-every", "2", "--epochs",
-               "2", "--max-length", "32", "--rank", "4", "--kl", "0.5", "--kl-on", "replay", "--replay",
-               f"{{path: {replay}, share: 0.25}}", "--no-check", "--generate-rows", "0"]  # fmt: skip
-    whole = tmp_path / "whole"
-    done = lora("train", *options, "--output", str(whole))
-    assert done.returncode == 0 and "of the learned tokens" in done.stderr
+    data = {"train": put(tmp_path / "rows.jsonl", stories(24)), "held_out": 0, "max_length": 32,
+            "replay": {"path": str(replay), "share": 0.25}}  # fmt: skip
+    training = {"batch_size": 6, "save_every": 2, "epochs": 2, "kl": 0.5, "kl_on": "replay", "generate_rows": 0,
+                "tensorboard": False}  # fmt: skip
+    whole, cut, said = tmp_path / "whole", tmp_path / "cut", list[str]()
+    config = {"model": str(base), "output": str(whole), "data": data, "training": training, "adapter": {"rank": 4}}
+    workflow.train(RunConfig.make({**config, "check": False}), say=said.append, latency=False, progress=False)
+    assert any("of the learned tokens" in line for line in said)
     last = sorted((whole / "checkpoints").glob("step-*"))[-1]
-    cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / last.name)
     shutil.rmtree(cut / "adapter")
-    assert lora("train", "--resume", str(cut)).returncode == 0
+    workflow.resume(cut, progress=False)
     one, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, cut))
     assert one == other
     report = json.loads((whole / "report.json").read_text())
     assert report["data"]["replay_examples"] > 5
-    assert [s["split"] for s in report["data"]["sources"]] == ["train", "replay"]
+    assert [source["split"] for source in report["data"]["sources"]] == ["train", "replay"]
     replay.write_text(" ".join(sentences(60, 8, 20)))
-    shutil.rmtree(cut / "checkpoints" / last.name)
-    said = lora("train", "--resume", str(cut))
-    assert said.returncode == 2 and "training data" in said.stderr + said.stdout
+    with pytest.raises(ConfigError, match="training data"):
+        workflow.resume(cut, progress=False)
