@@ -72,6 +72,33 @@ def test_what_takes_less_takes_less() -> None:
     assert rehearse(shape(), role(128, 8, rank=8), False).state == 2 * plain.state
 
 
+@pytest.mark.parametrize("packing", [None, False])
+def test_kl_to_the_base_takes_the_bases_part_of_a_pass(packing: bool | None) -> None:
+    """As many tokens again, whose activations lie beside the adapter's; memory needed of the largest batch alike."""
+    plain, held = (rehearse(shape(), role(64, 8, packing=packing, kl=kl), False) for kl in (0.0, 1.0))
+    assert held.tokens == 2 * plain.tokens and held.needs.tokens == 2 * plain.needs.tokens
+    assert held.kept > 1.4 * plain.kept and held.phases["pass"].peak > 1.3 * plain.phases["pass"].peak
+    assert held.operations > 1.3 * plain.operations
+    without, needed = (found.needs.memory(1e12, False).needed(found.needs.tokens, 1) for found in (plain, held))
+    assert needed > 1.3 * without
+
+
+def test_replay_is_planned_with(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", "llama")
+    data = write_jsonl(tmp_path / "data.jsonl", stories(40))
+    general = write_jsonl(tmp_path / "general.jsonl", [{"text": "red sun here now " * 10}] * 9)
+    settings = {"model": str(tmp_path / "base"), "data": {"train": str(data), "held_out": 0, "max_length": 50},
+                "training": {"batch_size": 4}}  # fmt: skip
+    plain = lora.plan(RunConfig.make(settings), search=False)
+    settings["data"]["replay"] = {"path": str(general), "share": 0.2}  # type: ignore[index]
+    settings["training"].update(kl=1.0, kl_on="replay")  # type: ignore[attr-defined]
+    replayed = lora.plan(RunConfig.make(settings), search=False)
+    assert plain.steps == 30 and replayed.steps == 39  # 10 and 12.5 batches an epoch
+    assert plain.length < replayed.length == 41
+    settings["data"].pop("train")  # type: ignore[attr-defined]
+    assert lora.plan(RunConfig.make(settings), length=32, search=False).tokens == 2 * 4 * 32
+
+
 def test_several_adapters_share_a_pass() -> None:
     one = rehearse(shape(), role(), False)
     both = {**role(), "b": role()["a"]}

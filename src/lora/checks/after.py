@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lora.checks.finding import Finding
 from lora.checks.outputs import AGAIN, apart, inputs_of, logits_of
-from lora.checks.probe import measure_probe
 from lora.core.routing import BASE
 from lora.errors import LoraError
+from lora.evaluation.forgetting import Forgetting
 from lora.training.memory import free_memory, gib
 
 if TYPE_CHECKING:
@@ -27,19 +27,19 @@ FORGOTTEN = 0.05
 
 
 def check_trained(
-    model: LoRA, name: str, folder: Path, prepared: Prepared, texts: list[str] | None = None
+    model: LoRA, name: str, folder: Path, prepared: Prepared, forgetting: Forgetting | str
 ) -> list[Finding]:
     """Verify adapter ``name``, saved in ``folder``. The model is left as it is.
 
     Args:
-        texts: of the probe of general ability; None: the built-in ones.
+        forgetting: what base and adapter were found to give on general text; or why nothing was measured.
     """
     row = min(range(len(prepared.train)), key=lambda i: prepared.train.lengths[i])
     own = logits_of(model, name, prepared, row)
     return [
         _reloaded(model, folder, prepared, row, own),
         _merged(model, name, prepared, row, own),
-        _probed(model, name, prepared, texts),
+        _probed(name, forgetting),
     ]
 
 
@@ -80,18 +80,22 @@ def _merged(model: LoRA, name: str, prepared: Prepared, row: int, own: Tensor) -
     )  # fmt: skip
 
 
-def _probed(model: LoRA, name: str, prepared: Prepared, texts: list[str] | None) -> Finding:
+def _probed(name: str, forgetting: Forgetting | str) -> Finding:
     check = "general ability"
-    losses = measure_probe(model, prepared, [BASE, name], texts)
-    if losses is None:
+    if isinstance(forgetting, str) or "loss" not in forgetting.adapters[BASE]:
         return Finding(check, "skipped", "the base predicts no next tokens")
-    before, after = losses[BASE], losses[name]
-    said = f"loss per token on general text {before:.3f} before, {after:.3f} after ({after / before - 1:+.1%})"
+    before, after = (forgetting.adapters[each]["loss"] for each in (BASE, name))
+    kl = forgetting.adapters[name]["kl"]["value"]
+    said = (
+        f"loss per token on general text {before:.3f} before, {after:.3f} after ({after / before - 1:+.1%}); "
+        f"KL to the base {kl:.3f} per token"
+    )
     status: Any = "note" if after > (1 + FORGOTTEN) * before else "passed"
     return Finding(
         check, status, said,
         *_if_not(status, "The adapter has unlearned some of what the base could do.",
-                 "Where that matters: fewer steps, a lower rate, a smaller rank, or general text among the data."),
+                 "Where that matters: general text beside the data (data.replay), KL to the base (training.kl), fewer "
+                 "steps, a lower rate."),
     )  # fmt: skip
 
 

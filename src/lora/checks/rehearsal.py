@@ -25,7 +25,7 @@ from lora.checks.ledger import Ledger, Phase
 from lora.checks.shells import Shells
 from lora.checks.tally import adapter_bytes, highest_phases, trainable_by_kind, weights_by_type
 from lora.config import AdapterConfig, TrainingConfig
-from lora.core.loss import fewer_blocks
+from lora.core.divergence import fewer_blocks
 from lora.io.peft import adapter_tensors
 from lora.model.lora import LoRA
 from lora.tasks import Encoded

@@ -19,6 +19,7 @@ from lora.model.vocabulary import tokenizer_for
 from lora.tasks import TASKS, Encoded, Row, Task, task_class
 from lora.tasks.inputs import with_options
 from lora.training.prepare import Prepared, read_rows
+from lora.training.replay import with_replay
 
 LARGE = 4000  # rows; of more, the longest and as many others are tokenised as make this number
 LONGEST = 500
@@ -77,6 +78,8 @@ def longer(prepared: Prepared, length: int, training: TrainingConfig) -> Prepare
     example = task.of_length(longest, length)
     held = times(task, example, training.evaluation_rows) if prepared.held else None
     train = times(task, example, training.batch_size * min(2, training.accumulation))
+    if prepared.train.replay:
+        train.replay = len(train)  # a batch may be of nothing else
     return replace(prepared, train=train, held=held, max_length=length)
 
 
@@ -125,6 +128,8 @@ def rows_for(config: RunConfig, length: int | None, task: Task | None = None, st
     made = made_up(
         task or task_of(config), length, rows, held, labels, config.data, getattr(kind, "eos_token_id", None)
     )
+    if config.data.replay is not None:
+        made.train.replay = len(made.train)  # a batch may be of nothing else
     tokens = training.batch_size * made.train.lengths[0]
     return Rows(made, length, training.max_steps, tokens, f"made-up rows of {length:,} tokens, {_what(made.task)}")
 
@@ -148,9 +153,16 @@ def _of_data(config: RunConfig, length: int | None, task: Task | None, kind: Any
     prepared = Prepared(task, tokenizer, train, held, None, most, pad, "right", [], "")
     # The longest were taken on purpose: the others tell the average.
     usual = train.lengths if share == 1 else train.lengths[LONGEST:] or train.lengths
-    count, own = len(rows.train), longest(prepared)
+    count = len(rows.train)
+    replayed = 1.0
+    if rows.replay is not None:
+        chosen_replay = replace(rows.replay, rows=_sample(rows.replay.rows)[0])
+        prepared.train = with_replay(train, chosen_replay, tokenizer, most)
+        replayed = 1 / (1 - rows.replay.share)
+    own = longest(prepared)
     taken = sum(rows_taken(number, weight) for number, weight in rows.shares or [(count, 1.0)])
-    per_epoch = -(-round(taken * len(train) / len(chosen)) // (training.batch_size * training.accumulation))
+    batch = training.batch_size * training.accumulation
+    per_epoch = -(-round(taken * len(train) / len(chosen) * replayed) // batch)
     steps = training.max_steps or max(1, round(training.epochs * per_epoch))
     seen = "" if share == 1 else f", {len(chosen):,} of them tokenised, the longest among them"
     note = f"{count:,} rows{seen}; at most {own:,} tokens, {_what(task)}"

@@ -82,7 +82,7 @@ class Trial:
         made = self.passes.next_share(self.trainee, self.prepared, self.packed)
         assert made is not None, "nobody has begun"
         # The number seeds what is dropped: alike for all, so that only the order of additions differs.
-        return Share(self.trainee, 0, [self.trainee.data.examples[i] for i in rows], self.packed, made.collate)
+        return Share(self.trainee, 0, list(rows), self.packed, made.collate)
 
     def short_rows(self, count: int) -> list[int]:
         """Rows to try things on: short ones, but no shorter than need be."""

@@ -49,6 +49,7 @@ class Prompts(click.ParamType):
     show_default=True,
     help="longest answer of --generate",
 )
+@click.option("--probe", metavar="FILE", help="measure what was forgotten, on general text of this file; or 'built-in'")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")
 @click.option("--overwrite", is_flag=True, help="replace the file that --output names")
@@ -58,8 +59,8 @@ class Prompts(click.ParamType):
 @config_options("data")
 def command(
     adapters: tuple[str, ...], model: str | None, batch_size: int, baseline: bool, latency: bool, speed: bool,
-    speed_seconds: float, generate: int | None, max_new_tokens: int, as_json: bool, output: str | None,
-    overwrite: bool, trust_remote_code: bool, allow_other_base: bool, harness: dict[str, Any],
+    speed_seconds: float, generate: int | None, max_new_tokens: int, probe: str | None, as_json: bool,
+    output: str | None, overwrite: bool, trust_remote_code: bool, allow_other_base: bool, harness: dict[str, Any],
     overrides: dict[str, object],
 ) -> None:  # fmt: skip
     """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows (--data FILE), or several on benchmarks.
@@ -103,6 +104,7 @@ def command(
         max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
         generate=generate or False, max_new_tokens=max_new_tokens,
         speed=SpeedPlan(seconds=speed_seconds) if speed else False,
+        probe=probe == "built-in" or probe or False,
     )  # fmt: skip
     for note in evaluation.notes:
         say(note)

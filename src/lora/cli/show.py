@@ -35,6 +35,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
         console().print(written.rich())
     for grid in speed_tables(evaluation.speed_grid) if evaluation.speed_grid is not None else []:
         console().print(grid.rich())
+    if evaluation.forgetting is not None:
+        console().print(evaluation.forgetting.grid().rich())
 
 
 def show_result(result: TrainResult) -> None:

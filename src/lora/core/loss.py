@@ -7,6 +7,9 @@ what is r wide: the gradient of A too is kept per unit of a row's loss. Where an
 weight, a B), that gradient needs the incoming one beside the logits, which are computed again in the backward: 2·h·v
 more.
 
+With a `Reference` the loss of some rows is that of the base's distribution too (`lora.core.divergence`). Its logits are
+made in chunks beside those of the rows: h·v operations more for each.
+
 A row's loss and gradient do not depend on the rows beside it: products over the vocabulary take 16 rows or more (fewer
 are padded with zeros), from where on a row's bits do not depend on their number, and what sums over rows is summed over
 the chunks of one segment.
@@ -16,8 +19,8 @@ Shapes: n supervised position, h width, v vocabulary, r rank.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lora.core.divergence import cross_sums, rows_of_block, wide
 from lora.core.functions import (
     FEWEST_ROWS,
     add_product,
@@ -41,19 +45,27 @@ from lora.core.segments import Segment, draws, kept_scaling, mask_of
 # more often than the product hides.
 _CPU_CHUNK, _GPU_CHUNK, _GOOD_ROWS = 24 << 20, 256 << 20, 128
 
-# What one thread works on between two passes over fp32 logits: about the second-level cache.
-_BLOCK = 1 << 20
 
+class Reference(NamedTuple):
+    """What the base makes of some of the rows, to which a head's distribution is held.
 
-@contextmanager
-def fewer_blocks() -> Iterator[None]:
-    """For a rehearsal that computes nothing: the same chunks in fewer pieces of work, for 3 MB more at the peak."""
-    global _BLOCK
-    _BLOCK *= 4
-    try:
-        yield
-    finally:
-        _BLOCK //= 4
+    Attributes:
+        hidden: (m, h), what its head is given there. It gets no gradient.
+        places: the rows they belong to, rising.
+        weight, bias: of its head, (v, h) and (v,).
+        kl: weight of KL(base ‖ adapter), which is added to the loss of these rows.
+    """
+
+    hidden: Tensor
+    places: Sequence[int]
+    weight: Tensor
+    bias: Tensor | None
+    kl: float
+
+    def within(self, start: int, stop: int) -> tuple[slice, list[int]]:
+        """Which of the m belong to rows ``start:stop``, and to which of these, counted from ``start``."""
+        found = slice(bisect_left(self.places, start), bisect_left(self.places, stop))
+        return found, [place - start for place in self.places[found]]
 
 
 def head_cross_entropy(
@@ -66,6 +78,7 @@ def head_cross_entropy(
     scale: float = 1.0,
     label_smoothing: float = 0.0,
     chunk_bytes: int | None = None,
+    reference: Reference | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each supervised position, and whether its label has the highest logit.
 
@@ -81,13 +94,20 @@ def head_cross_entropy(
         segments: updates of an adapted head, on runs of the n rows.
         scale: of the logits: 1 / logits_scaling (Granite), logit_scale (Cohere).
         chunk_bytes: of the logits of a chunk, in the type of ``hidden``; None: chosen by device.
+        reference: rows to whose loss kl·KL(base ‖ adapter) is added; None: none.
 
     Returns losses (n,) in fp32 (fp64 for fp64) and hits (n,) bool. Of equal logits the first is the highest, as for
     argmax. Gradients go to ``hidden``, A and B, ``weight`` and ``bias``; there is no second derivative.
     """
     dtype = autocast_dtype(hidden) or torch.promote_types(hidden.dtype, weight.dtype)
     hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    call = _Call(softcap, scale, label_smoothing, _chunk_rows(hidden, weight.shape[0], chunk_bytes), tuple(segments))
+    if reference is not None:
+        hidden_, weight_, bias_ = (None if part is None else part.detach().to(dtype)
+                                   for part in (reference.hidden, reference.weight, reference.bias))  # fmt: skip
+        assert hidden_ is not None and weight_ is not None
+        reference = reference._replace(hidden=hidden_, weight=weight_, bias=bias_)
+    rows = _chunk_rows(hidden, weight.shape[0], chunk_bytes)
+    call = _Call(softcap, scale, label_smoothing, rows, tuple(segments), reference)
     factors = [factor for segment in segments for factor in (segment.A, segment.B)]
     losses, correct = _HeadCrossEntropy.apply(hidden, weight, bias, labels, call, torch.is_grad_enabled(), *factors)
     return losses, correct
@@ -101,6 +121,7 @@ class _Call(NamedTuple):
     smoothing: float
     rows: int  # of a chunk, at most
     segments: tuple[Segment, ...]
+    reference: Reference | None
 
 
 def chunk_bytes_of(weight: Tensor) -> int:
@@ -200,6 +221,22 @@ class _Head:
         return (self.buffer[: max(len(dlogits), FEWEST_ROWS)] @ self.weight)[: len(dlogits)]
 
 
+class _Base:
+    """The base's logits at the rows that are held to it, chunk by chunk, in one buffer; without a `Reference`: none."""
+
+    def __init__(self, call: _Call) -> None:
+        self.reference, self.head = call.reference, None
+        if (base := call.reference) is not None and len(base.hidden):
+            self.head = _Head(base.hidden, base.weight, base.bias, call, [])
+
+    def logits(self, rows: slice) -> tuple[Tensor, list[int]] | None:
+        """(m, v) of a chunk of rows, and which of its rows these are; None: none of them."""
+        if self.head is None or self.reference is None:
+            return None
+        which, places = self.reference.within(rows.start, rows.stop)
+        return (self.head.logits(which, None), places) if places else None
+
+
 class _HeadCrossEntropy(torch.autograd.Function):
     """See `head_cross_entropy` and the head of this file."""
 
@@ -212,13 +249,13 @@ class _HeadCrossEntropy(torch.autograd.Function):
         ctx.again = graph and (any((*needs[1:3], *needs[7::2])) or (any(needs[6::2]) and not needs[0]))
         lows: list[Tensor | None] = [None] * len(call.segments)
         unit = torch.empty_like(hidden) if graph and ctx.needs_input_grad[0] and not ctx.again else None
-        losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
+        losses = hidden.new_empty(len(hidden), dtype=wide(hidden.dtype))
         correct = hidden.new_empty(len(hidden), dtype=torch.bool)
-        head = _Head(hidden, weight, bias, call, factors)
+        head, base = _Head(hidden, weight, bias, call, factors), _Base(call)
         for update, number, chunks in head.updates():
             for rows in chunks:
                 logits = head.logits(rows, update)
-                losses[rows], correct[rows] = _score(logits, labels[rows], call, unit is not None)
+                losses[rows], correct[rows] = _score(logits, labels[rows], call, unit is not None, base.logits(rows))
                 if unit is None:
                     continue
                 unit[rows] = head.gradient(logits)
@@ -228,9 +265,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 update.add_gradient(unit)
                 lows[number] = update.dlow if needs[6 + 2 * number] else None
         ctx.mark_non_differentiable(correct)
-        ctx.call = call
+        compared, ctx.call = call.reference, call._replace(reference=None)
         kept = (unit, hidden if any(low is not None for low in lows) else None, *lows)
-        ctx.save_for_backward(*((hidden, weight, bias, labels, *factors) if ctx.again else kept))
+        if ctx.again:
+            # The base's tensors among them, so that whoever counts what is kept counts these too.
+            of_base = (None, None, None) if compared is None else (compared.hidden, compared.weight, compared.bias)
+            ctx.held_to = compared and (compared.places, compared.kl)
+            kept = (hidden, weight, bias, labels, *of_base, *factors)
+        ctx.save_for_backward(*kept)
         return losses, correct
 
     @staticmethod
@@ -238,7 +280,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dlosses: Tensor, _: Any) -> Any:
         dlosses = (dlosses * ctx.call.scale).unsqueeze(1)
         if ctx.again:
-            return _gradients(ctx.needs_input_grad, ctx.call, dlosses, *ctx.saved_tensors)
+            hidden, weight, bias, labels, *more = ctx.saved_tensors
+            call = ctx.call
+            if ctx.held_to is not None:
+                places, kl = ctx.held_to
+                call = call._replace(reference=Reference(more[0], places, more[1], more[2], kl))
+            return _gradients(ctx.needs_input_grad, call, dlosses, hidden, weight, bias, labels, *more[3:])
         unit, hidden, *lows = ctx.saved_tensors
         dfactors: list[Tensor | None] = []
         for segment, low in zip(ctx.call.segments, lows, strict=True):
@@ -264,25 +311,25 @@ def _gradients(
 
     They multiply what is narrow: the rows' inputs instead of the gradient of their logits.
     """
-    wide = _wide(hidden.dtype)
+    kind = wide(hidden.dtype)
     dhidden = torch.empty_like(hidden) if needs[0] else None
-    dweight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
-    dbias = torch.zeros_like(bias, dtype=wide) if needs[2] and bias is not None else None
+    dweight = torch.zeros_like(weight, dtype=kind) if needs[1] else None
+    dbias = torch.zeros_like(bias, dtype=kind) if needs[2] and bias is not None else None
     dfactors: list[Tensor | None] = [None] * len(factors)
-    head = _Head(hidden, weight, bias, call, factors)
+    head, base = _Head(hidden, weight, bias, call, factors), _Base(call)
     for update, number, chunks in head.updates():
         dup = None
         if update is not None and update.up.is_floating_point():
-            dup = torch.zeros(update.up.shape[::-1], dtype=wide, device=hidden.device)
+            dup = torch.zeros(update.up.shape[::-1], dtype=kind, device=hidden.device)
         for rows in chunks:
             dlogits, weights = head.logits(rows, update), dlosses[rows]
-            _score(dlogits, labels[rows], call, True)
+            _score(dlogits, labels[rows], call, True, base.logits(rows))
             if dhidden is not None:
                 dhidden[rows] = head.gradient(dlogits) * weights
             if dweight is not None:
                 dweight += dlogits.T @ (hidden[rows] * weights).to(hidden.dtype)
             if dbias is not None:
-                dbias += (dlogits.to(wide).T @ weights).squeeze(1)
+                dbias += (dlogits.to(kind).T @ weights).squeeze(1)
             if update is None:
                 continue
             local = update.local(rows)
@@ -302,24 +349,28 @@ def _gradients(
     return dhidden, dweight, dbias, None, None, None, *dfactors
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _score(logits: Tensor, labels: Tensor, call: _Call, gradient: bool) -> tuple[Tensor, Tensor]:
+def _score(
+    logits: Tensor, labels: Tensor, call: _Call, gradient: bool, base: tuple[Tensor, list[int]] | None
+) -> tuple[Tensor, Tensor]:
     """Losses (m,) and hits (m,) of ``logits`` (m, v), which are overwritten: if ``gradient``, by the losses' gradient.
 
-    The many passes over fp32 are taken block by block, so that they stay in the cache.
+    The many passes over fp32 are taken block by block, so that they stay in the cache. ``base``: logits of the base,
+    and the rows that they belong to; they are overwritten too.
     """
-    wide = _wide(logits.dtype)
-    most = len(logits)
-    if logits.device.type == "cpu":
-        most = torch.get_num_threads() * max(1, _BLOCK // (logits.shape[1] * wide.itemsize))
-    losses, hits = logits.new_empty(len(logits), dtype=wide), logits.new_empty(len(logits), dtype=torch.bool)
+    kind = wide(logits.dtype)
+    # On an accelerator whole chunks; beside the base's logits they would be there several times in fp32.
+    most = len(logits) if logits.device.type != "cpu" and base is None else rows_of_block(logits)
+    losses, hits = logits.new_empty(len(logits), dtype=kind), logits.new_empty(len(logits), dtype=torch.bool)
     for rows in _even(0, len(logits), most):
-        block = logits[rows].to(wide)  # the logits themselves where they are wide
-        losses[rows], hits[rows] = _score_block(block, labels[rows, None], call, gradient)
-        if gradient and wide != logits.dtype:
+        block = logits[rows].to(kind)  # the logits themselves where they are wide
+        held = None
+        if base is not None:
+            start, stop = (bisect_left(base[1], place) for place in (rows.start, rows.stop))
+            if start < stop:
+                places = torch.tensor([place - rows.start for place in base[1][start:stop]], device=logits.device)
+                held = base[0][start:stop].to(kind), places
+        losses[rows], hits[rows] = _score_block(block, labels[rows, None], call, gradient, held)
+        if gradient and kind != logits.dtype:
             logits[rows] = block
     return losses, hits
 
@@ -329,15 +380,16 @@ def _means(logits: Tensor) -> Tensor:
     return logits.expand(2, -1).mean(1, keepdim=True)[:1] if len(logits) == 1 else logits.mean(1, keepdim=True)
 
 
-def _score_block(logits: Tensor, label: Tensor, call: _Call, gradient: bool) -> tuple[Tensor, Tensor]:
+def _score_block(
+    logits: Tensor, label: Tensor, call: _Call, gradient: bool, base: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """`_score` of ``logits`` (m, v) in fp32 and ``label`` (m, 1). The gradient leaves out the factor ``scale``."""
-    if call.scale != 1:
-        logits *= call.scale
-    bounded = None
-    if call.softcap is not None:
-        logits.div_(call.softcap).tanh_()
-        bounded = logits.clone() if gradient else None
-        logits *= call.softcap
+    bounded = _finished(logits, call, gradient)
+    kl = 0.0 if call.reference is None else call.reference.kl
+    if base is not None:
+        q, places = base
+        _finished(q, call, False)
+        cross = cross_sums(logits[places], q)
     # The best of the others; its place too only where it ties: argmax takes as long as the softmax.
     own = logits.gather(1, label)
     other = logits.scatter_(1, label, -torch.inf).amax(1, keepdim=True)
@@ -354,10 +406,26 @@ def _score_block(logits: Tensor, label: Tensor, call: _Call, gradient: bool) -> 
     # The highest probability is exp(0)/Σ: lse = top + log Σ, exact where the label's own probability underflows.
     lse = top - logits.amax(1, keepdim=True).log()
     losses = lse - own if mean is None else lse - (1 - call.smoothing) * own - call.smoothing * mean
+    if base is not None:
+        losses[places] += kl * (cross + lse[places])
     if gradient:
+        if base is not None:  # p + kl·(p - q); each operation rounds once, wherever a row stands in memory
+            logits[places] = (logits[places] * (1 + kl)).sub_(q.mul_(kl))
         logits.scatter_add_(1, label, torch.full_like(own, call.smoothing - 1))
         if call.smoothing:
             logits -= call.smoothing / logits.shape[1]
         if bounded is not None:
             logits *= 1 - bounded.square_()  # tanh' = 1 - tanh²
     return losses.squeeze(1), hits.squeeze(1)
+
+
+def _finished(logits: Tensor, call: _Call, keep: bool) -> Tensor | None:
+    """Scale and cap ``logits`` in place; if ``keep``, and they are capped, what tanh gave."""
+    if call.scale != 1:
+        logits *= call.scale
+    if call.softcap is None:
+        return None
+    logits.div_(call.softcap).tanh_()
+    bounded = logits.clone() if keep else None
+    logits *= call.softcap
+    return bounded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ import torch
 
 from lora.config import EVAL_BATCH_SIZE, LATENCY_ROWS, MAX_NEW_TOKENS, DataConfig
 from lora.core.routing import BASE
-from lora.errors import ConfigError, ModelError
+from lora.errors import ConfigError, DataError, ModelError
 from lora.evaluation.answers import has_answers, write_answers
+from lora.evaluation.forgetting import Forgetting, measure_forgetting
 from lora.evaluation.inputs import Inputs, chosen_adapters, prepare
+from lora.evaluation.probe import probe_texts
 from lora.evaluation.reference import constant_answer
 from lora.evaluation.result import Evaluation
 from lora.evaluation.speed import PeakMemory, measure_speed
@@ -22,7 +24,7 @@ from lora.evaluation.speed_grid import SpeedPlan, speed_grid
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task
 from lora.tasks.inference import collated, evaluating, forward, infer, misfit, to_device
-from lora.tasks.inputs import check_arguments, tokenizer_of
+from lora.tasks.inputs import check_arguments, length_for, tokenizer_of
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -46,6 +48,7 @@ def evaluate(
     data_config: DataConfig | None = None,
     generate: int | bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    probe: bool | str | Path | Sequence[str] = False,
 ) -> Evaluation:
     """Measure adapters on labelled data, the base beside them in the same pass.
 
@@ -69,6 +72,8 @@ def evaluate(
         generate: let base and adapters write answers, greedily, to so many of the different prompts, evenly over the
             data (True: to all), and score them; see docs/evaluation.md for the metrics.
         max_new_tokens: most tokens of such an answer.
+        probe: what the adapters have forgotten, on general text: a file or hub id, texts, or True for the built-in
+            ones; see `lora.evaluation.forgetting`.
 
     Raises:
         ConfigError, RoutingError: no task, several tasks, an unknown adapter, a task without answers to be written.
@@ -107,6 +112,13 @@ def evaluate(
             wanted=None if generate is True else generate, batch_size=batch_size,
         )  # fmt: skip
         metrics = {name: its | scores[name] for name, its in metrics.items()}
+    forgetting = None
+    if probe is not False:
+        found = _forgotten(model, names, tokenizer or tokenizer_of(model), probe, max_length, batch_size)
+        if isinstance(found, str):
+            inputs.notes.append(f"Forgetting was not measured: {found}.")
+        else:
+            forgetting = found
     return Evaluation(
         metrics=metrics,
         rows=encoded.rows,
@@ -122,6 +134,7 @@ def evaluate(
         peak_memory_bytes=peak.bytes if peak else None,
         peak_memory_kind=peak.kind if peak else None,
         generation=generation,
+        forgetting=forgetting,
         seconds=time.perf_counter() - started,
         source=inputs.source,
     )
@@ -136,6 +149,20 @@ def _check(adapters: list[str] | str | None, generate: int | bool, **least_one: 
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     if not isinstance(generate, int) or generate < 0:
         raise ConfigError(f"generate is {generate!r}; it must be a number of prompts, or True for all")
+
+
+def _forgotten(
+    model: LoRA, names: list[str], tokenizer: Any, probe: Any, max_length: int | None, batch_size: int
+) -> Forgetting | str:
+    source = str(probe) if isinstance(probe, (str, Path)) else None
+    texts = probe_texts(source) if source is not None else None if probe is True else list(probe)
+    if texts is not None and not all(isinstance(text, str) and text.strip() for text in texts or [None]):
+        raise DataError("probe: texts are needed, none of them empty; or the name of a file, or True")
+    tuned = [name for name in names if name != BASE]
+    if not tuned:
+        return "no adapter was evaluated"
+    length = length_for(model, tuned, tokenizer, max_length)
+    return measure_forgetting(model, tuned, tokenizer, length, texts, source, batch_size)
 
 
 def has_untrained_head(model: LoRA) -> bool:

@@ -14,6 +14,7 @@ from lora.core.routing import BASE
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from lora.evaluation.forgetting import Forgetting
     from lora.evaluation.speed_grid import SpeedGrid
 
 
@@ -55,6 +56,7 @@ class Evaluation:
             was asked for.
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
         generation: answers that were written, where that was asked for; their metrics are among the others.
+        forgetting: base and adapters on general text, where that was asked for and can be measured.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
         source: file, folder or hub id of the rows.
@@ -74,6 +76,7 @@ class Evaluation:
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
     generation: Generation | None = None
+    forgetting: Forgetting | None = None
     seconds: float = 0.0
     source: str | None = None
 

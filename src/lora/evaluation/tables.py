@@ -285,4 +285,6 @@ def markdown(evaluation: Evaluation) -> str:
         grids.append(written)
     if evaluation.speed_grid is not None:
         grids += speed_tables(evaluation.speed_grid)
+    if evaluation.forgetting is not None:
+        grids.append(evaluation.forgetting.grid())
     return "\n".join(grid.markdown() for grid in grids)

@@ -54,6 +54,7 @@ class Encoded:
         shares: examples and weight of each source, one after another (see `BatchPlan`); empty: one source.
         digest: SHA-256 of all examples, where it is known already.
         of_rows: how many rows the examples come from, where it is known already.
+        replay: how many of them, the last, are of ``data.replay``.
     """
 
     examples: Sequence[dict[str, Any]]
@@ -66,6 +67,7 @@ class Encoded:
     shares: list[tuple[int, float]] = field(default_factory=list)
     digest: str | None = None
     of_rows: int | None = None
+    replay: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -137,6 +139,8 @@ class Task(ABC):
     next_token: ClassVar[bool] = False
     # Whether label smoothing is of the cross-entropy of those tokens, and not of the task's own loss.
     smooths_tokens: ClassVar[bool] = True
+    # Whether its supervised positions are tokens whose distribution can be held to the base's (``training.kl``).
+    holds_to_base: ClassVar[bool] = False
     rows: ClassVar[int] = 1  # of a padded batch that one example makes
     generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
     # What is learned of a row: one of its ``labels``, several, a number, which of two answers is better, or a text.
@@ -293,6 +297,13 @@ class Task(ABC):
     def token_losses(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """With ``next_token``: cross-entropy sums and numbers of supervised tokens, of each padded row."""
         return self.row_losses(outputs, batch)
+
+    def row_divergences(self, outputs: Any, batch: dict[str, Tensor], reference: Any) -> Tensor:
+        """With ``holds_to_base``: KL(base ‖ adapter) summed over the supervised tokens of each row, (b,) in fp32.
+
+        ``reference``: the base's outputs for the same batch.
+        """
+        raise NotImplementedError
 
     def packed_loss(
         self, losses: Tensor, examples: list[dict[str, Any]], reference: Tensor | None, label_smoothing: float

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora.core.configs import is_encoder_decoder
+from lora.core.divergence import divergences
 from lora.tasks.base import Task
 from lora.tasks.sequence import pad, padded_ids
 from lora.tasks.tokens import IGNORED
@@ -27,6 +28,7 @@ class NextTokenTask(Task):
     measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     next_token = True
     generates = True
+    holds_to_base = True
 
     @classmethod
     def suits(cls, base: Any) -> bool:
@@ -59,6 +61,11 @@ class NextTokenTask(Task):
         if label_smoothing:
             losses = (1 - label_smoothing) * losses + label_smoothing * (normaliser - scores.mean(dim=-1))
         return _per_row(losses, mask), mask.sum(dim=1).float()
+
+    def row_divergences(self, outputs: Any, batch: dict[str, Tensor], reference: Any) -> Tensor:
+        chosen, _, mask = self._supervised(outputs, batch)
+        base, _, _ = self._supervised(reference, batch)
+        return _per_row(divergences(chosen, base), mask)
 
     @torch.no_grad()
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

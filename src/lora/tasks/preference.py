@@ -80,6 +80,7 @@ class PreferenceTask(PairTask, NextTokenTask):
     settings: PreferenceOptions
     measures = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "likelihood_accuracy")
     smooths_tokens = False
+    holds_to_base = False  # its loss does so already, by beta
     rows = 2
 
     @property

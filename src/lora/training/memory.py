@@ -172,7 +172,9 @@ def needs(passes: Passes, participants: Sequence[Participant]) -> Needs:
     """Measure for all ``participants``; the model must be in training mode."""
     tokens, rows, largest = max(((*largest_batch(p), p) for p in participants), key=lambda found: found[0])
     kept = measure(passes, _sample(passes, largest, rows))
-    head = _head_bytes(passes.model) if largest.packed else 0
+    # Of rows held to the base its logits are there too.
+    buffers = 2 if any(p.settings.kl for p in participants) else 1
+    head = buffers * _head_bytes(passes.model) if largest.packed else 0
     return Needs(kept, largest.packed, head, max(state_bytes(p) for p in participants), tokens)
 
 
@@ -218,9 +220,11 @@ def largest_batch(participant: Participant) -> tuple[int, list[int]]:
     lengths = trainee.data.lengths
 
     def tokens(batch: list[int]) -> int:
+        # What the base computes beside them included.
+        held = batch if trainee.task.reference else [i for i in batch if trainee.holds(i)]
         if participant.packed:
-            return sum(lengths[i] for i in batch)
-        return len(batch) * max(lengths[i] for i in batch)
+            return sum(lengths[i] for i in (*batch, *held))
+        return (len(batch) + len(held)) * max(lengths[i] for i in batch)
 
     steps = range(min(trainee.steps_per_epoch, trainee.total_steps))
     rows = max((batch for step in steps for batch in trainee.batches(step)), key=tokens)
@@ -234,7 +238,7 @@ def _sample(passes: Passes, participant: Participant, rows: list[int]) -> Share:
     chosen = longest[: max(1, SAMPLE // trainee.data.lengths[longest[0]])]
     share = passes.next_share(trainee, participant.prepared, participant.packed)
     assert share is not None, "nobody has begun"
-    return replace(share, examples=[trainee.data.examples[i] for i in chosen])
+    return replace(share, indices=chosen)
 
 
 def state_bytes(participant: Participant) -> int:

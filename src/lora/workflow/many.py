@@ -22,6 +22,7 @@ from lora.workflow.run import (
     TrainResult,
     config_file,
     facts_of,
+    forgotten,
     in_full,
     measure,
     settle,
@@ -111,9 +112,10 @@ def train_many(
                     + how_to_resume(output)
                 ) from None
             facts = facts_of(configs[name], model, rows[name], result)
+            forgetting = forgotten(config, model, result)
             if config.check:
-                facts["checks_after_training"] = verify_trained(configs[name], model, result, lambda line: None)
-            path = write_report(output / name, facts, result.history, evaluation)
+                facts["checks_after_training"] = verify_trained(model, result, forgetting, lambda line: None)
+            path = write_report(output / name, facts, result.history, evaluation, forgetting)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
     return out
 
@@ -144,7 +146,7 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
         RunFolder.of_a_set(each.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
         # In full in the set's own file too: it can be gone on with from any folder.
         own = config.adapters[name]
-        paths = each.data.model_dump(mode="json", include={"train", "validation"}, exclude_none=True)
+        paths = each.data.model_dump(mode="json", include={"train", "validation", "replay"}, exclude_none=True)
         rest = {key: value for key, value in own.get("data", {}).items() if DataConfig.canonical(key) not in paths}
         config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs

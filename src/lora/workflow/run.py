@@ -30,6 +30,7 @@ from lora.workflow.tuned import adapter_folder, base_of, task_of, vocabulary_of
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
+    from lora.evaluation.forgetting import Forgetting
     from lora.training.loop import FitResult
     from lora.training.prepare import Prepared, Rows
     from lora.training.processes import Processes
@@ -89,12 +90,16 @@ def train(
     config.data.streaming = rows.streamed  # a run resumed elsewhere reads its rows alike
     model, tokenizer = load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
-    for line in [*model.summary().splitlines(), *prepared.notes]:
-        say(line)
     if config.probe:
-        from lora.checks.probe import probe_texts
+        from lora.evaluation.probe import probe_texts
 
         probe_texts(config.probe)  # complains now, not after training
+        if config.data.replayed is not None and config.data.replayed.path == config.probe:
+            prepared.notes.append(
+                "The probe's texts are those of data.replay: what is measured on them was learned, not kept."
+            )
+    for line in [*model.summary().splitlines(), *prepared.notes]:
+        say(line)
     if config.check and not resume:
         verify(model, {"default": (prepared, config)}, say)
     newest = run.checkpoints()[-1:] if resume else []
@@ -114,12 +119,13 @@ def train(
         raise Interrupted(
             f"the adapter is trained and saved ({run.adapter}), but not measured. For that: {how_to_resume(run.path)}"
         ) from None
-    facts = facts_of(config, model, rows, result)
+    facts, forgetting = facts_of(config, model, rows, result), forgotten(config, model, result)
     if config.check:
-        facts["checks_after_training"] = verify_trained(config, model, result, say)
+        facts["checks_after_training"] = verify_trained(model, result, forgetting, say)
     # The time of earlier parts is that of their training: what they measured, if they came to that, is not counted.
     facts["training"]["total_seconds"] = round(time.perf_counter() - begun + result.seconds_before, 1)
-    return TrainResult(model, result, evaluation, write_report(run.path, facts, result.history, evaluation))
+    report = write_report(run.path, facts, result.history, evaluation, forgetting)
+    return TrainResult(model, result, evaluation, report)
 
 
 def _places(config: RunConfig, resume: bool, overwrite: bool) -> tuple[RunFolder, Path | None]:
@@ -220,14 +226,24 @@ def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say
     say(f"{number_of(count, 'check')} before training in {time.perf_counter() - begun:.1f} s.")
 
 
-def verify_trained(config: RunConfig, model: LoRA, result: FitResult, say: Say) -> dict[str, str]:
+def forgotten(config: RunConfig, model: LoRA, result: FitResult) -> Forgetting | str:
+    """Base and adapter on the probe of general text; or why nothing was measured."""
+    from lora.evaluation.forgetting import measure_forgetting
+    from lora.evaluation.probe import probe_texts
+
+    prepared = result.data
+    return measure_forgetting(
+        model, [result.adapter], prepared.tokenizer, prepared.max_length,
+        probe_texts(config.probe) if config.probe else None, config.probe, config.training.evaluation_rows,
+    )  # fmt: skip
+
+
+def verify_trained(model: LoRA, result: FitResult, forgetting: Forgetting | str, say: Say) -> dict[str, str]:
     """Run the checks after training, say what they found worth a look, and give all by name for the report."""
     from lora.checks.after import check_trained
-    from lora.checks.probe import probe_texts
 
     assert result.output is not None
-    texts = probe_texts(config.probe) if config.probe else None
-    found = check_trained(model, result.adapter, result.output / "adapter", result.data, texts)
+    found = check_trained(model, result.adapter, result.output / "adapter", result.data, forgetting)
     for finding in found:
         if finding.status in ("note", "failed"):
             say(str(finding))
@@ -338,6 +354,7 @@ def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> d
             "sources": rows.sources, "train_rows": result.data.train.rows,
             "held_out_rows": result.data.held.rows if result.data.held else 0,
             "test_rows": result.data.test.rows if result.data.test else 0,
+            **({"replay_examples": result.data.train.replay} if result.data.train.replay else {}),
         },
         "notes": result.notes,
         "training": {
@@ -356,6 +373,11 @@ def in_full(config: RunConfig) -> None:
     config.model = config.model and _absolute(config.model)
     config.data.validation = config.data.validation and _absolute(config.data.validation)
     config.probe = config.probe and _absolute(config.probe)
+    if config.data.replay is not None:
+        replay = config.data.replayed
+        assert replay is not None
+        there = replay.model_copy(update={"path": _absolute(replay.path)})
+        config.data.replay = there.path if isinstance(config.data.replay, str) else there
     if isinstance(config.data.cache, str):
         config.data.cache = str(Path(config.data.cache).expanduser().absolute())
     if not config.data.train:
