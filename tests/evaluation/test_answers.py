@@ -10,11 +10,13 @@ import pytest
 import torch
 from tiny_rows import LABELS, labelled, texts, with_adapters, word_tokenizer
 
+from chat_base import CHAT, loaded_model, save_adapters, save_chat_base
 from chat_tokenizer import byte_tokenizer
 from lora.core.routing import BASE
 from lora.errors import ConfigError
 from lora.evaluation.answers import questions
 from lora.evaluation.evaluate import Evaluation, evaluate
+from lora.evaluation.generation import ends_of
 from lora.evaluation.report import write_report
 from lora.evaluation.text_metrics import text_metrics
 from lora.model.lora import LoRA
@@ -218,3 +220,17 @@ def test_no_weights_are_touched(writer: LoRA, words: Any) -> None:
     writer.train()
     evaluate(writer, ROWS, tokenizer=words, latency=False, generate=True, max_new_tokens=3)
     assert writer.training and all(torch.equal(a, b) for a, b in zip(before, writer.parameters(), strict=True))
+
+
+def test_the_end_of_a_template_ends_answers_and_references(tmp_path: Path) -> None:
+    base = save_chat_base(tmp_path / "base")
+    model, known = loaded_model(base, save_adapters(base, tmp_path / "adapters", {"a": CHAT}))
+    end = known.convert_tokens_to_ids("<|im_end|>")
+    task = CHAT.with_tokenizer(known)
+    assert end in ends_of(model, known, task) and end not in ends_of(model, known, TASK)
+    talk = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "sun moon"}]
+    found = evaluate(
+        model, [{"messages": [*talk, *talk]}], tokenizer=known, latency=False, generate=True, max_new_tokens=3
+    )
+    assert found.generation is not None and found.generation.reference_length == 2
+    assert [answer["references"] for answer in found.generation.answers] == [["sun moon"]] * 2

@@ -15,6 +15,8 @@ from lora.evaluation import predict as module
 from lora.evaluation.generation import asked_with
 from lora.evaluation.predict import predict, predict_iter
 from lora.model.lora import LoRA
+from lora.tasks.causal import CausalTask
+from lora.tasks.chat import ChatTask
 from lora.tasks.multilabel import MultiLabelTask
 from lora.tasks.regression import RegressionTask
 from tiny_models import tiny
@@ -106,8 +108,11 @@ def test_row_numbers_go_on_where_one_goes_on(classifier: LoRA, tokenizer: Any) -
 def test_the_datas_own_answer_is_not_what_was_asked(role: str, spelled: bool) -> None:
     asked = [{"from": "human", "value": "Hi"}, {"from": role, "value": "Yes?"}, {"from": "human", "value": "So?"}]
     cell: Any = [*asked, {"from": role, "value": "Bye"}]
-    assert asked_with(json.dumps(cell) if spelled else cell) == {"messages": asked}
-    assert asked_with("[1] Hi") == {"prompt": "[1] Hi"}
+    row, chat = {"messages": json.dumps(cell) if spelled else cell}, ChatTask(messages="messages")
+    assert asked_with(chat, row) == {"messages": asked}
+    assert asked_with(chat, {"messages": "[1] Hi"}) == {"prompt": "[1] Hi"}
+    text = json.dumps(cell)  # is a text to one who reads texts
+    assert asked_with(CausalTask(prompt="messages", completion="c"), {"messages": text}) == {"prompt": text}
 
 
 def test_a_list_is_checked_before_anything_is_answered(

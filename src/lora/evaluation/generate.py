@@ -165,7 +165,7 @@ def _row(voice: Voice, row: Any) -> Any:
 
 def _answer(voice: Voice, row: Row, sample: int, written: Written, tokenizer: Any) -> dict[str, Any]:
     return {
-        **asked_with(row[voice.column]), "adapter": voice.name, "sample": sample,
+        **asked_with(voice.task, row), "adapter": voice.name, "sample": sample,
         "completion": tokenizer.decode(written.ids, skip_special_tokens=True), "stop": written.stop,
         "tokens": len(written.ids),
     }  # fmt: skip

@@ -14,8 +14,9 @@ from lora.data.conversations import holds_messages, to_answer
 from lora.errors import ConfigError, ModelError
 from lora.evaluation.decoding import decode
 from lora.model.base import MAX_LENGTH, longest_row, pad_token_id
-from lora.tasks import Encoded, Task
+from lora.tasks import Encoded, Row, Task
 from lora.tasks.inputs import length_for
+from lora.tasks.templated import MessagesInput
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -108,8 +109,10 @@ def prompt_length(
     return room
 
 
-def asked_with(cell: Any) -> dict[str, Any]:
-    """What an answer is told beside: a ``prompt``, or ``messages`` without the answer that the data have."""
-    if not holds_messages(cell):
+def asked_with(task: Task, row: Row) -> dict[str, Any]:
+    """What an answer to ``row`` is told beside: a ``prompt``, or ``messages`` without the answer that the data have."""
+    given = task.inputs()[0]
+    cell: Any = row[given.column]
+    if not isinstance(given, MessagesInput) or not holds_messages(cell):
         return {"prompt": cell}
     return {"messages": to_answer(json.loads(cell) if isinstance(cell, str) else cell)}

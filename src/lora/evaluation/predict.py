@@ -132,10 +132,9 @@ def predict_iter(
             of_all = len(chunk) < at_once and done == 0
             on_note(note if of_all else f"Rows {done + 1} to {done + len(chunk)}: {note}")
         if task.generates:
-            column = task.inputs()[0].column
             completions = complete(model, task, encoded, name, tokenizer, batch_size=batch_size, **options)
             yield from (
-                {**asked_with(row[column]), "completion": its.text} for row, its in zip(ready, completions, strict=True)
+                {**asked_with(task, row), "completion": its.text} for row, its in zip(ready, completions, strict=True)
             )
         else:
             pad = pad_token_id(tokenizer, model.base)
