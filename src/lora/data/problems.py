@@ -71,7 +71,7 @@ def text_problem(value: Any, blank: bool = False) -> str | None:
 
 
 def written_list(text: str) -> list[Any] | None:
-    """The list that a cell of a CSV file holds, written as JSON or as Python does (so does pandas); None: it is none."""
+    """The list that a cell of a CSV file holds, written as JSON or as Python (and pandas) does; None: it is none."""
     if not (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
         return None
     for read in (json.loads, ast.literal_eval):
