@@ -302,8 +302,14 @@ def test_lists_that_a_csv_file_holds_as_text(write: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("names", "config", "words"),
     [
-        (("text", "label"), {"text_column": "text", "label_column": "text"}, "'text' would be read as text and as label"),
-        (("prompt", "completion"), {"prompt_column": "completion"}, "would be read as prompt and as completion"),
+        (
+            ("text", "label"), {"task": "classification", "text_column": "text", "label_column": "text"},
+            "'text' would be read as text and as label",
+        ),
+        (
+            ("prompt", "completion"), {"prompt_column": "prompt", "completion_column": "prompt"},
+            "would be read as prompt and as completion",
+        ),
         (("a", "b"), {"columns": {"chosen": "a", "rejected": "a", "prompt": "b"}}, "read as chosen and as rejected"),
         (
             ("text", "label", "other"), {"task": "classification", "prompt_column": "other"},
