@@ -25,11 +25,10 @@ import transformers
 from lora import DataConfig, LoRA, TrainingConfig, fit
 from lora.cli import quiet_libraries
 from lora.cli.demo import demo_base as minilm
-from lora.data.batches import BatchPlan
 from lora.model.base import load_base, load_tokenizer
 from lora.tasks.inference import infer
 from lora.training.prepare import Prepared, prepare, read_rows
-from lora.training.schedule import rate_at, warmup_steps
+from peft_side import train_by_hand
 
 RANK, ALPHA, RATE, BATCH = 16, 32, 1e-3, 32
 
@@ -75,28 +74,8 @@ def peft_model(folder: Path, seed: int) -> tuple[Any, Prepared]:
 
 
 def peft_same_batches(folder: Path, epochs: float, seed: int) -> float:
-    """PEFT's model in a plain loop over the batches of `BatchPlan`, with the rates of `rate_at`."""
     model, prepared = peft_model(folder, seed)
-    ours_ = settings(epochs, seed)
-    plan = BatchPlan(prepared.train.lengths, BATCH, seed, ours_.length_grouped)
-    total = round(epochs * len(plan))
-    warmup = warmup_steps(total, ours_.warmup_ratio, ours_.warmup_steps)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=ours_.weight_decay)
-    model.train()
-    for step in range(total):
-        epoch, place = divmod(step, len(plan))
-        batch = prepared.task.collate(
-            [prepared.train.examples[i] for i in plan.epoch(epoch)[place]], prepared.pad_token_id
-        )
-        model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, ours_.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, total, RATE, ours_.schedule, warmup)
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-    return _score_plain(model, prepared)
+    return _score_plain(train_by_hand(model, prepared, settings(epochs, seed)), prepared)
 
 
 def peft_trainer(folder: Path, epochs: float, seed: int) -> float:

@@ -16,7 +16,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ import torch
 from lora import DataConfig, LoRA, TrainingConfig, fit
 from lora.cli import quiet_libraries
 from lora.cli.demo import demo_base as minilm
-from lora.data.batches import BatchPlan
 from lora.data.sources import load_rows
 from lora.model.base import load_base, load_tokenizer
 from lora.tasks import Task
 from lora.tasks.inference import infer
 from lora.training.prepare import Prepared, Rows, prepare, read_rows
-from lora.training.schedule import rate_at, warmup_steps
+from peft_side import collated, train_by_hand
 
 RANK, ALPHA, BATCH = 16, 32, 16
 RATE = 3e-4  # at 1e-3 the answer is O for every word, and the loss stays at that of the tags' frequencies
@@ -61,31 +59,11 @@ def ours(prepared: Prepared, model: LoRA, epochs: float, seed: int) -> dict[str,
 
 
 def theirs(prepared: Prepared, base: torch.nn.Module, start: Path, epochs: float, seed: int) -> dict[str, Any]:
-    """PEFT's model, from our untrained adapter in ``start``, over the batches of `BatchPlan` with the rates of
-    `rate_at`."""
+    """PEFT's model, from our untrained adapter in ``start``."""
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
-    s = settings(epochs, seed)
-    plan = BatchPlan(prepared.train.lengths, BATCH, seed, s.length_grouped)
-    total = round(epochs * len(plan))
-    warmup = warmup_steps(total, s.warmup_ratio, s.warmup_steps)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=s.weight_decay)
-    model.train()
-    for step in range(total):
-        epoch, place = divmod(step, len(plan))
-        model(**collated(prepared, prepared.train.examples, plan.epoch(epoch)[place])).loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, s.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, total, RATE, s.schedule, warmup)
-        optimizer.step()
-        optimizer.zero_grad()
-    return scored(model.eval(), prepared)
-
-
-def collated(prepared: Prepared, examples: list[dict[str, Any]], rows: Iterable[int]) -> dict[str, torch.Tensor]:
-    return prepared.task.collate([examples[row] for row in rows], prepared.pad_token_id)
+    return scored(train_by_hand(model, prepared, settings(epochs, seed)), prepared)
 
 
 @torch.no_grad()

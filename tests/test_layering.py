@@ -13,6 +13,7 @@ PACKAGE = Path(lora.__file__).parent
 
 # Lowest first; those of one line may not import each other.
 LAYERS = [
+    {"statistics"},  # numpy and scipy alone
     {"core"},
     {"variants"},
     {"model"},

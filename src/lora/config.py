@@ -24,6 +24,7 @@ MAX_NEW_TOKENS = 128  # of a completion: a paragraph; more costs time with model
 NEARLY_THE_SAME = 0.8  # Jaccard index of word triples: below it questions of one form are alike, whatever is asked
 CHAT_LENGTH = 8192  # tokens of a conversation with its next answer, where the model has as many positions
 LATENCY_ROWS = 64  # rows timed one by one: a 95th percentile rests on the slowest few, with fewer on one alone
+SPEED_SECONDS = 60.0  # of the grid of batch sizes and lengths: nine shapes and writing, some seconds for each
 
 
 class AdapterConfig(Settings):
@@ -45,7 +46,7 @@ class AdapterConfig(Settings):
     variant: str = Field(default="plain", description=f"formula of the update: {', '.join(VARIANTS)}")
     targets: str | list[str] = Field(
         default="all-linear",
-        description="all-linear, attention, mlp, embedding, module names, or one regular expression",
+        description="all-linear, attention, mlp, embedding, module names, one regular expression; none: no updates",
     )
     # All linear layers: attention-only loses even at equal parameter count ("LoRA Without Regret", 2025).
     exclude: str | list[str] = Field(
@@ -59,7 +60,8 @@ class AdapterConfig(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
     modules_to_save: list[str] | None = Field(
         default=None,
-        description="modules trained in full beside the adapter; default: task head and whatever is newly initialised",
+        description="modules trained in full beside the adapter; default: task head and whatever is newly initialised; "
+        "all (with targets: none): full fine-tuning",
     )
     tie_embeddings: bool | None = Field(
         default=None,
@@ -74,6 +76,11 @@ class AdapterConfig(Settings):
     )
     # A new row that is the mean of the old ones can never have the highest logit of all, so a model that is to write
     # the token must train it. PEFT's list leaves an untied head alone, its table names both.
+
+    @property
+    def full(self) -> bool:
+        """Whether this is full fine-tuning."""
+        return self.targets in ("none", []) and self.modules_to_save == ["all"]
 
     @model_validator(mode="before")
     @classmethod

@@ -186,6 +186,16 @@ def test_an_empty_answer_is_not_kept(session: Any, monkeypatch: pytest.MonkeyPat
     answer = one.ask("red", nothing)
     assert (answer.text, answer.tokens, one.messages) == ("", 0, [])
     assert answer.notes == ["The answer is empty; this exchange is not kept."]
+    before = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "sun"}]
+    one.messages = list(before)
+    assert one.retry(nothing).notes == ["The answer is empty; the one before it stays."] and one.messages == before
+    one.messages.pop()  # as of a file that ends with a question
+    assert one.retry(nothing).notes == ["The answer is empty; it is not kept."] and one.messages == before[:1]
+    monkeypatch.setattr(one, "answer", lambda _: 1 / 0)
+    one.messages = list(before)
+    with pytest.raises(ZeroDivisionError):
+        one.retry(nothing)
+    assert one.messages == before
 
 
 def test_settings(session: Any) -> None:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from chat_tokenizer import byte_tokenizer
 from lora.checks.drawing_examples import Way, draw_examples
-from lora.checks.examples import Choice, Example, Piece, Stretch, Viewer, by_learning, choose
+from lora.checks.examples import Choice, Example, Viewer, choose
 from lora.checks.remarks import Part
+from lora.checks.stretches import Piece, Stretch, by_learning
 from lora.data.rendering import IGNORED
 from lora.data.rows import located
 from lora.errors import ConfigError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,13 +24,8 @@ from small_base import labelled, save_base, stories, write_jsonl
 
 def shape(layers: int = 2, **settings: Any) -> Any:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(num_hidden_layers=layers, **{**sizes, "vocab_size": 512, **settings})
-
-    def make() -> Any:
-        with torch.device("meta"):
-            return LlamaForCausalLM(config)
-
-    return make
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **{**sizes, "vocab_size": 512, **settings}))
 
 
 def role(length: int = 64, batch: int = 4, rank: int = 4, **training: Any) -> dict[str, Role]:
@@ -132,10 +126,12 @@ def test_what_does_not_fit_comes_with_remedies(tmp_path: Path, monkeypatch: Any)
 
 def test_rows_of_another_length_have_all_that_a_row_has() -> None:
     rows = made_up("classification", 5, 3, held=2)
-    rows.train.examples[0] = {"input_ids": [7] * 5, "token_type_ids": [0] * 5, "label": "0"}
+    rows.train.examples[0] = {"input_ids": [7] * 6, "token_type_ids": [0] * 6, "label": "0"}
     made = longer(rows, 9, TrainingConfig(batch_size=4, eval_batch_size=6))
-    assert made.train.examples[3] == {"input_ids": [1] * 9, "token_type_ids": [0] * 9, "label": "0"}
+    assert made.train.examples[3] == {"input_ids": [7] * 9, "token_type_ids": [0] * 9, "label": "0"}
     assert made.train.lengths == [9] * 4 and made.held is not None and len(made.held) == 6
+    accumulated = longer(rows, 9, TrainingConfig(batch_size=4, accumulation=3))
+    assert len(accumulated.train) == 8, "gradients are there while a second batch runs"
 
 
 def test_of_much_data_a_sample_is_tokenised(tmp_path: Path, monkeypatch: Any) -> None:
@@ -148,6 +144,21 @@ def test_of_much_data_a_sample_is_tokenised(tmp_path: Path, monkeypatch: Any) ->
     found = lora.plan(config, search=False)
     assert "90 rows, 40 of them tokenised" in found.notes[0]
     assert (found.length, found.steps) == (whole.length, whole.steps) and found.peak == pytest.approx(whole.peak, 0.1)
+
+
+def test_the_copy_that_is_compared_after_training_is_planned_for(llama: Path) -> None:
+    """It is made where half of what is free then holds it, and only with checks."""
+    config = RunConfig(model=str(llama), training={"batch_size": 1, "dtype": "float32"}, adapter={"rank": 1})
+    config.data.held_out = 0
+    found = lora.plan(config, length=4, search=False)
+    weights = sum(size for part, size in found.memory.items() if part.startswith("base weights"))
+    assert found.phases["merging"] == pytest.approx(2 * weights + found.memory["adapters, float32"], rel=0.01)
+    assert found.peak >= found.phases["merging"]
+    config.check = False
+    assert "merging" not in lora.plan(config, length=4, search=False).phases
+    config.check = True
+    tight = (found.process + 2 * weights) / 2**30
+    assert "merging" not in lora.plan(config, length=4, search=False, device_gib=tight).phases
 
 
 def test_a_parabola_is_followed_to_where_it_ends() -> None:
@@ -171,7 +182,6 @@ def test_an_8b_model_takes_no_memory_to_speak_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "said"), [({}, "model: is needed"), ({"model": "BASE"}, "length: is needed")])
-def test_what_is_missing_is_said(settings: dict[str, Any], said: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(planning, "load_base_config", lambda *_: SimpleNamespace())
+def test_what_is_missing_is_said(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         lora.plan(RunConfig(**settings))

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from command import lora
 from lora.config import RunConfig
 from lora.workflow import train_many
 from small_base import stories, write_jsonl
-
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
-def lora(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,8 @@ from typing import Any
 import pytest
 
 from chat_base import CHAT, SINGLE, save_adapters, save_chat_base
+from command import COLD, lora, surroundings
 from lora.cli import main
-
-COMMAND = [sys.executable, "-c", "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"]
-ENVIRONMENT = {
-    **os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1", "TERM": "xterm",
-    "COLUMNS": "100",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +27,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(*arguments: Any, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], input=text, capture_output=True, text=True, env=ENVIRONMENT, timeout=300
-    )
+    return lora(*arguments, text=text, TERM="xterm", COLUMNS="100")
 
 
 def test_chat_from_a_pipe(adapters: dict[str, Path], tmp_path: Path) -> None:
@@ -83,7 +75,7 @@ class Terminal:
         self.process, self.end = pty.fork()
         if self.process == 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs of the background ignore it
-            os.execve(COMMAND[0], [*COMMAND, *map(str, arguments)], ENVIRONMENT)
+            os.execve(COLD[0], [*COLD, *map(str, arguments)], surroundings(TERM="xterm", COLUMNS="100"))
         self.shown = ""
 
     def until(self, pattern: str, seconds: float = 120) -> str:

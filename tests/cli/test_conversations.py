@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import command
 from chat_base import save_chat_base, sentences
 from small_base import write_jsonl
 
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
-
 
 def lora(*arguments: Any, folder: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = command.lora(*arguments, cwd=folder)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command import lora
 from lora.cli import main
 from small_base import labelled, stories, write_jsonl
 
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
-
 
 def show(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-c", CODE, "data", "show", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    return lora("data", "show", *arguments, **environment)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,14 +15,9 @@ from typing import Any
 import pytest
 
 from chat_base import CHAT, SINGLE, save_adapters, save_chat_base, sentences
+from command import COLD, lora, surroundings
 from lora.cli import main
 from small_base import write_jsonl
-
-COMMAND = [sys.executable, "-c", "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"]
-ENVIRONMENT = {
-    **os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1", "TERM": "xterm",
-    "COLUMNS": "100",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +27,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(*arguments: Any, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], input=text, capture_output=True, text=True, env=ENVIRONMENT, timeout=300
-    )
+    return lora(*arguments, text=text, TERM="xterm", COLUMNS="100")
 
 
 def test_generate_as_a_process(
@@ -82,7 +74,7 @@ def test_a_killed_command_goes_on(
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     assert main([*call, str(whole)]) == 0
     part = tmp_path / "out.jsonl.part"
-    process = subprocess.Popen([*COMMAND, *call, str(out)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*COLD, *call, str(out)], env=surroundings(), stderr=subprocess.DEVNULL)
     try:
         last = time.monotonic() + 120
         while not (part.exists() and part.read_bytes().count(b"\n") >= 8):
@@ -123,7 +115,7 @@ def test_interrupted(adapters: dict[str, Path], tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": text} for text in sentences(400)])
     call = ["predict", adapters["a"], "--data", data, "--max-new-tokens", 20, "--batch-size", 1, "-o", tmp_path / "out"]
     process = subprocess.Popen(
-        [*COMMAND, *map(str, call)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+        [*COLD, *map(str, call)], env=surroundings(), stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs of the background ignore it
     )  # fmt: skip
     last = time.monotonic() + 120

@@ -1,23 +1,11 @@
 """The real commands on a small base: train, predict, eval, merge, inspect; and what they say of bad input."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from command import lora
 from small_base import labelled, save_base, stories, write_jsonl
-
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
-def lora(*arguments, **kwargs):
-    environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **kwargs)
 
 
 def fails(*arguments, **kwargs):

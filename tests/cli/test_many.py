@@ -4,26 +4,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import command
 from lora.config import RunConfig
 from lora.errors import ConfigError, Interrupted
 from lora.overrides import each_adapter
 from small_base import WORDS, labelled, save_base, write_jsonl
 
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
 
-
-def lora(*arguments, folder):
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *map(str, arguments)], cwd=folder, capture_output=True, text=True,
-        timeout=300, env={**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def lora(*arguments, folder) -> subprocess.CompletedProcess[str]:
+    done = command.lora(*arguments, cwd=folder)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

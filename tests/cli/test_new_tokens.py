@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from chat_tokenizer import byte_tokenizer
+from command import lora
 from lora import describe_data, plan, predict
 from lora.config import DataConfig, RunConfig
 from lora.errors import ConfigError
@@ -20,16 +18,8 @@ from lora.workflow.tuned import load_tuned
 from small_base import WORDS, write_jsonl
 from tiny_models import tiny
 
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
 TOKENS = ["<|im_start|>", "<|im_end|>"]
 MERGES = [("n", "o"), ("no", "w")]
-
-
-def lora(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def fails(*arguments: object) -> str:
@@ -156,6 +146,8 @@ def test_plan_and_look_use_the_tokens_of_the_run(base: Path, run: Path, data: Pa
         describe_data(str(data), str(base), config=options)
     planned = plan(RunConfig(model=str(base), data=options, new_tokens=TOKENS), search=False)
     assert planned.length == report.lengths.longest
+    width = json.loads((base / "config.json").read_text())["hidden_size"]
+    assert planned.trainable["single rows"] == 2 * len(TOKENS) * width, "at the entrance and at the head"
 
 
 def test_a_known_token_stays_what_it_is() -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command import lora
 from lora.cli import main
 from lora.data.rows import SourceRow
 from small_base import labelled, write_jsonl
@@ -187,25 +185,17 @@ def test_names_in_settings(refused: Callable[..., str], tmp_path: Path, options:
     assert words in refused(write_jsonl(tmp_path / "rows.jsonl", labelled(30)), *options)
 
 
-def process(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
-    )
-
-
 def test_as_a_process(bert: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", broken(37, label=None))
-    done = process("train", "-m", bert, "-d", data, "-o", tmp_path / "run")
+    done = lora("train", "-m", bert, "-d", data, "-o", tmp_path / "run")
     place = "the label is missing: line 37"
     said = f"error: {data}: 1 of 60 rows cannot be used:\n  {place}\ncorrect or remove these rows\n"
     assert (done.returncode, done.stderr) == (2, said)
     good = write_jsonl(tmp_path / "good.jsonl", labelled(60, longest=4))
-    done = process("train", "-m", bert, "-d", good, "-o", tmp_path / "run", "--rank", "2", "--max-steps", "1")
+    done = lora("train", "-m", bert, "-d", good, "-o", tmp_path / "run", "--rank", "2", "--max-steps", "1")
     assert done.returncode == 0, done.stderr
     for command in ("eval", "predict"):
         rows = write_jsonl(tmp_path / "new.jsonl", broken(8, text=None))
-        done = process(command, tmp_path / "run", "--data", rows)
+        done = lora(command, tmp_path / "run", "--data", rows)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert f"error: {rows}: 1 of 60 rows cannot be used:\n  text is missing: line 8\n" in done.stderr

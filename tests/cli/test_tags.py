@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command import lora
 from lora.cli import main
 from small_base import save_base, tagged, write_jsonl
-
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
-def lora(*arguments: Any, **kwargs: Any) -> Any:
-    """The command as a process; `main` below is the same one in this process, which has loaded torch."""
-    environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **kwargs)
 
 
 @pytest.fixture(scope="module")

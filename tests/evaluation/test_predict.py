@@ -12,6 +12,7 @@ from tiny_rows import LABELS, by_hand, labelled, texts, with_adapters, word_toke
 
 from lora.errors import ConfigError, DataError, RoutingError
 from lora.evaluation import predict as module
+from lora.evaluation.generation import asked_with
 from lora.evaluation.predict import predict, predict_iter
 from lora.model.lora import LoRA
 from lora.tasks.multilabel import MultiLabelTask
@@ -87,6 +88,26 @@ def test_row_numbers_count_over_all_chunks(classifier: LoRA, tokenizer: Any, mon
     told: list[str] = []
     predict(classifier, texts(9), tokenizer=tokenizer, max_length=3, on_note=told.append)
     assert [note.partition(":")[0] for note in told] == ["Rows 1 to 4", "Rows 5 to 8", "Rows 9 to 9"]
+
+
+def test_row_numbers_go_on_where_one_goes_on(classifier: LoRA, tokenizer: Any) -> None:
+    told: list[str] = []
+    rows: list[Any] = ["w1 w2 w3 w4", "w1", {"text": None}]
+    answers = predict_iter(
+        classifier, rows, first=10, tokenizer=tokenizer, at_once=2, max_length=4, on_note=told.append
+    )
+    assert len([next(answers), next(answers)]) == 2 and told[0].startswith("Rows 11 to 12: 1 of 2 rows")
+    with pytest.raises(DataError, match="text is missing: row 13"):
+        next(answers)
+
+
+@pytest.mark.parametrize("role", ["assistant", "gpt", "bot", "model", "chatgpt", "Assistant"])
+@pytest.mark.parametrize("spelled", [False, True])
+def test_the_datas_own_answer_is_not_what_was_asked(role: str, spelled: bool) -> None:
+    asked = [{"from": "human", "value": "Hi"}, {"from": role, "value": "Yes?"}, {"from": "human", "value": "So?"}]
+    cell: Any = [*asked, {"from": role, "value": "Bye"}]
+    assert asked_with(json.dumps(cell) if spelled else cell) == {"messages": asked}
+    assert asked_with("[1] Hi") == {"prompt": "[1] Hi"}
 
 
 def test_a_list_is_checked_before_anything_is_answered(

@@ -108,7 +108,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no tensors": (
         lambda f: (edit_tensors(f, lambda t: t.clear()), edit_config(f, target_modules=[], modules_to_save=[])),
-        "no low-rank tensors at all",
+        "no tensors of an adapter at all",
     ),
     "other base": (
         lambda f: edit_sidecar(f, fingerprint="0123456789abcdef"),
@@ -344,6 +344,6 @@ def test_a_variant_that_peft_does_not_know_comes_back_as_itself(tmp_path):
         assert fresh.adapters["default"].variant == "twice"
         assert torch.equal(logits(fresh, batch("llama")), expected)
     finally:
-        del registry._REGISTRY["twice"]
+        del registry._REGISTRY["twice"], registry.VARIANTS["twice"]
     with pytest.raises(AdapterFileError, match="'twice'.*not known"):
         LoRA(tiny("llama"), name=None).load_adapter(tmp_path / "a", "b")

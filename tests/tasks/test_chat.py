@@ -127,6 +127,26 @@ def test_long_conversations_lose_no_answer_that_fits(sizes: list[int], system: b
     assert "not fit" not in notes or lost
 
 
+def test_only_what_was_cut_is_said_to_be() -> None:
+    """A template that leaves out earlier reasoning makes several examples of a short conversation too."""
+    forgetful = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}A:{% if loop.last %}<think>{% endif %}{{ m.content }}"
+        "<|im_end|>{% else %}U:{{ m.content }}|{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A:{% endif %}"
+    )
+    task = ChatTask(messages="messages", template=forgetful).with_tokenizer(TOKENIZER)
+    short = task.encode([{"messages": talk("a", "b", "c", "d")}], TOKENIZER, 100)
+    assert len(short) == 2 and short.truncated == 0 and not short.notes
+    long = {"messages": talk("a", "b" * 50, "c", "d" * 50)}
+    alone = {"messages": talk("a", "b" * 140)}
+    made = chat().encode([{"messages": talk("a", "b")}, long, alone], TOKENIZER, 120)
+    assert made.truncated == 2 and made.notes[:2] == [
+        "1 of 3 conversations has more than 120 tokens and became several (2 examples).",
+        "1 answer does not fit in 120 tokens with the message before it and was left out: an answer is never cut. "
+        "So 1 of 3 conversations is left out whole.",
+    ]
+
+
 def test_prompts_for_generation() -> None:
     task = chat()
     asked = task.encode([ROW, {"messages": talk("Hi")}, {"messages": "Hi"}], TOKENIZER, 1000, supervised=False)
@@ -159,9 +179,13 @@ def test_options_by_their_names() -> None:
     rows = [ROW, ROW]
     config = DataConfig.make({"options": {"learn": "last", "template": "chatml"}})
     task, how = task_for(rows, config)
-    assert isinstance(task, ChatTask) and (task.learn, task.template) == ("last", "chatml") and "Task chat" in how
+    assert (
+        isinstance(task, ChatTask)
+        and (task.settings.learn, task.settings.template) == ("last", "chatml")
+        and "Task chat" in how
+    )
     again = with_columns(task, DataConfig.make({"options": {"learn": "all"}}))
-    assert (again.learn, again.template) == ("all", "chatml")
+    assert (again.settings.learn, again.settings.template) == ("all", "chatml")
     with pytest.raises(ConfigError, match="data.options.lern: unknown setting; did you mean 'learn'"):
         task_for(rows, DataConfig.make({"options": {"lern": "last"}}))
     with pytest.raises(ConfigError, match="data.options: the task classification has none"):

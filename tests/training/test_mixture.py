@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from command import lora
 from lora import DataConfig, LoRA, Source, fit
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_base
@@ -187,9 +186,8 @@ def test_nothing_depends_on_what_is_kept(llama: Path, tmp_path: Path, monkeypatc
 def test_by_the_command(llama: Path, tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", stories(24, 1))
     put(tmp_path / "b.jsonl", stories(16, 2))
-    command = [sys.executable, "-m", "lora", "train", "--model", str(llama), "-o", "run", "--max-steps", "2"]
-    done = subprocess.run([*command, "--data", "a.jsonl", "--data", "b.jsonl#8x0.5", "--rank", "2"], cwd=tmp_path,
-                          capture_output=True, text=True)  # fmt: skip
+    command = ["train", "--model", str(llama), "-o", "run", "--max-steps", "2"]
+    done = lora(*command, "--data", "a.jsonl", "--data", "b.jsonl#8x0.5", "--rank", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [(Path(s["name"]).name, s["weight"]) for s in report["data"]["sources"]] == [
@@ -199,6 +197,5 @@ def test_by_the_command(llama: Path, tmp_path: Path) -> None:
     assert "An epoch takes" in done.stderr
     train = report["config"]["data"]["train"]
     assert train[0] == str(tmp_path / "a.jsonl") and train[1]["path"] == f"{tmp_path / 'b.jsonl'}#8"
-    again = subprocess.run([*command[:4], "--resume", str(tmp_path / "run")], cwd=tmp_path.parent, capture_output=True,
-                           text=True)  # fmt: skip
+    again = lora("train", "--resume", str(tmp_path / "run"), cwd=tmp_path.parent)
     assert again.returncode == 0 and "All 2 steps had been taken" in again.stderr, again.stderr

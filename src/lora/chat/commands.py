@@ -10,6 +10,7 @@ from lora.chat.screen import Screen
 from lora.chat.session import Session
 from lora.config import SamplingConfig
 from lora.core.routing import BASE
+from lora.data.columns import MESSAGES
 from lora.data.conversations import holds_messages, read_messages
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError
@@ -17,7 +18,6 @@ from lora.io.atomic import write_text
 from lora.io.places import file_to_write
 from lora.plural import number_of
 from lora.registry import unknown
-from lora.tasks.chat import MESSAGES
 
 # name -> (what follows it, what it does); the order is that of /help.
 COMMANDS = {
@@ -124,14 +124,9 @@ class Commands:
         self.screen.note(f"{number_of(count, 'message')} taken back" if count else "there is nothing to take back")
 
     def do_retry(self, rest: str) -> None:
-        taken = self.session.take_answer_back()
-        if taken and not self.session.sampling.temperature:
+        if self.session.answered and not self.session.sampling.temperature:
             self.screen.note("the temperature is 0, so the same answer comes again; /set temperature 0.7")
-        try:
-            self._answered(lambda: self._show(lambda: self.session.answer(self.screen.piece)))
-        except BaseException:
-            self.session.messages.extend(taken)
-            raise
+        self._answered(lambda: self._show(lambda: self.session.retry(self.screen.piece)))
 
     def do_clear(self, rest: str) -> None:
         self.session.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lora.chat.kept import Kept
@@ -125,14 +125,31 @@ class Session:
         Raises DataError where the adapter cannot be asked with it; the conversation is then as it was.
         """
         self.messages.append({"role": "user", "content": text})
+        return self._or_as_before(lambda: self.answer(on_text), self.undo, "this exchange is not kept")
+
+    def retry(self, on_text: Callable[[str], None]) -> Answer:
+        """Another answer in place of the last one, which stays where the new one is empty or fails.
+
+        Raises ConfigError: there is nothing to answer.
+        """
+        taken = self.take_answer_back()
+        kept = "the one before it stays" if taken else "it is not kept"
+        return self._or_as_before(lambda: self.answer(on_text), lambda: self.messages.extend(taken), kept)
+
+    def _or_as_before(self, answer: Callable[[], Answer], undo: Callable[[], object], then: str) -> Answer:
         try:
-            return self.answer(on_text)
+            made = answer()
         except BaseException:
-            self.undo()
+            undo()
             raise
+        if made.text.strip():
+            return made
+        undo()
+        return replace(made, notes=[*made.notes, f"The answer is empty; {then}."])
 
     def answer(self, on_text: Callable[[str], None]) -> Answer:
-        """The answer to the conversation as it is, which ends with a message to be answered."""
+        """The answer to the conversation as it is, which ends with a message to be answered. It becomes part of the
+        conversation, unless it is empty: neither templates nor training take such, nor two messages of one role."""
         ids, notes = self._prompt(self.voice)
         begun = time.monotonic()
         stream = Stream(self.tokenizer, self.voice.ends, on_text)
@@ -140,8 +157,8 @@ class Session:
         try:
             (written,) = decode(
                 self.model, [ids], [self.name], [self.voice.ends], self.sampling, [self._seed()],
-                pad_token_id=pad_token_id(self.tokenizer, self.model.base), cache=cache, on_token=stream.put,
-                stop=lambda: self.stopping,
+                pad_token_id=pad_token_id(self.tokenizer, self.model.base), cache=cache,
+                on_token=lambda _, token: stream.put(token), stop=lambda: self.stopping,
             )  # fmt: skip
         except BaseException:
             if self._kept:
@@ -152,9 +169,6 @@ class Session:
         text = stream.close()
         if text.strip():
             self.messages.append({"role": "assistant", "content": text})
-        else:  # neither templates nor training take an empty answer, nor two messages of one role
-            self.undo()
-            notes = [*notes, "The answer is empty; this exchange is not kept."]
         return self._made(self.name, written, ids, text, time.monotonic() - begun, kept, notes)
 
     def compare(self, names: Sequence[str], text: str) -> list[Answer]:
@@ -254,6 +268,11 @@ class Session:
         del self.messages[last[-1] if last else 0 :]
         self._start = min(self._start, max(len(self.messages) - 1, 0))
         return before - len(self.messages)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the conversation ends with an answer."""
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
 
     def take_answer_back(self) -> list[Message]:
         """Take back what stands behind the last message to be answered, and give it. Raises ConfigError."""

@@ -40,21 +40,33 @@ def check_training(
     """
     if settings.learning_rate is None:
         settings = settings.model_copy(
-            update={"learning_rate": default_learning_rate(getattr(model.base, "config", None))}
+            update={
+                "learning_rate": default_learning_rate(getattr(model.base, "config", None), model.adapters[name].full)
+            }
         )
     assert settings.learning_rate is not None
+    vocabulary = rows.vocabulary(model, prepared)
+    if vocabulary.status == "failed":  # no row can be tried
+        return [vocabulary]
     refuse_misfit(model, name, prepared)
     found = [
+        vocabulary,
         rows.supervised(prepared.train, prepared.task),
         rows.stops(model, prepared),
         rows.beginnings(prepared),
         rows.cut(prepared),
         rows.template_tokens(model, name, prepared),
-        rows.rate(model, settings.learning_rate),
+        rows.rate(model, name, settings.learning_rate),
         _targets(model, name),
     ]
-    trial = steps.Trial(model, name, prepared, settings)
-    recompute = trial.recomputes(memory_gib)
+    try:
+        return found + _computed(steps.Trial(model, name, prepared, settings), output, memory_gib)
+    except (MemoryError, RuntimeError) as error:
+        return [*found, steps.too_large("training fits", "not even a short batch does", error)]
+
+
+def _computed(trial: steps.Trial, output: Path | None, memory_gib: float | None) -> list[Finding]:
+    found, recompute = list[Finding](), trial.recomputes(memory_gib)
     computed: list[Callable[[], Finding]] = [
         lambda: steps.accumulation(trial),
         lambda: steps.longest(trial, recompute),
@@ -66,8 +78,7 @@ def check_training(
             for check in computed:
                 found.append(check())
                 trial.trainee.begin_step()
-        found += saving.save(trial, output)
-    return found
+        return found + saving.save(trial, output)
 
 
 def _targets(model: LoRA, name: str) -> Finding:

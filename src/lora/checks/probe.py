@@ -6,12 +6,12 @@ It says whether an adapter has unlearned what the base could do, not how able th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora.data.columns import TEXT, Table
 from lora.data.sources import load_rows
 from lora.errors import DataError
-from lora.tasks.causal import CausalTask
+from lora.tasks import TASKS
 from lora.tasks.inference import infer
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def measure_probe(
     """Loss per token of each of ``names`` on ``texts`` (None: the built-in ones); None: the base predicts no tokens."""
     if not prepared.task.next_token:
         return None
-    task = CausalTask(text="text")
+    plain: Any = next(kind for kind in TASKS.values() if kind.next_token and "text" in kind.roles)
+    task = plain(text="text")
     rows = [{"text": text} for text in (TEXTS if texts is None else texts)]
     encoded = task.encode(rows, prepared.tokenizer, max(2, min(prepared.max_length, 512)))
     found = infer(model, task, encoded, list(names), pad_token_id=prepared.pad_token_id, batch_size=2 * len(names))

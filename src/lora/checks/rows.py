@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora.checks.examples import ids_of
 from lora.checks.finding import Finding
 from lora.data.rendering import IGNORED
-from lora.evaluation.generation import end_tokens
+from lora.evaluation.generation import ends_of
 from lora.model.heads import input_embedding
 from lora.plural import noun, number_of
 from lora.tasks import Encoded, Task
@@ -22,6 +23,25 @@ LITTLE = 0.02  # of the tokens learned: rarely meant
 # Times the default rate below which a rate is one of full fine-tuning, and above which runs diverge (the sweep behind
 # the default saw that mostly at ten times it).
 SLOW, FAST = 1 / 15, 15
+
+
+def vocabulary(model: LoRA, prepared: Prepared) -> Finding:
+    """Whether the base has an embedding for every token of the rows, held-out ones included."""
+    name = "the base knows every token"
+    base: Any = model.base
+    embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    size = getattr(embedding, "num_embeddings", None)
+    if size is None:
+        return Finding(name, "skipped", "the base has no embedding of tokens")
+    parts = [part for part in (prepared.train, prepared.held) if part is not None]
+    largest = max(max(ids_of(example), default=0) for part in parts for example in part.examples)
+    if largest < size:
+        return Finding(name, "passed", f"{size:,} in its vocabulary, {largest:,} is the largest of the rows")
+    return Finding(
+        name, "failed", f"the rows hold token {largest:,}, and its vocabulary has {size:,}",
+        "The run would end at the first row with such a token.",
+        "Take the tokenizer that belongs to this base; for tokens of your own name them with new_tokens.",
+    )  # fmt: skip
 
 
 def supervised(data: Encoded, task: Task) -> Finding:
@@ -53,11 +73,9 @@ def stops(model: LoRA, prepared: Prepared) -> Finding:
     name = "answers end with a stop token"
     if not task.generates or task.inputs()[0].divisible:
         return Finding(name, "skipped", "the task has no answers" if not task.generates else "running text has no end")
-    known = {*end_tokens(model, prepared.tokenizer), *task.ends()}
+    known = ends_of(model, prepared.tokenizer, task)
     # One example at a time, here and below: all of them may be more than memory holds.
-    ended = sum(
-        next(label for label in reversed(example["labels"]) if label != IGNORED) in known for example in data.examples
-    )
+    ended = sum(bool(last := task.last_tokens(example)) and known.issuperset(last) for example in data.examples)
     shown = ", ".join(repr(prepared.tokenizer.decode([token])) for token in sorted(known)) or "none is known"
     said = f"{_of(ended, len(data), 'does', 'do')} ({shown})"
     if ended == len(data):
@@ -104,11 +122,12 @@ def cut(prepared: Prepared) -> Finding:
     return Finding(name, "passed", said)
 
 
-def rate(model: LoRA, learning_rate: float) -> Finding:
-    """Whether the learning rate is one of LoRA's."""
-    usual = default_learning_rate(getattr(model.base, "config", None))
+def rate(model: LoRA, adapter: str, learning_rate: float) -> Finding:
+    """Whether the learning rate is one of LoRA's, or of full fine-tuning where that is done."""
+    full = model.adapters[adapter].full
+    usual = default_learning_rate(getattr(model.base, "config", None), full)
     name, said = "a learning rate for LoRA", f"{learning_rate:g}, where {usual:.2g} is usual for this model"
-    if learning_rate < SLOW * usual:
+    if learning_rate < SLOW * usual and not full:
         return Finding(
             name, "note", said, "That is a rate of full fine-tuning: an adapter needs about ten times as much.",
             "Leave learning_rate out, or raise it.",

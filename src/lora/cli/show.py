@@ -27,11 +27,14 @@ def console() -> Any:
 
 def show_evaluation(evaluation: Evaluation) -> None:
     """The table of base beside tuned, and some of the answers that were written."""
+    from lora.evaluation.speed_tables import speed_tables
     from lora.evaluation.tables import answers
 
     console().print(evaluation.table())
     if (written := answers(evaluation)) is not None:
         console().print(written.rich())
+    for grid in speed_tables(evaluation.speed_grid) if evaluation.speed_grid is not None else []:
+        console().print(grid.rich())
 
 
 def show_result(result: TrainResult) -> None:

@@ -7,6 +7,7 @@ Keys of a template's own (``name``, ``reasoning_content``) stay as they are.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from lora.data.problems import excerpt, is_missing, text_problem, written_list
@@ -36,6 +37,19 @@ def read_messages(value: Any) -> list[Message]:
     if not value:
         raise ValueError("has no message")
     return [_message(turn, number) for number, turn in enumerate(value, start=1)]
+
+
+def to_answer(turns: Sequence[Message]) -> list[Message]:
+    """``turns``, as data have them or read, without those of the assistant's at their end: what is to be answered."""
+    end = len(turns)
+    while end and _role(turns[end - 1]) == "assistant":
+        end -= 1
+    return list(turns[:end])
+
+
+def _role(turn: Message) -> str | None:
+    given = turn.get("role") or turn.get("from")
+    return ROLES.get(given.strip().lower()) if isinstance(given, str) else None
 
 
 def is_learned(message: Message) -> bool | None:

@@ -13,19 +13,32 @@ from lora.data.conversations import Message
 from lora.data.rendering import Learned, Renderer
 
 
+class Fitted(NamedTuple):
+    """What became of a conversation.
+
+    Attributes:
+        lost: answers that fit in no example.
+        cut: whether it was too long to be learned as it is. One that is not may be several examples too.
+    """
+
+    examples: list[Learned]
+    lost: int
+    cut: bool
+
+
 def fitting(
     renderer: Renderer, messages: Sequence[Message], answers: Sequence[int], tools: list[Any] | None, length: int
-) -> tuple[list[Learned], int]:
-    """Examples of at most ``length`` tokens that learn the messages at ``answers``, and how many of these fit in none.
+) -> Fitted:
+    """Examples of at most ``length`` tokens that learn the messages at ``answers``.
 
     Raises ValueError as `Renderer.learned`.
     """
     if not answers:
-        return [], 0
+        return Fitted([], 0, False)
     messages = messages[: answers[-1] + 1]  # what follows the last answer teaches nothing
     whole = renderer.learned(messages, answers, tools)
     if all(len(example.ids) <= length for example in whole):
-        return whole, 0
+        return Fitted(whole, 0, False)
     head = 1 if messages[0]["role"] == "system" else 0
     starts = [i for i in range(head, len(messages)) if messages[i]["role"] == "user" or i == head]
     stops = [*starts[1:], len(messages)]
@@ -53,7 +66,7 @@ def fitting(
         while last + 1 < len(starts) and (more := tried(first, new, last + 1)) is not None:
             made, last = more, last + 1
         out, new = out + made, last + 1
-    return out, lost
+    return Fitted(out, lost, True)
 
 
 def _context(

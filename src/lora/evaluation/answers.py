@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
-from lora.evaluation.generation import complete, end_tokens, until
+from lora.evaluation.generation import complete, ends_of, until
 from lora.evaluation.result import Generation
 from lora.evaluation.speed import spread
 from lora.evaluation.text_metrics import text_metrics
 from lora.tasks import Encoded, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from lora.model.lora import LoRA
 
@@ -41,7 +41,7 @@ def has_answers(task: Task, encoded: Encoded) -> bool:
 
 
 def questions(
-    task: Task, encoded: Encoded, tokenizer: Any, ends: list[int], wanted: int | None = None
+    task: Task, encoded: Encoded, tokenizer: Any, ends: Collection[int], wanted: int | None = None
 ) -> list[Question]:
     """The different prompts of supervised rows, in their order, each with the answers of all its rows.
 
@@ -59,7 +59,7 @@ def questions(
     return [_question(task, encoded, tokenizer, ends, group) for group in chosen]
 
 
-def _question(task: Task, encoded: Encoded, tokenizer: Any, ends: list[int], places: list[int]) -> Question:
+def _question(task: Task, encoded: Encoded, tokenizer: Any, ends: Collection[int], places: list[int]) -> Question:
     out: Question | None = None
     for place in places:
         asked = task.asked(encoded.examples[place])
@@ -89,7 +89,7 @@ def write_answers(
         the answers, and metrics of each name: those of `text_metrics`; ``stop_rate``, the share that ended with an end
         token; ``answer_length``, mean tokens.
     """
-    ends = end_tokens(model, tokenizer)
+    ends = ends_of(model, tokenizer, task)
     asked = questions(task, encoded, tokenizer, ends, wanted)
     prompts = Encoded([q.example for q in asked], [len(q.example["input_ids"]) for q in asked], [0] * len(asked))
     references = [q.references for q in asked]

@@ -18,6 +18,7 @@ from lora.evaluation.inputs import Inputs, chosen_adapters, prepare
 from lora.evaluation.reference import constant_answer
 from lora.evaluation.result import Evaluation
 from lora.evaluation.speed import PeakMemory, measure_speed
+from lora.evaluation.speed_grid import SpeedPlan, speed_grid
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task
 from lora.tasks.inference import collated, evaluating, forward, infer, misfit, to_device
@@ -41,6 +42,7 @@ def evaluate(
     max_length: int | None = None,
     latency: bool = True,
     latency_rows: int = LATENCY_ROWS,
+    speed: bool | SpeedPlan = False,
     data_config: DataConfig | None = None,
     generate: int | bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -61,6 +63,8 @@ def evaluate(
         max_length: tokens kept of a row; default: as in training, else what the model takes.
         latency: measure speed and peak memory too (on CUDA this resets torch's peak counter).
         latency_rows: single rows that latency is measured on.
+        speed: measure latency by batch size and length, of adapters merged into the base too, and how fast texts are
+            written; True: as `SpeedPlan` says, in a minute.
         data_config: column names where they differ from those in training, and how to read rows without a stored task.
         generate: let base and adapters write answers, greedily, to so many of the different prompts, evenly over the
             data (True: to all), and score them; see docs/evaluation.md for the metrics.
@@ -78,6 +82,8 @@ def evaluate(
     for name, value in least_one.items():
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if not isinstance(speed, (bool, SpeedPlan)):
+        raise ConfigError(f"speed is {speed!r}; it must be True, False or a SpeedPlan")
     if not isinstance(generate, int) or generate < 0:
         raise ConfigError(f"generate is {generate!r}; it must be a number of prompts, or True for all")
     started = time.perf_counter()
@@ -90,11 +96,15 @@ def evaluate(
     # Without measuring, the peak counter of a surrounding training run is left alone.
     with PeakMemory(model) if latency else nullcontext() as peak:
         outcomes = infer(model, task, encoded, names, pad_token_id=inputs.pad_token_id, batch_size=batch_size)
-        speed = {}
+        speeds = {}
         if latency:
-            speed = measure_speed(
+            speeds = measure_speed(
                 model, task, encoded, names, pad_token_id=inputs.pad_token_id, batch_size=batch_size, rows=latency_rows
             )
+    measured = None
+    if speed:
+        plan = speed if isinstance(speed, SpeedPlan) else None
+        measured = speed_grid(model, task, encoded, names, plan, pad_token_id=inputs.pad_token_id)
     targets = task.targets(encoded.examples)
     metrics = {name: task.metrics(out.predictions, targets, out.loss_sum, out.count) for name, out in outcomes.items()}
     generation = None
@@ -114,7 +124,8 @@ def evaluate(
         greater_is_better=task.greater_is_better,
         untrained_head=BASE in names and has_untrained_head(model),
         reference=constant_answer(task, outcomes[names[0]].predictions, targets),
-        speed=speed,
+        speed=speeds,
+        speed_grid=measured,
         peak_memory_bytes=peak.bytes if peak else None,
         peak_memory_kind=peak.kind if peak else None,
         generation=generation,

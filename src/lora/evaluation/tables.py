@@ -275,10 +275,14 @@ def headline(evaluation: Evaluation) -> str:
 
 def markdown(evaluation: Evaluation) -> str:
     """All tables in Markdown, and the notes."""
+    from lora.evaluation.speed_tables import speed_tables  # which is written with what stands here
+
     grids = [comparison(evaluation)]
     grids[0].below += evaluation.notes
     for name in evaluation.tuned:
         grids += [grid for grid in (per_class(evaluation, name), confusion(evaluation, name)) if grid]
     if (written := answers(evaluation)) is not None:
         grids.append(written)
+    if evaluation.speed_grid is not None:
+        grids += speed_tables(evaluation.speed_grid)
     return "\n".join(grid.markdown() for grid in grids)

@@ -23,7 +23,7 @@ from lora.io.peft import CONFIG, PREFIX, ROWS, WEIGHTS, read_sidecar
 from lora.io.peft_kinds import check_kind
 from lora.model.heads import fit_width, name_labels, output_heads
 from lora.model.targets import find_targets
-from lora.model.ties import tied_places
+from lora.model.ties import tie_copies, tied_places
 from lora.model.tree import match_pattern, unwrapped_modules
 
 if TYPE_CHECKING:
@@ -128,8 +128,8 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     problems += tensors_of.absent(stored.config, modules, layers, owned)
     if stored.config.get("ensure_weight_tying"):
         problems += tensors_of.half_of_a_tie(model.base, owned)
-    if not layers and not problems:
-        problems.append("it holds no low-rank tensors at all")
+    if not (layers or owned or rows or problems):
+        problems.append("it holds no tensors of an adapter at all")
     # What does not fit comes before whose weights they are: no permission makes it fit.
     if problems:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -148,12 +148,21 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     return Planned(config, layers, owned, rows, _notes(stored))
 
 
+def config_on(model: LoRA, stored: Stored) -> AdapterConfig:
+    """The adapter's configuration on ``model``'s base, whose weights are not looked at.
+
+    Raises AdapterFileError: it does not fit.
+    """
+    return plan(model, stored, allow_other_base=True).config
+
+
 def place(model: LoRA, name: str, planned: Planned, trainable: bool) -> None:
     """Make the adapter and fill in its tensors. Only a name that is taken can still fail."""
     model._place(name, planned.config, exact=list(planned.layers), owned=list(planned.owned), seed=0)
     for path, module in model.owned(name).items():
         fit_width(module, planned.owned[path])
     _fill(model, name, planned)
+    tie_copies(model.base, model.owned(name))
     for parameter in model.adapter_parameters(name).values():
         parameter.requires_grad_(trainable)
     if len(model.adapters) == 1:  # several may have labels of their own each

@@ -11,6 +11,8 @@ from lora.core.randomness import seed_of
 from lora.errors import TargetError
 from lora.model.tree import inner, inside, outermost, summary, unwrapped_modules
 
+ALL_MODULES = "all"  # of ``modules_to_save``: every module that has parameters of its own, which is full fine-tuning
+
 
 def output_heads(model: nn.Module) -> set[str]:
     """Paths of the output embedding (``lm_head``), which belongs to the pretrained model."""
@@ -74,12 +76,16 @@ def task_heads(model: nn.Module) -> list[str]:
 def modules_to_own(model: nn.Module, requested: list[str] | None) -> list[str]:
     """Paths of the modules an adapter gets its own full copy of.
 
-    ``requested`` names modules by how their paths end; None means the task heads and the modules of newly initialised
+    ``requested`` names modules by how their paths end; ``["all"]`` means every module that has parameters of its own
+    (full fine-tuning); None means the task heads and the modules of newly initialised
     parameters; an empty list means none, any other takes what is new along: nobody else could bring it back. Raises
     TargetError for a name that matches nothing.
     """
     if requested == []:
         return []
+    if requested == [ALL_MODULES]:
+        modules = unwrapped_modules(model).items()
+        return outermost(path for path, its in modules if any(own is not None for own in its._parameters.values()))
     for name in requested or []:
         if not ending_in(model, [name]):
             raise TargetError(

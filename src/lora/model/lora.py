@@ -24,7 +24,7 @@ from lora.model.inject import forget_adapters, leave_shortcuts, route_checkpoint
 from lora.model.merge import merge, plain_copy
 from lora.model.rows import copies_per_prompt, routing_of
 from lora.model.targets import Target, TargetReport, find_targets
-from lora.model.ties import refuse_half_of_a_tie, share_tied
+from lora.model.ties import refuse_half_of_a_tie, share_tied, tie_copies
 from lora.model.token_rows import places_of_rows
 from lora.model.tree import inner, summary
 
@@ -135,6 +135,8 @@ class LoRA(Facade):
         for path in owned:
             # Where all heads are the adapter's own, nothing of the base's follows them.
             self._add_copy(name, path, last=path in heads and set(heads) <= set(owned))
+        if config.tie_embeddings is not False:
+            tie_copies(self.base, self.owned(name))
         leave_shortcuts(self.base)
         self.train(self.training)
         return report
@@ -246,7 +248,9 @@ class LoRA(Facade):
             out |= {f"{path}.{key}": parameter for key, parameter in slot.named_parameters()}
         for path, module in self.owned(name).items():
             out |= {f"{path}.{key}": parameter for key, parameter in module.named_parameters()}
-        return out
+        # Copies of tied modules share a tensor, which is counted and stepped once.
+        first = {id(parameter): key for key, parameter in reversed(out.items())}
+        return {key: parameter for key, parameter in out.items() if first[id(parameter)] == key}
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -316,14 +320,15 @@ class LoRA(Facade):
         for each in [name] if name else list(self.adapters):
             config, report = self.adapters[each], self.reports[each]
             count = sum(parameter.numel() for parameter in self.adapter_parameters(each).values())
-            owned = f"; trained in full: {', '.join(self.owned(each))}" if self.owned(each) else ""
+            own = self.owned(each)
+            owned = f"; trained in full: {summary(own)}" if own else ""
             rows = "".join(f"; {len(its.numbers)} rows of {path}" for path, its in self.token_rows(each).items())
             skipped = "".join(f"\n  left alone: {path} ({why})" for path, why in report.skipped.items())
-            lines.append(
-                f"{each}: {config.variant}, rank {config.rank}, alpha {config.alpha:g}, "
-                f"{count:,} parameters, {100 * count / max(total, 1):.2f} % of the base's {total:,}{owned}{rows}\n"
-                f"  on {len(report.adapted)} modules: {summary(t.path for t in report.adapted)}{skipped}"
-            )
+            size = f"{count:,} parameters, {100 * count / max(total, 1):.2f} % of the base's {total:,}{owned}{rows}"
+            if report.adapted:
+                places = f"\n  on {len(report.adapted)} modules: {summary(t.path for t in report.adapted)}"
+                size = f"{config.variant}, rank {config.rank}, alpha {config.alpha:g}, {size}{places}"
+            lines.append(f"{each}: {size}{skipped}")
         return "\n".join(lines)
 
     def base_parameter_count(self) -> int:

@@ -18,6 +18,7 @@ from lora.errors import ConfigError, TargetError
 from lora.model.heads import input_embedding, output_heads, task_heads
 from lora.model.tree import inside, match_pattern, matches, split_at_layer, summary, unwrapped_modules
 
+NO_TARGETS = "none"  # no updates: only modules trained in full, or single rows of embeddings
 PRESETS = ("all-linear", "attention", "mlp", "embedding")
 
 # Inside a transformer layer a linear layer belongs to the attention if a module it lies in says so by its name or its
@@ -120,7 +121,8 @@ def find_targets(
             alpha = float(match_pattern(path, config.alpha_pattern) or config.alpha)
             scaling = alpha / (rank**0.5 if config.rslora else rank)
             adapted.append(Target(path, available[path], rank, scaling))
-    if not adapted:
+    trained = bool(owned or config.token_rows)  # else the adapter would have nothing
+    if not adapted and not (trained and (config.targets in (NO_TARGETS, []) or exact is not None)):
         why = f"; all matches were left out: {_first(skipped)}" if skipped else ""
         raise TargetError(f"targets: {config.targets!r} matches nothing to adapt{why}. There are: {summary(available)}")
     _check_patterns(config, adapted)
@@ -139,16 +141,18 @@ def _choose(
     names = [targets] if isinstance(targets, str) else list(targets)
     chosen: set[str] = set()
     for name in names:
+        if name == NO_TARGETS:
+            continue
         if name.replace("_", "-") in PRESETS:
             found = _preset(model, name.replace("_", "-"), modules, available)
         else:
             found = _by_name(name, isinstance(targets, str), modules, available)
         if not found:
-            known = {path.rsplit(".", 1)[-1] for path in available} | set(PRESETS)
+            known = {path.rsplit(".", 1)[-1] for path in available} | {*PRESETS, NO_TARGETS}
             near = difflib.get_close_matches(name, known - {name}, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise TargetError(
-                f"targets: {name!r} matches no module{hint}. Presets: {', '.join(PRESETS)}. "
+                f"targets: {name!r} matches no module{hint}. Presets: {', '.join((*PRESETS, NO_TARGETS))}. "
                 f"There are: {summary(available)}"
             )
         chosen.update(found)

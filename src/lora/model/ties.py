@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from lora.config import AdapterConfig
@@ -63,17 +64,34 @@ def tied_places(model: nn.Module, adapted: list[str]) -> list[tuple[str, str]]:
 
 def refuse_half_of_a_tie(model: nn.Module, owned: list[str]) -> None:
     """Raise TargetError where a module to be trained in full shares a tensor with a place that is not."""
-    modules = unwrapped_modules(model)
-    homes: dict[int, list[str]] = {}
-    for path, module in modules.items():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                homes.setdefault(id(parameter), []).append(path)
-    for places in homes.values():
-        mine = [path for path in places if inside(path, owned)]
-        if mine and len(places) > 1:
-            other = next(path for path in places if path != mine[0])
+    for places in _homes(model):
+        mine = [path for path, _ in places if inside(path, owned)]
+        if mine and len(mine) < len(places):
+            other = next(path for path, _ in places if path != mine[0])
             raise TargetError(
                 f"modules_to_save: {mine[0]} and {other} are one tensor, and a full copy of one would leave the other "
                 "behind. Adapt it instead (targets: 'embedding'), or set tie_embeddings to false if that is meant"
             )
+
+
+def tie_copies(model: nn.Module, copies: dict[str, nn.Module]) -> None:
+    """Let ``copies`` (path -> copy) share a tensor where what they are copies of does in ``model`` and they are equal.
+
+    Those of an adapter that was trained with ``tie_embeddings: false`` have drifted apart.
+    """
+    for places in _homes(model):
+        tensors = [copies[path]._parameters[name] for path, name in places if path in copies]
+        first = tensors[0] if len(tensors) == len(places) else None
+        if first is not None and all(torch.equal(first, other) for other in tensors if other is not None):
+            for path, name in places:
+                copies[path]._parameters[name] = first
+
+
+def _homes(model: nn.Module) -> list[list[tuple[str, str]]]:
+    """Of each tensor that stands in several places these: paths of modules, and its name in each."""
+    homes: dict[int, list[tuple[str, str]]] = {}
+    for path, module in unwrapped_modules(model).items():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                homes.setdefault(id(parameter), []).append((path, name))
+    return [places for places in homes.values() if len(places) > 1]

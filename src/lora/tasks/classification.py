@@ -21,6 +21,7 @@ class ClassificationTask(LabelsTask):
 
     name = "classification"
     labels_are = Kind.CLASSES
+    learns = "label"
     best_metric = "f1_macro"  # accuracy hides a rare class that is never found
     greater_is_better = True
     measures = ("loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted")

@@ -51,6 +51,10 @@ class LabelsTask(SequenceTask):
                 kept.setdefault(f"{type(label).__name__} {label!r}", row)
         return cls.from_rows(list(kept.values()), columns)
 
+    @classmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        return [f"{number}" for number in range(count)]
+
     def remarks(self) -> list[str]:
         return [*self._mixed, *look_alikes(self.labels)]
 

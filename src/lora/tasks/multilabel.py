@@ -30,6 +30,7 @@ class MultiLabelTask(LabelsTask):
 
     name = "multi-label"
     labels_are = Kind.LISTS
+    learns = "labels"
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
     greater_is_better = True
     measures = ("loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted", "hamming")
@@ -58,6 +59,10 @@ class MultiLabelTask(LabelsTask):
         made = cls(names, kind, **columns)
         made._mixed = mixed_types(values, kind)
         return made
+
+    @classmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        return [[name] for name in super().made_up_labels(count)]
 
     def read_label(self, value: Any) -> list[str]:
         """Names of the labels, each once, in the order of the cell."""

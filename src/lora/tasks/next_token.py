@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora.core.configs import is_encoder_decoder
 from lora.tasks.base import Task
-from lora.tasks.sequence import pad
+from lora.tasks.sequence import pad, padded_ids
 from lora.tasks.tokens import IGNORED
 
 
@@ -32,20 +32,18 @@ class NextTokenTask(Task):
     def suits(cls, base: Any) -> bool:
         return not is_encoder_decoder(base)
 
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        made = super().of_length(example, length)
+        # What stands first has nothing before it to be predicted from.
+        return {**made, "labels": [IGNORED, *made["labels"][1:]]}
+
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels``: (b, t) long. Padding is masked by length: it may be eos."""
         ids = [example["input_ids"] for example in examples]
-        return {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
-            "labels": pad(
-                [example.get("labels", [IGNORED] * len(example["input_ids"])) for example in examples],
-                IGNORED,
-                padding_side,
-            ),
-        }
+        labels = [example.get("labels", [IGNORED] * len(example["input_ids"])) for example in examples]
+        return {**padded_ids(ids, pad_token_id, padding_side), "labels": pad(labels, IGNORED, padding_side)}
 
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over a row's supervised tokens (b,) fp32, and their number (b,).

@@ -16,7 +16,7 @@ from lora.errors import DataError
 from lora.plural import number_of
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort_names, typed
-from lora.tasks.sequence import REMEDY, counted, cut_note, pad, require_columns
+from lora.tasks.sequence import REMEDY, counted, cut_note, pad, padded_ids, require_columns
 from lora.tasks.spans import OUTSIDE, Span, broken, complete, pairs, scheme_of, scores, spans, strict_spans, type_of
 from lora.tasks.tokens import IGNORED
 from lora.tasks.words import Pieces, Words, aligned, listed, split, tags_of, windows, words_of
@@ -48,6 +48,7 @@ class TokenClassificationTask(Task):
         "loss", "accuracy", "precision", "recall", "f1", "f1_strict", "precision_macro", "recall_macro", "f1_macro",
     )  # fmt: skip
     per_token = True
+    learns = "labels"
 
     def __init__(
         self,
@@ -115,6 +116,10 @@ class TokenClassificationTask(Task):
         task = cls(sort_names(complete(seen, scheme) if scheme else seen), kind, scheme, **columns)
         task._added = [name for name in task.labels if name not in seen]
         return task
+
+    @classmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls([f"{number}" for number in range(labels)]), {"input_ids": [token, token], "labels": [0, 0], "row": 0}
 
     def inputs(self) -> list[Input]:
         return [Words(self.tokens)]
@@ -240,10 +245,8 @@ class TokenClassificationTask(Task):
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels``: (b, t) long."""
-        ids = [example["input_ids"] for example in examples]
         return {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
+            **padded_ids([example["input_ids"] for example in examples], pad_token_id, padding_side),
             "labels": pad([example["labels"] for example in examples], IGNORED, padding_side),
         }
 

@@ -47,8 +47,6 @@ def enter(
             make = RunFolder.of_a_set if several else RunFolder
             run = None if place is None else make(place, resume=resume, overwrite=overwrite)
             s = job.settings(name, common)
-            if s.learning_rate is None:
-                s.learning_rate = default_learning_rate(getattr(model.base, "config", None))
             evaluation = job.evaluate or evaluate
             if job.prepared is None:
                 held = False if evaluation is not None and job.eval_data is None else job.eval_data
@@ -58,7 +56,11 @@ def enter(
                     getattr(model.base, "config", None),
                 )  # fmt: skip
                 job.prepared = prepare(model, rows, tokenizer, columns.max_length)
+            job.prepared.task.check_smoothing(s.label_smoothing)
             _place(model, name, job, s.seed)
+            if s.learning_rate is None:
+                base_config = getattr(model.base, "config", None)
+                s.learning_rate = default_learning_rate(base_config, model.adapters[name].full)
             participants.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
     processes.wait()  # every process has looked before the first one writes
     model.to(processes.device)

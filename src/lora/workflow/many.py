@@ -81,6 +81,10 @@ def train_many(
         jobs[name] = Job(prepared=prepared, training=each.training)
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
+    if config.probe:
+        from lora.checks.probe import probe_texts
+
+        probe_texts(config.probe)  # complains now, not after training
     if config.check and not resume:
         verify(model, {name: (job.prepared, configs[name]) for name, job in jobs.items() if job.prepared}, say)
     output = Path(config.output or "")
@@ -108,7 +112,7 @@ def train_many(
                 ) from None
             facts = facts_of(configs[name], model, rows[name], result)
             if config.check:
-                facts["checks_after_training"] = verify_trained(config, model, result, lambda line: None)
+                facts["checks_after_training"] = verify_trained(configs[name], model, result, lambda line: None)
             path = write_report(output / name, facts, result.history, evaluation)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
     return out
@@ -192,7 +196,11 @@ def load(config: RunConfig, configs: dict[str, RunConfig], rows: dict[str, Rows]
         draw_new(base, model.owned(name), each.training.seed, _labels(rows[name]))
         each.adapter = model.adapters[name]  # ranks that were brought down to small layers stand in it
         config.adapters[name] = {**config.adapters[name], "adapter": each.adapter.model_dump(mode="json")}
+        by_default = each.training.learning_rate is None
         settle(each, base, dtype)
+        if by_default and each.adapter.full:  # its default is not that of the others
+            own = config.adapters[name].get("training") or {}
+            config.adapters[name]["training"] = {**own, "learning_rate": each.training.learning_rate}
     return model, tokenizer
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora.config import RunConfig
+from lora.config import AdapterConfig, RunConfig
 from lora.data.naming import named_sources
 from lora.errors import ConfigError, Interrupted, SaveError
 from lora.io.atomic import write_text
@@ -174,15 +174,20 @@ def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
     else:
         model.load_adapter(start, "default")
         found = model.adapters["default"]
-        other = [key for key in config.adapter.model_fields_set if getattr(config.adapter, key) != getattr(found, key)]
-        if other:
-            raise ConfigError(
-                "\n".join(f"adapter.{key}: is {getattr(found, key)!r} in {config.start}, which training starts from; "
-                          "leave it out" for key in sorted(other))
-            )  # fmt: skip
+        refuse_other_settings(str(config.start), config.adapter, found)
         config.adapter = found
     settle(config, base, dtype)
     return model, tokenizer
+
+
+def refuse_other_settings(start: str, asked: AdapterConfig, found: AdapterConfig) -> None:
+    """Raise ConfigError where ``asked`` says otherwise than ``found`` of the adapter that training starts from."""
+    other = [key for key in asked.model_fields_set if getattr(asked, key) != getattr(found, key)]
+    if other:
+        raise ConfigError(
+            "\n".join(f"adapter.{key}: is {getattr(found, key)!r} in {start}, which training starts from; leave it out"
+                      for key in sorted(other))
+        )  # fmt: skip
 
 
 def train_new_tokens(base: Any, tokenizer: Any, *configs: RunConfig) -> None:
@@ -255,7 +260,7 @@ def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
 
     config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
     if config.training.learning_rate is None:
-        config.training.learning_rate = default_learning_rate(base.config)
+        config.training.learning_rate = default_learning_rate(base.config, config.adapter.full)
 
 
 @contextmanager
