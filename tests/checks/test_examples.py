@@ -188,3 +188,13 @@ def test_line_breaks_never_part_a_marked_token() -> None:
     made = [Piece("token", [0], True, False)] * 30
     lines = Way(False).text(made, 20).plain.splitlines()
     assert all(len(line) <= 21 and set(line.strip("⟦⟧").split("|")) == {"token"} for line in lines)
+
+
+def test_a_call_of_a_tool_is_the_assistants() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+    turns = [{"role": "user", "content": "1 + 1?"}, call, {"role": "tool", "content": "2"},
+             {"role": "assistant", "content": "It is 2."}]  # fmt: skip
+    task = ChatTask(messages="messages", template="chatml").with_tokenizer(byte_tokenizer())
+    (example,) = views(task, [{"messages": turns}], byte_tokenizer())
+    assert [one.name for one in example.stretches] == ["user", "assistant", "tool", "assistant"]
+    assert '"name": "add"' in text(example.stretches[1]) and any(piece.learned for piece in example.stretches[1].pieces)

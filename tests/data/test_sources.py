@@ -158,6 +158,11 @@ def test_limit(tmp_path: Path) -> None:
     assert load_rows(path + "#1") == ROWS[:1]
     assert load_rows(path + "#2") == ROWS, "what lies behind the limit is not read"
     assert "'#0' takes no row" in refusal(path + "#0")
+    for wrong in ("-1", "x-1", "2.5"):
+        assert (
+            f"behind # stands a number of rows (#500), a weight (#x2) or both (#500x2), and not '{wrong}'"
+            in refusal(f"{path}#{wrong}")
+        )
     strange = put(tmp_path / "a.jsonl#1", "")
     assert "no such file" not in refusal(strange) and "type .jsonl#1" in refusal(strange), "a real file wins"
 

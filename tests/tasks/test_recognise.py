@@ -297,3 +297,35 @@ def test_lists_that_a_csv_file_holds_as_text(write: Any, tmp_path: Path) -> None
     turns = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "so"}]
     assert task_of({"messages": turns}).name == "chat"
     assert task_of({"text": "a", "label": "[x]"}, {"text": "b", "label": "[y]"}).name == "classification"
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "words"),
+    [
+        (
+            ("text", "label"), {"task": "classification", "text_column": "text", "label_column": "text"},
+            "'text' would be read as text and as label",
+        ),
+        (
+            ("prompt", "completion"), {"prompt_column": "prompt", "completion_column": "prompt"},
+            "would be read as prompt and as completion",
+        ),
+        (("a", "b"), {"columns": {"chosen": "a", "rejected": "a", "prompt": "b"}}, "read as chosen and as rejected"),
+        (
+            ("text", "label", "other"), {"task": "classification", "prompt_column": "other"},
+            r"the task classification does not read data.prompt_column \('other'\); it reads: text, text_pair, label",
+        ),
+    ],
+)  # fmt: skip
+def test_columns_named_twice_or_for_another_task_are_refused(
+    names: tuple[str, ...], config: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        recognise(rows(*names), DataConfig.make(config))
+
+
+def test_a_task_that_reads_all_that_is_named_is_meant() -> None:
+    """Prompts are read by several tasks, and another has a completion."""
+    named = {"prompt": "prompt", "chosen": "good", "rejected": "bad"}
+    found = recognise(rows("prompt", "completion", "good", "bad"), DataConfig(columns=named))
+    assert roles(found) == {"task": "preference", **named}

@@ -33,10 +33,15 @@ def row_messages(task: Task, row: Any) -> list[tuple[str, str]]:
     for role, column in columns_of(task).items():
         messages = messages_in(row.get(column))
         talk = talk or bool(messages)
-        out += [(message["role"], message["content"]) for message in messages]
+        out += [(message["role"], message["content"] or _called(message)) for message in messages]
         if not messages and isinstance(row.get(column), str):
             out.append((role, row[column]))
     return out if talk else []
+
+
+def _called(message: dict[str, Any]) -> str:
+    """What a message without words is found by: the function that it calls."""
+    return str(message["tool_calls"][0]["function"]["name"]) if message.get("tool_calls") else ""
 
 
 def by_role(pieces: list[Piece], messages: list[tuple[str, str]], name: str) -> list[Stretch]:

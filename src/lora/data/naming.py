@@ -76,5 +76,8 @@ def is_hub_id(name: str) -> bool:
 def nearest(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; its folder {path.parent} is not there either"
+    before, mark, behind = path.name.rpartition("#")
+    if mark and (path.parent / before).exists():
+        return f"; behind # stands a number of rows (#500), a weight (#x2) or both (#500x2), and not {behind!r}"
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else "; check the name"

@@ -14,7 +14,8 @@ from lora.data.conversations import Message
 Render = Callable[[Sequence[Message], list[Any] | None], str]
 # Keys under which data sets keep what a model thought before it answered.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-REMEDY = "take a template that does (data.options.template), or leave these rows out"
+REMEDY = "take a template that does (data.options.template), or leave"
+TOOLS = "take a template that does (data.options.template; of the named ones chatml), or leave these rows out"
 
 
 def refuse_omissions(render: Render, messages: Sequence[Message], tools: list[Any] | None, text: str) -> None:
@@ -23,7 +24,7 @@ def refuse_omissions(render: Render, messages: Sequence[Message], tools: list[An
     What an assistant's message says is left to `refuse_cut_answer`: earlier thoughts may well be left out.
     """
     if tools and _or_none(render, messages, None) == text:
-        raise ValueError(f"have tools, which the chat template does not write; {REMEDY} without their tools")
+        raise ValueError(f"have tools, which the chat template does not write; {TOOLS}, or their tools")
     calls = [place for place, message in enumerate(messages) if message.get("tool_calls")]
     squeezed = _squeezed(text)
     unseen = [
@@ -48,14 +49,14 @@ def refuse_omissions(render: Render, messages: Sequence[Message], tools: list[An
             if _mark("call", place, number) not in rendered:
                 raise ValueError(
                     f"call tools, which the chat template does not write: the end of such a turn would be all that is "
-                    f"learned of it; {REMEDY}"
+                    f"learned of it; {TOOLS}"
                 )
             if _mark("argument", place, number) not in rendered and _has_arguments(messages[place], number):
-                raise ValueError(f"call tools with arguments, which the chat template does not write; {REMEDY}")
+                raise ValueError(f"call tools with arguments, which the chat template does not write; {TOOLS}")
     for place in unseen:
         if _mark("text", place) not in rendered:
             role = messages[place]["role"]
-            raise ValueError(f"have a {role} message where the chat template does not write it; {REMEDY}")
+            raise ValueError(f"have a {role} message where the chat template does not write it; {REMEDY} it out")
 
 
 def refuse_cut_answer(message: Message, rendered: str) -> None:
@@ -66,11 +67,11 @@ def refuse_cut_answer(message: Message, rendered: str) -> None:
     squeezed = _squeezed(rendered)
     if _squeezed(message["content"]) not in squeezed:
         raise ValueError(
-            f"have an answer of which the chat template leaves something out (thoughts, say); {REMEDY} without it"
+            f"have an answer of which the chat template leaves something out (thoughts, say); {REMEDY} that out"
         )
     for key in THOUGHTS:
         if isinstance(thought := message.get(key), str) and _squeezed(thought) not in squeezed:
-            raise ValueError(f"have answers with {key}, which the chat template does not write; {REMEDY} without it")
+            raise ValueError(f"have answers with {key}, which the chat template does not write; {REMEDY} it out")
 
 
 def _or_none(render: Render, messages: Sequence[Message], tools: list[Any] | None) -> str | None:
