@@ -17,6 +17,7 @@ from lora.errors import ConfigError, DataError
 from lora.model.base import load_base, load_tokenizer
 from lora.tasks.tokens import IGNORED
 from lora.training.prepare import Prepared, prepare, read_rows
+from lora.workflow.look import describe_data
 from small_base import labelled, save_base, stories
 
 CAUSAL = "AutoModelForCausalLM"
@@ -142,6 +143,22 @@ def test_the_loss_is_held_to_the_base_on_replay_alone(base: str, tmp_path: Path,
     plain, held, all_held = trained(), trained(kl=1.0, kl_on="replay"), trained(kl=1.0)
     for one, other in ((plain, held), (held, all_held), (plain, all_held)):
         assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_checks_and_a_look_at_the_data_know_of_it(base: str, tmp_path: Path) -> None:
+    replay = put(tmp_path / "t.jsonl", [{"text": text} for text in sentences(12, 5, 12)])
+    data = {"train": put(tmp_path / "talks.jsonl", talks(24)), "replay": replay, "held_out": 0.2}
+    config = RunConfig.make({
+        "model": base, "data": data, "output": str(tmp_path / "run"),
+        "training": {"kl": 0.5, "kl_on": "replay", "batch_size": 8},
+    })  # fmt: skip
+    said = list[str]()
+    found = workflow.check(config, said.append)["default"]
+    assert not [one for one in found if one.status == "failed"]
+    assert any("plain text of column 'text', all of it learned" in line for line in said)
+    seen = describe_data(data["train"], base, config=config.data)
+    assert any("Replay is left out of this look" in note for note in seen.notes)
+    assert not any("An epoch takes" in note or "an epoch takes" in note for note in seen.notes)
 
 
 def test_a_run_with_both_goes_on_to_the_same_bits(tmp_path: Path) -> None:

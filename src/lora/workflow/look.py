@@ -60,6 +60,9 @@ def describe_data(
         raise ConfigError("model: is needed: the base whose tokenizer makes tokens of the data")
     kind = load_base_config(str(name), trust_remote_code)
     rows = read_rows(data, validation, config, training.seed, task_of(folder) if folder else None, kind)
+    if rows.replay is not None:
+        rows.notes.append(f"Replay is left out of this look: give {rows.replay.name} as data to see it.")
+        rows.replay = None
     tokenizer = tokenizer_for(str(name), new_tokens, folder, trust_remote_code)
     # All that `prepare` asks of a model is its configuration.
     base: Any = SimpleNamespace(base=SimpleNamespace(config=kind), notes={})
