@@ -17,19 +17,9 @@ from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
-from lora.workflow.run import (
-    Say,
-    TrainResult,
-    config_file,
-    facts_of,
-    forgotten,
-    in_full,
-    measure,
-    settle,
-    train_new_tokens,
-    verify,
-    verify_trained,
-)
+from lora.workflow.loading import settle, train_new_tokens
+from lora.workflow.places import config_file, in_full
+from lora.workflow.run import Say, TrainResult, facts_of, forgotten, measure, verify, verify_trained
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows

@@ -9,7 +9,7 @@ from lora.checks.run_plan import RunPlan
 from lora.config import RunConfig
 from lora.errors import ConfigError
 from lora.overrides import load_config
-from lora.workflow.run import refuse_other_settings, task_to_go_on_with
+from lora.workflow.loading import refuse_other_settings, task_to_go_on_with
 from lora.workflow.tuned import adapter_folder, base_of, vocabulary_of
 
 

@@ -1,32 +1,23 @@
-"""One training run, from a configuration to a folder with adapter and report; and going on with one."""
+"""One training run, from a configuration to a folder with adapter and report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lora.config import AdapterConfig, RunConfig
-from lora.data.naming import named_sources
-from lora.errors import ConfigError, Interrupted, SaveError
-from lora.io.atomic import write_text
+from lora.config import RunConfig
+from lora.errors import Interrupted, SaveError
 from lora.io.peft import read_sidecar
-from lora.io.places import folder_to_write
 from lora.io.run import RunFolder, how_to_resume
-from lora.model.base import load_base, load_base_config
-from lora.model.heads import draw_new
+from lora.model.base import load_base_config
 from lora.model.lora import LoRA
-from lora.model.vocabulary import add_tokens, enlarge, tokenizer_for, train_rows
-from lora.overrides import load_config, save_config
 from lora.plural import number_of
-from lora.tasks import Task, task_class
-from lora.training.device import choose_dtype
-from lora.workflow.tuned import adapter_folder, base_of, task_of, vocabulary_of
+from lora.workflow.loading import load, task_to_go_on_with
+from lora.workflow.places import config_file, places
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
@@ -81,7 +72,7 @@ def train(
     say = say if say and processes.main else (lambda line: None)
     begun = time.perf_counter()
     # Complains before the work, not after; nothing is replaced before everything has been checked.
-    run, start = _places(config, resume, overwrite)
+    run, start = places(config, resume, overwrite)
     task = task_to_go_on_with(config, start)
     assert config.model and config.data.train, "checked among the places"
     # Which task is meant can depend on the kind of base; its weights are loaded when the data have been found good.
@@ -128,81 +119,16 @@ def train(
     return TrainResult(model, result, evaluation, report)
 
 
-def _places(config: RunConfig, resume: bool, overwrite: bool) -> tuple[RunFolder, Path | None]:
-    """The run's folder, and the adapter folder that training starts from. Paths are written in full into ``config``.
-
-    In full: the run must be usable, and resumable, from any other folder.
-    """
-    if config.start and not config.model:
-        config.model = base_of(adapter_folder(config.start))
-    missing = [
-        name
-        for name, value in (("model", config.model), ("data.train", config.data.train), ("output", config.output))
-        if not value
-    ]
-    if missing:
-        raise ConfigError("\n".join(f"{name}: is needed" for name in missing))
-    assert config.model and config.data.train and config.output
-    folder_to_write(config.output, "output")
-    run = RunFolder(config.output, resume=resume, overwrite=overwrite)
-    # A checkpoint is an adapter folder too, and the one that was started from may be gone by now.
-    saved = run.checkpoints() if resume else []
-    start = None if not config.start else saved[-1] if saved else adapter_folder(config.start)
-    if start and not resume and start.resolve().is_relative_to(run.path.resolve()):
-        raise ConfigError(f"output: {run.path} holds the adapter that training starts from; name another folder")
-    config.output = str(run.path.absolute())
-    in_full(config)
-    config.start = config.start and _absolute(config.start)
-    return run, start
-
-
-def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
-    """Base with its adapter, and tokenizer. What is chosen for this machine and model is written into ``config``.
-
-    Raises:
-        ConfigError: ``adapter`` says otherwise than the adapter that training starts from.
-    """
-    assert config.model
-    # Seeds before anything random is made: the head that from_pretrained makes up, and the adapter's A.
-    torch.manual_seed(config.training.seed)
-    dtype = choose_dtype(config.training.dtype)
-    base = load_base(config.model, task.auto_class, dtype, task.model_options(), config.trust_remote_code)
-    tokenizer = tokenizer_for(config.model, config.new_tokens, start, config.trust_remote_code)
-    if start is None:
-        train_new_tokens(base, tokenizer, config)
-    else:
-        enlarge(base, vocabulary_of(start))
-    model = LoRA(base, name=None)
-    if start is None:
-        model.add_adapter("default", config.adapter, seed=config.training.seed)
-        draw_new(base, model.owned("default"), config.training.seed)
-        config.adapter = model.adapters["default"]  # ranks that were brought down to small layers stand in it
-    else:
-        model.load_adapter(start, "default")
-        found = model.adapters["default"]
-        refuse_other_settings(str(config.start), config.adapter, found)
-        config.adapter = found
-    settle(config, base, dtype)
-    return model, tokenizer
-
-
-def refuse_other_settings(start: str, asked: AdapterConfig, found: AdapterConfig) -> None:
-    """Raise ConfigError where ``asked`` says otherwise than ``found`` of the adapter that training starts from."""
-    other = [key for key in asked.model_fields_set if getattr(asked, key) != getattr(found, key)]
-    if other:
-        raise ConfigError(
-            "\n".join(f"adapter.{key}: is {getattr(found, key)!r} in {start}, which training starts from; leave it out"
-                      for key in sorted(other))
-        )  # fmt: skip
-
-
-def train_new_tokens(base: Any, tokenizer: Any, *configs: RunConfig) -> None:
-    """Add ``new_tokens`` to base and tokenizer, and their ids to the rows that each adapter trains.
-
-    Raises ConfigError where those are given as a table.
-    """
-    for config in configs:
-        train_rows(config.adapter, add_tokens(base, tokenizer, config.new_tokens))
+@contextmanager
+def _refusals(config: RunConfig, run: RunFolder, processes: Processes) -> Iterator[None]:
+    """`config_file` for the training in the block. Where a disk refuses, say how to go on."""
+    try:
+        with config_file(config, run.path, processes):
+            yield
+    except SaveError as error:
+        if not run.checkpoints():
+            raise
+        raise SaveError(f"{error}. Go on from the newest checkpoint with: {how_to_resume(run.path)}") from error
 
 
 def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say) -> None:
@@ -248,71 +174,6 @@ def verify_trained(model: LoRA, result: FitResult, forgetting: Forgetting | str,
         if finding.status in ("note", "failed"):
             say(str(finding))
     return {finding.check: f"{finding.status}: {finding.said}" for finding in found}
-
-
-def task_to_go_on_with(config: RunConfig, start: Path | None) -> Task | None:
-    """The task of the adapter that training starts from; None: the rows say, as where the settings name another one.
-
-    Raises:
-        ConfigError: the other one needs another head than the adapter has.
-    """
-    if start is None:
-        return None
-    task, asked = task_of(start), config.data.task
-    if asked in ("auto", task.name):
-        return task
-    # From answers that were shown to answers that are preferred, say: the same model, another loss.
-    if task_class(asked).auto_class != task.auto_class or not task.generates:
-        raise ConfigError(
-            f"data.task: {asked!r} needs another model than the task {task.name}, which {config.start} was trained "
-            "for; begin a new run without start"
-        )
-    return None
-
-
-def settle(config: RunConfig, base: Any, dtype: torch.dtype) -> None:
-    """Write what this machine and model call for into ``config``: a run resumed elsewhere must not choose anew."""
-    from lora.training.schedule import default_learning_rate
-
-    config.training.dtype = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
-    if config.training.learning_rate is None:
-        config.training.learning_rate = default_learning_rate(base.config, config.adapter.full)
-
-
-@contextmanager
-def _refusals(config: RunConfig, run: RunFolder, processes: Processes) -> Iterator[None]:
-    """`config_file` for the training in the block. Where a disk refuses, say how to go on."""
-    try:
-        with config_file(config, run.path, processes):
-            yield
-    except SaveError as error:
-        if not run.checkpoints():
-            raise
-        raise SaveError(f"{error}. Go on from the newest checkpoint with: {how_to_resume(run.path)}") from error
-
-
-@contextmanager
-def config_file(config: RunConfig, folder: Path, processes: Processes) -> Iterator[None]:
-    """Write ``config.yaml`` for the training in the block; put back what was there, or nothing, if that is refused.
-
-    What was refused must not be what the next ``--resume`` goes by.
-    """
-    file, there = folder / "config.yaml", folder.is_dir()
-    before = file.read_text(encoding="utf-8") if file.is_file() else None
-    processes.wait()
-    if processes.main:
-        write_text(file, save_config(config))
-    try:
-        yield
-    except ConfigError:
-        if processes.main and before is not None:
-            write_text(file, before)
-        elif processes.main:
-            file.unlink(missing_ok=True)
-            if not there:
-                with suppress(OSError):  # something else is in it by now
-                    folder.rmdir()
-        raise
 
 
 def measure(
@@ -366,87 +227,3 @@ def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> d
         },
         "base": read_sidecar(result.output / "adapter").get("base", {}),
     }  # fmt: skip
-
-
-def in_full(config: RunConfig) -> None:
-    """Write paths to base and data in full: the run must be usable, and resumable, from any other folder."""
-    config.model = config.model and _absolute(config.model)
-    config.data.validation = config.data.validation and _absolute(config.data.validation)
-    config.probe = config.probe and _absolute(config.probe)
-    if config.data.replay is not None:
-        replay = config.data.replayed
-        assert replay is not None
-        there = replay.model_copy(update={"path": _absolute(replay.path)})
-        config.data.replay = there.path if isinstance(config.data.replay, str) else there
-    if isinstance(config.data.cache, str):
-        config.data.cache = str(Path(config.data.cache).expanduser().absolute())
-    if not config.data.train:
-        return
-    # A weight, or columns of its own, need a table; all else is a name as before.
-    full = [
-        source if source.columns or source.weight != 1 else source.path
-        for source in (source.model_copy(update={"path": _absolute(source.path)})
-                       for source in named_sources(config.data.train))
-    ]  # fmt: skip
-    config.data.train = full[0] if len(full) == 1 and isinstance(full[0], str) else full
-
-
-def _absolute(place: str) -> str:
-    """A local path in full, so that the run can be resumed from another folder; a hub id as it is."""
-    if Path(place).expanduser().exists():
-        return str(Path(place).expanduser().absolute())
-    name, mark, rest = place.rpartition("#")
-    path = Path(name).expanduser()
-    return f"{path.absolute()}{mark}{rest}" if mark and path.exists() else place
-
-
-def resume(
-    folder: str | Path, say: Say | None = None, progress: bool | None = None, overrides: dict[str, Any] | None = None
-) -> TrainResult | dict[str, TrainResult]:
-    """Go on with the run, or the set of runs, in ``folder`` under its own configuration.
-
-    Args:
-        overrides: of settings that do not change what the run is: where base and data lie now, and those of training
-            that leave its mathematics alone.
-
-    Raises:
-        ConfigError: no run there, or other settings among ``overrides``.
-    """
-    from lora.training.trainee import FREE_ON_RESUME
-
-    path = Path(folder).expanduser() / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
-    free = {
-        "model",
-        "data.train",
-        "data.validation",
-        "data.cache",
-        "data.streaming",
-        "memory_gib",
-        *(f"training.{key}" for key in FREE_ON_RESUME),
-    }
-    then = load_config(path)
-    fixed = [key for key in overrides or {} if key not in free and _differs(then, path, key, (overrides or {})[key])]
-    if fixed:
-        raise ConfigError(
-            f"{', '.join(fixed)}: a run goes on with the settings it began with, to the result of one that was never "
-            f"stopped. May change: {', '.join(sorted(free))}.\n"
-            f"To train its adapter further under other settings, begin a new run with it: lora train --start {folder} "
-            "--data DATA --output ANOTHER_FOLDER ..."
-        )
-    config = load_config(path, {key: value for key, value in (overrides or {}).items() if key in free})
-    config.output = str(folder)
-    if config.adapters:
-        from lora.workflow.many import train_many
-
-        return train_many(config, resume=True, say=say, progress=progress)
-    return train(config, resume=True, say=say, progress=progress)
-
-
-def _differs(then: RunConfig, path: Path, key: str, value: Any) -> bool:
-    """Whether setting ``key`` to ``value`` makes another run than the one that began with ``then``."""
-    now = load_config(path, {key: value})
-    if key == "output":
-        return Path(now.output or "").expanduser().absolute() != Path(then.output or "").absolute()
-    return now != then
