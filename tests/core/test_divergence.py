@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lora.core import divergence
 from lora.core.divergence import divergences
-from lora.core.loss import Reference, head_cross_entropy
+from lora.core.head import Reference
+from lora.core.loss import head_cross_entropy
 from lora.core.segments import Segment
 
 

@@ -20,52 +20,20 @@ Shapes: n supervised position, h width, v vocabulary, r rank.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lora.core.divergence import cross_sums, rows_of_block, wide
 from lora.core.functions import (
-    FEWEST_ROWS,
-    add_product,
-    add_update,
     aligned,
     autocast_dtype,
-    in_type,
-    through_update,
 )
-from lora.core.segments import Segment, draws, kept_scaling, mask_of
-
-# Bytes of a chunk's logits. On the CPU somewhat below 32 MB: up to there malloc keeps memory at hand, and larger pieces
-# are mapped anew at every call, which costs a tenth of the whole. But 128 rows at least: with fewer the weight is read
-# more often than the product hides.
-_CPU_CHUNK, _GPU_CHUNK, _GOOD_ROWS = 24 << 20, 256 << 20, 128
-
-
-class Reference(NamedTuple):
-    """What the base makes of some of the rows, to which a head's distribution is held.
-
-    Attributes:
-        hidden: (m, h), what its head is given there. It gets no gradient.
-        places: the rows they belong to, rising.
-        weight, bias: of its head, (v, h) and (v,).
-        kl: weight of KL(base ‖ adapter), which is added to the loss of these rows.
-    """
-
-    hidden: Tensor
-    places: Sequence[int]
-    weight: Tensor
-    bias: Tensor | None
-    kl: float
-
-    def within(self, start: int, stop: int) -> tuple[slice, list[int]]:
-        """Which of the m belong to rows ``start:stop``, and to which of these, counted from ``start``."""
-        found = slice(bisect_left(self.places, start), bisect_left(self.places, stop))
-        return found, [place - start for place in self.places[found]]
+from lora.core.head import BaseHead, Call, Head, Reference, chunk_rows
+from lora.core.segments import Segment, draws, mask_of
 
 
 def head_cross_entropy(
@@ -106,135 +74,11 @@ def head_cross_entropy(
                                    for part in (reference.hidden, reference.weight, reference.bias))  # fmt: skip
         assert hidden_ is not None and weight_ is not None
         reference = reference._replace(hidden=hidden_, weight=weight_, bias=bias_)
-    rows = _chunk_rows(hidden, weight.shape[0], chunk_bytes)
-    call = _Call(softcap, scale, label_smoothing, rows, tuple(segments), reference)
+    rows = chunk_rows(hidden, weight.shape[0], chunk_bytes)
+    call = Call(softcap, scale, label_smoothing, rows, tuple(segments), reference)
     factors = [factor for segment in segments for factor in (segment.A, segment.B)]
     losses, correct = _HeadCrossEntropy.apply(hidden, weight, bias, labels, call, torch.is_grad_enabled(), *factors)
     return losses, correct
-
-
-class _Call(NamedTuple):
-    """What is not a tensor to differentiate by."""
-
-    softcap: float | None
-    scale: float
-    smoothing: float
-    rows: int  # of a chunk, at most
-    segments: tuple[Segment, ...]
-    reference: Reference | None
-
-
-def chunk_bytes_of(weight: Tensor) -> int:
-    """Bytes of the logits that are held at a time, for a head of ``weight`` (v, h)."""
-    return _chunk_rows(weight, weight.shape[0], None) * weight.shape[0] * weight.element_size()
-
-
-def _chunk_rows(hidden: Tensor, vocabulary: int, chunk_bytes: int | None) -> int:
-    row = vocabulary * hidden.element_size()
-    if chunk_bytes is not None:
-        return max(FEWEST_ROWS, chunk_bytes // row)
-    return max(_GOOD_ROWS, (_CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK) // row)
-
-
-def _even(start: int, stop: int, most: int) -> Iterator[slice]:
-    """``start:stop`` in as few pieces of at most ``most`` rows as will do, of even size."""
-    count = -(-(stop - start) // most)
-    for piece in range(count):
-        yield slice(start + (stop - start) * piece // count, start + (stop - start) * (piece + 1) // count)
-
-
-def _runs(rows: int, segments: Sequence[Segment]) -> Iterator[tuple[int, int, int | None]]:
-    """Runs of rows with the number of their segment; None for what lies between."""
-    done = 0
-    for number in sorted(range(len(segments)), key=lambda number: segments[number][:2]):
-        start, stop = segments[number][:2]
-        assert done <= start <= stop <= rows, "segments lie within the rows and do not overlap"
-        yield done, start, None
-        yield start, stop, number
-        done = stop
-    yield done, rows, None
-
-
-class _Update:
-    """The low-rank part of the logits of one segment, s · (m∘x)·Aᵀ·Bᵀ, as in `lora.core.functions`."""
-
-    def __init__(self, hidden: Tensor, segment: Segment, A: Tensor, B: Tensor) -> None:
-        self.rows = slice(segment.start, segment.stop)
-        self.scaling = kept_scaling(segment)
-        self.down, self.up = A.to(hidden.dtype), in_type(B, hidden.dtype)
-        self.inputs, self.mask = aligned(hidden[self.rows]), None
-        if draws(segment):
-            self.mask = mask_of(segment, hidden)
-            self.inputs = self.inputs * self.mask
-        self.low = F.linear(self.inputs, self.down).mul_(self.scaling)
-        self.dlow = torch.empty_like(self.low)
-
-    def local(self, rows: slice) -> slice:
-        """``rows`` of all as rows of the segment."""
-        return slice(rows.start - self.rows.start, rows.stop - self.rows.start)
-
-    def note(self, rows: slice, dlogits: Tensor) -> None:
-        """Keep ∂h of a chunk; ``dlogits`` (m, v)."""
-        self.dlow[self.local(rows)] = through_update(dlogits, self.up).mul_(self.scaling)
-
-    def add_gradient(self, dhidden: Tensor) -> None:
-        """Add m∘(∂h·A) to the segment's rows of ``dhidden`` (n, h)."""
-        if self.mask is None:
-            add_product(dhidden[self.rows], self.dlow, self.down)
-        else:
-            dhidden[self.rows].add_((self.dlow @ self.down).mul_(self.mask))
-
-
-class _Head:
-    """The products of a head with a chunk of rows. All chunks share one buffer: memory is slow to come by."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call, factors: Sequence[Tensor]):
-        self.hidden, self.weight, self.bias, self.call, self.factors = hidden, weight, bias, call, factors
-        self.buffer = hidden.new_empty(max(FEWEST_ROWS, min(call.rows, len(hidden))), len(weight))
-
-    def updates(self) -> Iterator[tuple[_Update | None, int | None, Iterator[slice]]]:
-        """For each run of rows its update, the number of its segment, and its chunks."""
-        for start, stop, number in _runs(len(self.hidden), self.call.segments):
-            update = None
-            if number is not None:
-                A, B = self.factors[2 * number : 2 * number + 2]
-                update = _Update(self.hidden, self.call.segments[number], A, B)
-            yield update, number, _even(start, stop, self.call.rows)
-
-    def logits(self, rows: slice, update: _Update | None) -> Tensor:
-        """(m, v) before scale and softcap; they hold until the next call."""
-        inputs = self.hidden[rows]
-        if len(inputs) < FEWEST_ROWS:
-            inputs = F.pad(inputs, (0, 0, 0, FEWEST_ROWS - len(inputs)))
-        out = self.buffer[: len(inputs)]
-        if self.bias is None:
-            torch.mm(inputs, self.weight.T, out=out)
-        else:
-            torch.addmm(self.bias, inputs, self.weight.T, out=out)
-        out = out[: rows.stop - rows.start]
-        if update is not None:
-            add_update(out, update.low[update.local(rows)], update.up)
-        return out
-
-    def gradient(self, dlogits: Tensor) -> Tensor:
-        """∂l·W (m, h); ``dlogits`` stand where the logits stood. Rows of padding hold whatever they hold."""
-        return (self.buffer[: max(len(dlogits), FEWEST_ROWS)] @ self.weight)[: len(dlogits)]
-
-
-class _Base:
-    """The base's logits at the rows that are held to it, chunk by chunk, in one buffer; without a `Reference`: none."""
-
-    def __init__(self, call: _Call) -> None:
-        self.reference, self.head = call.reference, None
-        if (base := call.reference) is not None and len(base.hidden):
-            self.head = _Head(base.hidden, base.weight, base.bias, call, [])
-
-    def logits(self, rows: slice) -> tuple[Tensor, list[int]] | None:
-        """(m, v) of a chunk of rows, and which of its rows these are; None: none of them."""
-        if self.head is None or self.reference is None:
-            return None
-        which, places = self.reference.within(rows.start, rows.stop)
-        return (self.head.logits(which, None), places) if places else None
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -242,7 +86,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, call: _Call, graph: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, call: Call, graph: bool,
         *factors: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         needs = ctx.needs_input_grad
@@ -251,7 +95,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         unit = torch.empty_like(hidden) if graph and ctx.needs_input_grad[0] and not ctx.again else None
         losses = hidden.new_empty(len(hidden), dtype=wide(hidden.dtype))
         correct = hidden.new_empty(len(hidden), dtype=torch.bool)
-        head, base = _Head(hidden, weight, bias, call, factors), _Base(call)
+        head, base = Head(hidden, weight, bias, call, factors), BaseHead(call)
         for update, number, chunks in head.updates():
             for rows in chunks:
                 logits = head.logits(rows, update)
@@ -304,7 +148,7 @@ def _unit_gradient(segment: Segment, hidden: Tensor, dlow: Tensor, dlosses: Tens
 
 
 def _gradients(
-    needs: Sequence[bool], call: _Call, dlosses: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+    needs: Sequence[bool], call: Call, dlosses: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     labels: Tensor, *factors: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """All gradients with the logits made anew; ``dlosses`` (n, 1), times the scale, weigh the rows.
@@ -316,7 +160,7 @@ def _gradients(
     dweight = torch.zeros_like(weight, dtype=kind) if needs[1] else None
     dbias = torch.zeros_like(bias, dtype=kind) if needs[2] and bias is not None else None
     dfactors: list[Tensor | None] = [None] * len(factors)
-    head, base = _Head(hidden, weight, bias, call, factors), _Base(call)
+    head, base = Head(hidden, weight, bias, call, factors), BaseHead(call)
     for update, number, chunks in head.updates():
         dup = None
         if update is not None and update.up.is_floating_point():
@@ -350,7 +194,7 @@ def _gradients(
 
 
 def _score(
-    logits: Tensor, labels: Tensor, call: _Call, gradient: bool, base: tuple[Tensor, list[int]] | None
+    logits: Tensor, labels: Tensor, call: Call, gradient: bool, base: tuple[Tensor, list[int]] | None
 ) -> tuple[Tensor, Tensor]:
     """Losses (m,) and hits (m,) of ``logits`` (m, v), which are overwritten: if ``gradient``, by the losses' gradient.
 
@@ -361,7 +205,7 @@ def _score(
     # On an accelerator whole chunks; beside the base's logits they would be there several times in fp32.
     most = len(logits) if logits.device.type != "cpu" and base is None else rows_of_block(logits)
     losses, hits = logits.new_empty(len(logits), dtype=kind), logits.new_empty(len(logits), dtype=torch.bool)
-    for rows in _even(0, len(logits), most):
+    for rows in even(0, len(logits), most):
         block = logits[rows].to(kind)  # the logits themselves where they are wide
         held = None
         if base is not None:
@@ -381,7 +225,7 @@ def _means(logits: Tensor) -> Tensor:
 
 
 def _score_block(
-    logits: Tensor, label: Tensor, call: _Call, gradient: bool, base: tuple[Tensor, Tensor] | None
+    logits: Tensor, label: Tensor, call: Call, gradient: bool, base: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """`_score` of ``logits`` (m, v) in fp32 and ``label`` (m, 1). The gradient leaves out the factor ``scale``."""
     bounded = _finished(logits, call, gradient)
@@ -419,7 +263,7 @@ def _score_block(
     return losses.squeeze(1), hits.squeeze(1)
 
 
-def _finished(logits: Tensor, call: _Call, keep: bool) -> Tensor | None:
+def _finished(logits: Tensor, call: Call, keep: bool) -> Tensor | None:
     """Scale and cap ``logits`` in place; if ``keep``, and they are capped, what tanh gave."""
     if call.scale != 1:
         logits *= call.scale

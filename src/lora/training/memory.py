@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora.core.free import free_bytes, gib
-from lora.core.loss import chunk_bytes_of
+from lora.core.head import chunk_bytes_of
 from lora.errors import ConfigError
 from lora.model.tree import inner
 from lora.training.passes import Passes, Share

@@ -20,8 +20,9 @@ from lora.core.attention import Document, Row, per_document
 from lora.core.configs import text_config
 from lora.core.divergence import divergences
 from lora.core.functions import FEWEST_ROWS
+from lora.core.head import Reference
 from lora.core.layer import AdaptedLayer, is_plain
-from lora.core.loss import Reference, head_cross_entropy
+from lora.core.loss import head_cross_entropy
 from lora.core.owned import CastAround, OwnedModule
 from lora.core.randomness import seed_of
 from lora.core.routing import BASE, Routing
