@@ -38,7 +38,7 @@ class Spectrum:
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the singular values over their sum (Roy and Vetterli, 2007, definition 1); 0: ΔW is zero.
+        """exp of the entropy of the singular values over their sum (Roy and Vetterli, 2007, definition 1); 0: ΔW is 0.
 
         1 where one direction holds all, the rank where all of them count alike. Where only the largest singular values
         were computed it is that of those, and so too low.

@@ -5,7 +5,6 @@ The values are those of `Task.metrics`; from rows come intervals and paired test
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import singledispatch
@@ -30,6 +29,7 @@ from lora.statistics.numbers import MAE, MSE, PEARSON, R2, RMSE, number_rows
 from lora.statistics.rows import Rows
 from lora.tasks.base import Task
 from lora.tasks.classification import ClassificationTask
+from lora.tasks.inference import Outcome
 from lora.tasks.labels import name_of
 from lora.tasks.multilabel import MultiLabelTask
 from lora.tasks.next_token import NextTokenTask
@@ -41,19 +41,21 @@ from lora.tasks.token_classification import TokenClassificationTask
 
 Figures = dict[str, tuple[Metric, Rows]]
 
-TINY = 1e-38  # of a probability in fp32: below it a softmax is 0, and its logarithm no number
-ROW_LOSS = mean("loss", higher_is_better=False, lowest=0.0)
-TOKEN_ACCURACY = mean("token accuracy", lowest=0.0, highest=1.0)
 PAIRS = mean("accuracy", lowest=0.0, highest=1.0)
 
 
-@singledispatch
-def figures(task: Task, predictions: Sequence[Any], examples: Sequence[dict[str, Any]]) -> Figures:
-    """Metrics of ``predictions`` with their rows, by the keys of `Task.metrics`; empty: none is known for ``task``.
+def figures(task: Task, outcome: Outcome, examples: Sequence[dict[str, Any]]) -> Figures:
+    """Metrics of ``outcome`` with their rows, by the keys of `Task.metrics`.
 
-    Args:
-        predictions: what `infer` gives, one for each of ``examples``. Examples that come of one row are drawn together.
+    Examples that come of one row are drawn together. Raises DataError where a prediction is no finite number.
     """
+    losses = token_rows(outcome.losses, outcome.counts, groups=_groups(examples))
+    return {"loss": (LOSS, losses), **_own(task, outcome.predictions, examples)}
+
+
+@singledispatch
+def _own(task: Task, predictions: Sequence[Any], examples: Sequence[dict[str, Any]]) -> Figures:
+    """What a kind of task has beside its loss; empty: nothing is known of it."""
     return {}
 
 
@@ -63,50 +65,42 @@ def _groups(examples: Sequence[dict[str, Any]]) -> list[Any] | None:
     return rows if len(set(rows)) < len(rows) else None
 
 
-@figures.register
+@_own.register
 def _classes(task: ClassificationTask, predictions: Sequence[Any], examples: Sequence[dict[str, Any]]) -> Figures:
     groups = _groups(examples)
-    place = {label: number for number, label in enumerate(task.labels)}
     true = [example["label"] for example in examples]
     said = [name_of(row["label"], task.label_kind) for row in predictions]
     rows = label_rows(true, said, labels=task.labels, groups=groups)
-    losses = [
-        -math.log(max(row["probabilities"][place[label]], TINY)) for row, label in zip(predictions, true, strict=True)
-    ]
     return {
-        "loss": (ROW_LOSS, value_rows(losses, groups=groups)), "accuracy": (ACCURACY, rows),
+        "accuracy": (ACCURACY, rows),
         "f1_macro": (F1_MACRO, rows), "f1_micro": (F1_MICRO, rows), "f1_weighted": (F1_WEIGHTED, rows),
     }  # fmt: skip
 
 
-@figures.register
+@_own.register
 def _label_sets(task: MultiLabelTask, predictions: Sequence[Any], examples: Sequence[dict[str, Any]]) -> Figures:
     groups = _groups(examples)
     true = task.label_tensor([example["label"] for example in examples]).numpy()
     names = [[name_of(label, task.label_kind) for label in row["labels"]] for row in predictions]
     rows = label_set_rows(true, task.label_tensor(names).numpy(), labels=task.labels, groups=groups)
-    p = np.clip([row["probabilities"] for row in predictions], TINY, 1.0)
-    rest = np.clip(1.0 - p, 1e-8, 1.0)  # half a step of fp32 below 1
-    losses = -(true * np.log(p) + (1 - true) * np.log(rest)).mean(axis=1)
     return {
-        "loss": (ROW_LOSS, value_rows(losses, groups=groups)), "accuracy": (ACCURACY, rows),
+        "accuracy": (ACCURACY, rows),
         "f1_macro": (F1_MACRO, rows), "f1_micro": (F1_MICRO, rows), "f1_weighted": (F1_WEIGHTED, rows),
         "hamming": (HAMMING, rows),
     }  # fmt: skip
 
 
-@figures.register
+@_own.register
 def _numbers(task: RegressionTask, predictions: Sequence[Any], examples: Sequence[dict[str, Any]]) -> Figures:
     groups = _groups(examples)
     true = np.asarray(task.targets(examples), dtype=np.float64)
     said = np.asarray(predictions, dtype=np.float64)
     rows = number_rows(true, said, groups=groups)
-    losses = value_rows(((said - true) / task.std) ** 2, groups=groups)
     own = {"mse": MSE, "rmse": RMSE, "mae": MAE, "r2": R2, "pearson": PEARSON}
-    return {"loss": (ROW_LOSS, losses), **{key: (metric, rows) for key, metric in own.items()}}
+    return {key: (metric, rows) for key, metric in own.items()}
 
 
-@figures.register
+@_own.register
 def _next_tokens(task: NextTokenTask, predictions: Sequence[Any], examples: Sequence[dict[str, Any]]) -> Figures:
     groups = _groups(examples)
     tokens = [row["tokens"] for row in predictions]
@@ -114,7 +108,7 @@ def _next_tokens(task: NextTokenTask, predictions: Sequence[Any], examples: Sequ
     right = token_rows([row["correct"] for row in predictions], tokens, groups=groups)
     # The same statistics with right tokens in place of nats: their sum over the number of tokens.
     share = _renamed(LOSS, "token accuracy")
-    return {"loss": (LOSS, rows), "perplexity": (PERPLEXITY, rows), "token_accuracy": (share, right)}
+    return {"perplexity": (PERPLEXITY, rows), "token_accuracy": (share, right)}
 
 
 def _renamed(metric: Any, name: str) -> Metric:
@@ -122,8 +116,8 @@ def _renamed(metric: Any, name: str) -> Metric:
     return replace(metric, name=name, higher_is_better=True, highest=1.0)
 
 
-@figures.register(PreferenceTask)
-@figures.register(RewardTask)
+@_own.register(PreferenceTask)
+@_own.register(RewardTask)
 def _pairs(task: Task, predictions: Sequence[Any], examples: Sequence[dict[str, Any]]) -> Figures:
     groups = _groups(examples)
     margins = [row["margin"] for row in predictions]
@@ -137,7 +131,7 @@ def _pairs(task: Task, predictions: Sequence[Any], examples: Sequence[dict[str, 
     return found
 
 
-@figures.register
+@_own.register
 def _tags(task: TokenClassificationTask, predictions: Sequence[Any], examples: Sequence[dict[str, Any]]) -> Figures:
     """A row is a sentence, whose windows are put together again."""
     sentences: dict[int, tuple[list[str], list[str]]] = {}
