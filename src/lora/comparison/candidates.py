@@ -20,7 +20,7 @@ BASE, PROBE, LOW_RANK, FULL = "base", "probe", "lora", "full"
 PROBE_FACTOR = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """One of those compared.
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lora.statistics.compare import ALIKE, BETTER, UNKNOWN, WORSE, Comparison, compare_all
+from lora.statistics.compare import UNKNOWN, WORSE, Comparison, compare_all
 from lora.statistics.estimate import Estimate
 from lora.statistics.metric import Metric
 from lora.statistics.rows import Rows
@@ -73,6 +73,11 @@ class Verdict:
     smallest: str | None = None
     fronts: dict[str, list[str]] = field(default_factory=dict)
 
+    def word(self, name: str) -> str | None:
+        """Which set candidate ``name`` is in: ``enough``, ``undecided``, ``worse`` or ``unknown``."""
+        sets = {"enough": self.enough, "undecided": self.undecided, "worse": self.worse, "unknown": self.unknown}
+        return next((word for word, names in sets.items() if name in names), None)
+
 
 def default_margin(metric: Metric, values: Sequence[float]) -> float:
     """0.01 of a metric that is a share, 1 % of the best value of any other.
@@ -121,7 +126,7 @@ def judge(entries: Sequence[Entry], margin: float) -> Verdict:
     out = Verdict(best_of(entries), margin, fronts=fronts(entries))
     for entry in sorted(entries, key=lambda its: (its.parameters, its.name)):
         its = entry.against_best
-        if entry.name == out.best or (its is not None and its.difference == 0 and its.verdict == ALIKE):
+        if entry.name == out.best or (its is not None and alike_throughout(its, margin)):
             out.enough.append(entry.name)
         elif its is None or its.verdict == UNKNOWN or math.isnan(entry.quality.value):
             out.unknown.append(entry.name)
@@ -134,6 +139,15 @@ def judge(entries: Sequence[Entry], margin: float) -> Verdict:
     ranks = [by_name[name] for name in out.enough if by_name[name].rank is not None]
     out.smallest = min(ranks, key=lambda its: (its.rank or 0, its.parameters)).name if ranks else None
     return out
+
+
+def alike_throughout(its: Comparison, margin: float) -> bool:
+    """Whether two have the same answers on every row, and the rows are many enough for that to mean something.
+
+    Resamples then all have the difference 0, and no interval. By the rule of three (Hanley and Lippman-Hand, 1983) a
+    share of up to 3/n of rows may still differ.
+    """
+    return its.difference == 0 and math.isnan(its.low) and its.units > 0 and 3 / its.units <= margin
 
 
 def fronts(entries: Sequence[Entry]) -> dict[str, list[str]]:
@@ -164,6 +178,3 @@ def _front(entries: Sequence[Entry], costs: Sequence[str]) -> list[str]:
         )
 
     return [its.name for its in sorted(entries, key=lambda its: -_worth(its)) if not beaten(its)]
-
-
-__all__ = ["ALIKE", "BETTER", "COSTS", "UNKNOWN", "WORSE", "Entry", "Verdict", "default_margin", "judge", "tested"]

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora.comparison.verdict import ALIKE, BETTER, Entry, Verdict
-from lora.statistics.compare import POWER, Comparison
+from lora.comparison.verdict import Entry, Verdict
+from lora.statistics.compare import ALIKE, POWER, Comparison
 
 USED_UP, HALF = 0.8, 0.5  # of its rank: an update whose effective rank is above, or that needs no more than that
 
 
 def recommendation(
-    entries: Sequence[Entry], verdict: Verdict, rows: int, *, spectra: Mapping[str, dict[str, Any] | None] | None = None,
-    at_the_end: Sequence[str] = (),
+    entries: Sequence[Entry], verdict: Verdict, rows: int, *,
+    spectra: Mapping[str, dict[str, Any] | None] | None = None, at_the_end: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """One paragraph that follows from the figures alone.
 
@@ -79,8 +79,10 @@ def _costs(chosen: Entry, full: Entry | None) -> list[str]:
     said = f"It trains {chosen.parameters:,.0f} parameters"
     if full is None or full is chosen:
         return [f"{said}."]
-    words = {"parameters": "of the trained parameters", "memory": "of the peak memory", "seconds": "of the training time",
-             "stored": "of the stored size"}  # fmt: skip
+    words = {
+        "parameters": "of the trained parameters", "memory": "of the peak memory", "seconds": "of the training time",
+        "stored": "of the stored size",
+    }  # fmt: skip
     shares = []
     for cost, what in words.items():
         own, other = chosen.costs.get(cost), full.costs.get(cost)
@@ -159,8 +161,8 @@ def _rank_used(chosen: Entry, found: dict[str, Any] | None) -> list[str]:
         return []
     effective, needed = found["effective_rank"], found["rank_90"]["largest"]
     said = (
-        f"In the median layer its update has an effective rank of {effective:.1f} of {chosen.rank}; rank {needed} keeps "
-        "90 % of its energy in every layer"
+        f"In the median layer its update has an effective rank of {effective:.1f} of {chosen.rank}; rank {needed} "
+        "keeps 90 % of its energy in every layer"
     )
     if chosen.rank > 1 and needed <= HALF * chosen.rank:
         said += ", so that a smaller rank might do, as far as energy tells"
@@ -177,6 +179,3 @@ def _ends(chosen: Entry, best: Entry, at_the_end: Sequence[str]) -> list[str]:
         f"The best learning rate of {_listed(named)} is the last one tried, the extension of the grid included: beyond "
         "it there may be a better one."
     ]
-
-
-__all__ = ["BETTER", "recommendation"]

@@ -210,16 +210,7 @@ class Trainee:
         Raises:
             ConfigError: a metric of the caller's own, and ``greater_is_better`` is not set.
         """
-        if self.settings.greater_is_better is not None:
-            return self.settings.greater_is_better
-        if key == self.task.best_metric:
-            return self.task.greater_is_better
-        if key in HIGHER or key in LOWER:
-            return key in HIGHER
-        raise ConfigError(
-            f"training.best_metric: {key!r} is not a known metric ({', '.join(sorted(HIGHER | LOWER))}); for one of "
-            "your own say whether more of it is better: greater_is_better=True or False"
-        )
+        return greater_is_better(key, self.settings, self.task)
 
     @property
     def out_of_patience(self) -> bool:
@@ -307,3 +298,17 @@ class Trainee:
             with torch.no_grad():
                 for key, tensor in self._own().items():
                     tensor.copy_(self.best_tensors[key])
+
+
+def greater_is_better(key: str, settings: TrainingConfig, task: Task) -> bool:
+    """Whether more of metric ``key`` is good. Raises ConfigError as `Trainee.greater_is_better`."""
+    if settings.greater_is_better is not None:
+        return settings.greater_is_better
+    if key == task.best_metric:
+        return task.greater_is_better
+    if key in HIGHER or key in LOWER:
+        return key in HIGHER
+    raise ConfigError(
+        f"training.best_metric: {key!r} is not a known metric ({', '.join(sorted(HIGHER | LOWER))}); for one of "
+        "your own say whether more of it is better: greater_is_better=True or False"
+    )
