@@ -77,7 +77,8 @@ def command(
     if as_json:
         print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
         return
-    console().print(found.table())
+    for table in found.tables():
+        console().print(table)
     print(f"\n{found.recommendation}\n")
     if (adapter := found.adapter()) is not None:
         print(f"adapter: {adapter}")

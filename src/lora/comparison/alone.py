@@ -1,16 +1,18 @@
 """Memory and time of one candidate by itself: some steps of its training in a process of its own.
 
-Trained at once, candidates share passes, and a process keeps what it once took: there neither can be told apart. As a
-module, ``python -m lora.comparison.alone SPEC`` takes the steps and prints what they took.
+Trained at once, candidates share passes, and a process keeps what it once took: there neither can be told apart. Run as
+a module, ``python -m lora.comparison.alone SPEC`` imports all that training needs and forks a process for each
+candidate, so that none pays for the imports and all begin with the same memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,47 +23,66 @@ if TYPE_CHECKING:
 STEPS = 10  # taken; the first is left out of the time, since kernels are chosen in it
 HELD = 64  # validation rows evaluated half-way, as training does: the best parameters are kept from then on
 SECONDS = 1800  # beyond, something hangs
+MARK = "MEASURED "  # before a result: what libraries print is none
 
 
 def measure(
-    config: RunConfig, prepared: Prepared, adapter: AdapterConfig, training: TrainingConfig, folder: Path
-) -> dict[str, Any]:
-    """Take `STEPS` steps of one candidate in a fresh process.
+    config: RunConfig, prepared: Prepared, candidates: Mapping[str, tuple[AdapterConfig, TrainingConfig]], folder: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Take `STEPS` steps of each of ``candidates``, one after the other, each in a fresh process.
 
-    Returns:
-        ``memory`` (bytes at the peak of training), ``kind`` (of what), ``tokens_per_second``, ``steps``; or ``error``.
+    Yields:
+        its name, and ``memory`` (bytes at the peak of training), ``kind`` (of what), ``tokens_per_second``, ``steps``;
+        or ``error``.
     """
     import torch
 
-    import lora
-
-    rows = sample(prepared, training)
     held = list(range(min(HELD, len(prepared.held or ()))))
-    spec = {
+    common = {
         "model": config.model, "trust": config.trust_remote_code, "auto_class": prepared.task.auto_class,
         "options": prepared.task.model_options(), "dtype": config.training.dtype, "task": prepared.task.state(),
-        "adapter": adapter.model_dump(mode="json", exclude_unset=True), "new_tokens": config.new_tokens,
-        "training": training.model_dump(mode="json"), "threads": torch.get_num_threads(),
-        "memory_gib": config.memory_gib, "compile": config.compile, "liger": config.liger,
-        "max_length": prepared.max_length, "train": _some(prepared.train, rows),
+        "new_tokens": config.new_tokens, "threads": torch.get_num_threads(), "memory_gib": config.memory_gib,
+        "compile": config.compile, "liger": config.liger, "max_length": prepared.max_length,
         "held": _some(prepared.held, held) if prepared.held is not None and held else None,
     }  # fmt: skip
-    file = folder / "alone.json"
+    each = {
+        name: {
+            "adapter": adapter.model_dump(mode="json", exclude_unset=True),
+            "training": training.model_dump(mode="json"),
+            "train": _some(prepared.train, sample(prepared, training)),
+        }
+        for name, (adapter, training) in candidates.items()
+    }  # fmt: skip
+    groups = [each] if hasattr(os, "fork") else [{name: its} for name, its in each.items()]
+    for group in groups:
+        if group:
+            yield from _started({"common": common, "candidates": group}, folder / ".alone.json")
+
+
+def _started(spec: dict[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run this module on ``spec``, and yield what it prints as it comes."""
+    import lora
+
     file.write_text(json.dumps(spec), encoding="utf-8")
-    paths = os.pathsep.join([str(Path(lora.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    paths = [str(Path(lora.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    left = list(spec["candidates"])
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "lora.comparison.alone", str(file)], capture_output=True, text=True, check=False,
-            timeout=SECONDS, env={**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep)},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {SECONDS} s"}
+        with subprocess.Popen(
+            [sys.executable, "-m", "lora.comparison.alone", str(file)], stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        ) as process:  # fmt: skip
+            try:
+                for line in process.stdout or ():
+                    if line.startswith(MARK):
+                        name, found = json.loads(line.removeprefix(MARK))
+                        left.remove(name)
+                        yield name, found
+            finally:
+                process.terminate()
     finally:
         file.unlink(missing_ok=True)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2] or f"the process ended with code {done.returncode}"
-        return {"error": last[:300]}
-    return dict(json.loads(done.stdout.strip().rpartition("\n")[2]))
+    for name in left:
+        yield name, {"error": f"the process ended with code {process.returncode}"}
 
 
 def sample(prepared: Prepared, training: TrainingConfig) -> list[int]:
@@ -78,7 +99,7 @@ def _some(data: Any, rows: Sequence[int]) -> dict[str, list[Any]]:
 
 
 def main(spec: dict[str, Any]) -> dict[str, Any]:
-    """What `measure` asks for, in this process."""
+    """What `measure` asks for of one candidate, in this process."""
     import torch
 
     from lora.config import AdapterConfig, TrainingConfig
@@ -93,8 +114,7 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(spec["threads"])
     torch.manual_seed(0)
-    dtype = getattr(torch, spec["dtype"])
-    base = load_base(spec["model"], spec["auto_class"], dtype, spec["options"], spec["trust"])
+    base = load_base(spec["model"], spec["auto_class"], getattr(torch, spec["dtype"]), spec["options"], spec["trust"])
     tokenizer = load_tokenizer(spec["model"], spec["trust"])
     add_tokens(base, tokenizer, spec["new_tokens"])
     task = from_state(spec["task"]).with_tokenizer(tokenizer)
@@ -117,8 +137,38 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
     return {"memory": peak.bytes, "kind": peak.kind, "tokens_per_second": tokens / seconds, "steps": len(steps)}
 
 
-if __name__ == "__main__":
+def _answer(name: str, spec: dict[str, Any]) -> None:
     try:
-        print("\n" + json.dumps(main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))
+        found = main(spec)
     except Exception as error:
-        sys.exit(f"{type(error).__name__}: {str(error).strip() or 'no reason given'}")
+        found = {"error": f"{type(error).__name__}: {str(error).strip()[:300] or 'no reason given'}"}
+    _tell(name, found)
+
+
+def _tell(name: str, found: dict[str, Any]) -> None:
+    print(f"\n{MARK}{json.dumps([name, found])}", flush=True)
+
+
+def _serve(spec: dict[str, Any]) -> None:
+    """Measure all candidates of ``spec``."""
+    # Imported and not used: threads of a library that computes before a fork would be missing after it.
+    import lora.evaluation.speed
+    import lora.tasks.figures
+    import lora.training.loop  # noqa: F401
+
+    for name, own in spec["candidates"].items():
+        if not hasattr(os, "fork"):
+            _answer(name, {**spec["common"], **own})
+            continue
+        child = os.fork()
+        if not child:
+            signal.alarm(SECONDS)
+            _answer(name, {**spec["common"], **own})
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            _tell(name, {"error": "out of memory, it seems: it was killed" if code == -9 else f"it ended with {code}"})
+
+
+if __name__ == "__main__":
+    _serve(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -17,7 +17,7 @@ from lora.comparison.spectrum import spectra, summed_up
 from lora.comparison.trials import Bench, Chosen, Say, choose_rates, size_of
 from lora.comparison.verdict import Entry, default_margin, judge, tested
 from lora.comparison.words import recommendation
-from lora.config import ComparisonConfig, RunConfig
+from lora.config import AdapterConfig, ComparisonConfig, RunConfig, TrainingConfig
 from lora.core.routing import BASE as NONE
 from lora.data.sources import Part, load_rows
 from lora.errors import ConfigError, DataError
@@ -92,8 +92,7 @@ def compare(
     layers = model.base_parameter_count()
     bench.model = model = None  # type: ignore[assignment]  # before others need its memory
     if asked.alone:
-        for its in found:
-            _measure_alone(bench, its)
+        _measure_alone(bench, found)
     return _conclude(bench, asked, found, layers, protocol, [*notes, *prepared.notes])
 
 
@@ -252,22 +251,28 @@ def _measure(bench: Bench, chosen: Chosen, seeds: int, of_base: Figures) -> Meas
     return out
 
 
-def _measure_alone(bench: Bench, measured: Measured) -> None:
-    """Its memory and speed by itself, unless they have been measured before."""
-    candidate, runs = measured.chosen.candidate, measured.chosen.runs
-    if candidate.adapter is None or not runs or measured.error:
-        return
-    trial = runs[min(runs)]
-    file = bench.place(trial) / "alone.json"
-    try:
-        measured.alone = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        measured.alone = measure(bench.config, bench.prepared, candidate.adapter, bench.settings(trial), bench.folder)
-        if "error" not in measured.alone:
-            write_text(file, json.dumps(measured.alone) + "\n")
-    told = measured.alone.get("error")
-    if told:
-        bench.say(f"{candidate.name}: memory and time alone could not be measured ({told}).")
+def _measure_alone(bench: Bench, everyone: Sequence[Measured]) -> None:
+    """Memory and speed of each by itself, of those that have not been measured before."""
+    files, ahead = dict[str, Path](), dict[str, tuple[AdapterConfig, TrainingConfig]]()
+    for its in everyone:
+        runs, adapter = its.chosen.runs, its.candidate.adapter
+        if adapter is None or not runs or its.error:
+            continue
+        trial = runs[min(runs)]
+        files[its.name] = bench.place(trial) / "alone.json"
+        try:
+            its.alone = dict(json.loads(files[its.name].read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            ahead[its.name] = adapter, bench.settings(trial)
+    if ahead:
+        bench.say(f"Memory and time: some steps of {len(ahead)} candidates, each in a process of its own.")
+    by_name = {its.name: its for its in everyone}
+    for name, found in measure(bench.config, bench.prepared, ahead, bench.folder):
+        by_name[name].alone = found
+        if "error" in found:
+            bench.say(f"{name}: memory and time alone could not be measured ({found['error']}).")
+        else:
+            write_text(files[name], json.dumps(found) + "\n")
 
 
 def _conclude(

@@ -192,11 +192,11 @@ class ComparisonResult:
 
         return markdown(self)
 
-    def table(self) -> Any:
-        """The comparison for a terminal: ``rich.print(found.table())``."""
-        from lora.comparison.tables import overview
+    def tables(self) -> list[Any]:
+        """Quality and costs for a terminal: ``rich.print(*found.tables())``."""
+        from lora.comparison.tables import costs, overview
 
-        return overview(self).rich()
+        return [overview(self).rich(), costs(self).rich()]
 
 
 def write(result: ComparisonResult) -> None:

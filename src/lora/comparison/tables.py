@@ -5,54 +5,69 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from lora.comparison.alone import STEPS
+from lora.comparison.words import percent
 from lora.evaluation.grid import Cell, Grid, escape
 from lora.statistics.compare import Comparison
 from lora.statistics.estimate import Estimate
 from lora.training.memory import gib
 
 if TYPE_CHECKING:
-    from lora.comparison.result import ComparisonResult, Measured
+    from lora.comparison.result import ComparisonResult
 
 WORDS = {"enough": "enough", "undecided": "cannot tell", "worse": "worse", "unknown": "not known"}
 
 
 def overview(result: ComparisonResult) -> Grid:
-    """A line for each candidate: quality, costs, what the test against the best says."""
-    headers = [
-        "", f"{result.metric.name} (95 %)", "seeds ±", "rate", "trained", "memory", "time", "stored", "to the best", ""
-    ]  # fmt: skip
+    """Quality of each candidate, and what the test against the best says."""
+    headers = ["", f"{result.metric.name} (95 %)", "seeds ±", "to the best", "to full", ""]
     grid = Grid(f"{len(result.measured)} candidates on {result.rows['test']:,} test rows", headers, [])
     for its in result.measured:
-        grid.rows.append(_line(result, its))
-    best, chosen = result.verdict.best, result.verdict.recommended
+        entry = next((entry for entry in result.entries if entry.name == its.name), None)
+        if entry is None:
+            grid.rows.append([its.name, "–", "", "", "", "stopped"])
+            continue
+        status = WORDS[result.verdict.word(its.name) or "unknown"]
+        if its.name == result.verdict.best:
+            status = "best"
+        if its.name == result.verdict.recommended:
+            status = "recommended" if status != "best" else "best, recommended"
+        style = "green" if "recommended" in status else "red" if status == "worse" else ""
+        grid.rows.append([
+            (its.name, style), interval(entry.quality), spread(list(its.by_seed(result.key).values())),
+            _difference(entry.against_best), _difference(entry.against_full), (status, style),
+        ])  # fmt: skip
     grid.below.append(
-        f"Recommended: {chosen}. Best value: {best}. Enough: not found worse than the best, and shown to be within "
-        f"{result.verdict.margin:.3g} of it. Seeds ±: standard deviation between runs. To the best: difference and p, "
-        "corrected for the number of candidates (Holm)."
+        "Enough: not found worse than the best, and shown to be within "
+        f"{result.verdict.margin:.3g} of it. Seeds ±: standard deviation between runs. To: difference and p, corrected "
+        "for the number of candidates (Holm)."
     )
-    kind = next((its.alone.get("kind") for its in result.measured if its.alone.get("kind")), None)
-    if kind:
-        grid.below.append(f"Memory and time: of some steps alone, in a process of its own. Memory: {kind}.")
     return grid
 
 
-def _line(result: ComparisonResult, its: Measured) -> list[Cell]:
-    if its.error or not its.runs:
-        return [its.name, "stopped", *[""] * 8]
-    entry = next(entry for entry in result.entries if entry.name == its.name)
-    costs, status = its.costs(), WORDS[result.verdict.word(its.name) or "unknown"]
-    if its.name == result.verdict.recommended:
-        status = "recommended"
-    elif its.name == result.verdict.best:
-        status = "best"
-    share = (its.parameters or 0) / max(1, result.base_parameters)
-    rate = "" if its.chosen.rate is None else f"{its.chosen.rate:.3g}" + ("!" if its.chosen.at_the_end else "")
-    style = {"recommended": "green", "worse": "red"}.get(status, "")
-    return [
-        (its.name, style), interval(entry.quality), spread(list(its.by_seed(result.key).values())), rate,
-        f"{its.parameters or 0:,} ({100 * share:.2g} %)", _size(costs["memory"]), _time(costs["seconds"]),
-        _size(costs["stored"]), _difference(entry.against_best), (status, style),
-    ]  # fmt: skip
+def costs(result: ComparisonResult) -> Grid:
+    """What each candidate takes."""
+    headers = ["", "learning rate", "trained", "of the base", "peak memory", "time", "stored"]
+    grid = Grid("What they take", headers, [])
+    for its in result.measured:
+        if its.parameters is None:
+            continue
+        took, rate = its.costs(), its.chosen.rate
+        grid.rows.append([
+            its.name, "" if rate is None else f"{rate:.3g}" + ("!" if its.chosen.at_the_end else ""),
+            f"{its.parameters:,}", percent(its.parameters / max(1, result.base_parameters)), _size(took["memory"]),
+            _time(took["seconds"]), _size(took["stored"]),
+        ])  # fmt: skip
+    kind = next((its.alone.get("kind") for its in result.measured if its.alone.get("kind")), None)
+    if kind:
+        grid.below.append(
+            f"Memory and time: of {STEPS} steps alone, in a process of its own; the time is that of a whole run at "
+            f"that speed, evaluations left out. Memory: {kind}. Full fine-tuning keeps the frozen base beside its own "
+            "weights."
+        )
+    if any(its.chosen.at_the_end for its in result.measured):
+        grid.below.append("!: the last rate that was tried, so that a better one may lie beyond.")
+    return grid
 
 
 def interval(its: Estimate) -> str:
@@ -165,7 +180,7 @@ def markdown(result: ComparisonResult) -> str:
     adapter = result.adapter()
     if adapter:
         head += [f"Adapter: `{adapter}`", ""]
-    grids = [overview(result), front(result), metrics(result), rates(result)]
+    grids = [overview(result), costs(result), front(result), metrics(result), rates(result)]
     grids += [grid] if (grid := updates(result)).rows else []
     tail = ["## Protocol", "", *(f"- {escape(line)}" for line in result.protocol), ""]
     stopped = [f"{its.name}: {its.error}." for its in result.measured if its.error]

@@ -32,6 +32,7 @@ def recommendation(
     parts += _costs(chosen, by_name.get("full"))
     parts += _against_full(chosen, best)
     parts += _cheaper(chosen, by_name, verdict, rows)
+    parts += _dearer(chosen, best, entries, rows)
     parts += _rank_used(chosen, (spectra or {}).get(chosen.name))
     parts += _ends(chosen, best, at_the_end)
     return " ".join(part for part in parts if part)
@@ -47,9 +48,13 @@ def _choice(chosen: Entry, best: Entry, entries: Sequence[Entry], verdict: Verdi
             return f"{said}: {quality}, and all {others} others are found worse." if others > 1 else (
                 f"{said}: {quality}, and the other is found worse."
             )  # fmt: skip
-        rest = "no cheaper one is shown to come within" if others else "there is none to compare it with"
-        margin = f" {verdict.margin:.3g} of it" if others else ""
-        return f"{said}: {quality}, the best of {len(entries)} candidates; {rest}{margin}."
+        if not others:
+            return f"{said}: {quality}; no other could be measured."
+        less = any(its.parameters < chosen.parameters for its in entries)
+        rest = (
+            f"none that trains less is shown to come within {verdict.margin:.3g} of it" if less else "it trains least"
+        )
+        return f"{said}: {quality}, the best value of {len(entries)} candidates; {rest}."
     its = chosen.against_best
     assert its is not None, "only the best has none"
     if (its.difference == 0 and its.p_value == 1) or math.isnan(its.low):
@@ -87,13 +92,14 @@ def _costs(chosen: Entry, full: Entry | None) -> list[str]:
     for cost, what in words.items():
         own, other = chosen.costs.get(cost), full.costs.get(cost)
         if own is not None and other:
-            shares.append(f"{_percent(own / other)} {what}")
+            shares.append(f"{percent(own / other)} {what}")
     if not shares:
         return [f"{said}."]
     return [f"{said}; beside full fine-tuning that is {_listed(shares)}."]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share for a person to read."""
     return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.2g} %"
 
 
@@ -149,6 +155,24 @@ def _cheaper(chosen: Entry, by_name: Mapping[str, Entry], verdict: Verdict, rows
             )
         out.append(said)
     return out
+
+
+def _dearer(chosen: Entry, best: Entry, entries: Sequence[Entry], rows: int) -> list[str]:
+    """What cannot be known of those that train more than the chosen one, where that is the best itself."""
+    open_ = [
+        its.against_best for its in entries
+        if its.parameters > chosen.parameters and its.against_best and its.against_best.verdict == ALIKE
+    ]  # fmt: skip
+    if chosen is not best or not open_:
+        return []
+    seen = [its.detectable for its in open_ if its.detectable > 0]
+    if not seen:
+        return [
+            f"Those that train more give the same answers on all {rows:,} rows, which are too few to tell them apart."
+        ]
+    return [
+        f"Whether one that trains more would be better by less than {max(seen):.2g}, {rows:,} test rows cannot tell."
+    ]
 
 
 def _round(count: int) -> int:
