@@ -15,7 +15,7 @@ from lora.comparison.candidates import BASE, FULL, candidates
 from lora.comparison.result import ComparisonResult, Measured, load_settings, save_settings, write
 from lora.comparison.spectrum import spectra, summed_up
 from lora.comparison.trials import Bench, Chosen, Say, choose_rates, size_of
-from lora.comparison.verdict import Entry, default_margin, judge, tested
+from lora.comparison.verdict import Entry, default_margin, judge, put_to_test
 from lora.comparison.words import recommendation
 from lora.config import AdapterConfig, ComparisonConfig, RunConfig, TrainingConfig
 from lora.core.routing import BASE as NONE
@@ -287,7 +287,7 @@ def _conclude(
         its.estimates, pools[its.name] = _estimated(list(its.runs.values()), key, seed)
         entries.append(Entry(its.name, its.kind, its.rank, its.said, its.estimates[key], its.costs()))
     metric = next(iter(alive[0].runs.values()))[key][0]
-    tested(metric, pools, entries, seed)
+    put_to_test(metric, pools, entries, seed)
     margin = asked.margin or default_margin(metric, [its.quality.value for its in entries])
     verdict = judge(entries, margin)
     ends = [its.name for its in alive if its.chosen.at_the_end]

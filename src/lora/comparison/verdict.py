@@ -92,7 +92,7 @@ def default_margin(metric: Metric, values: Sequence[float]) -> float:
     return OTHER_MARGIN * best or OTHER_MARGIN
 
 
-def tested(metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entry], seed: int = 0) -> None:
+def put_to_test(metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entry], seed: int = 0) -> None:
     """Put into ``entries`` their comparisons with the best and with full fine-tuning, each family corrected by Holm.
 
     The best is the highest on the test rows, which flatters it. Who is compared with the best seen, corrected for the

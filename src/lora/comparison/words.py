@@ -44,16 +44,13 @@ def _choice(chosen: Entry, best: Entry, entries: Sequence[Entry], verdict: Verdi
     quality = f"{chosen.quality.metric} {_value(chosen)} on {rows:,} test rows"
     if chosen is best:
         others = len(entries) - 1
-        if len(verdict.enough) == 1 and len(verdict.worse) == others:
-            return f"{said}: {quality}, and all {others} others are found worse." if others > 1 else (
-                f"{said}: {quality}, and the other is found worse."
-            )  # fmt: skip
         if not others:
             return f"{said}: {quality}; no other could be measured."
+        if len(verdict.worse) == others:
+            worse = f"all {others} others are found worse" if others > 1 else "the other is found worse"
+            return f"{said}: {quality}, and {worse}."
         less = any(its.parameters < chosen.parameters for its in entries)
-        rest = (
-            f"none that trains less is shown to come within {verdict.margin:.3g} of it" if less else "it trains least"
-        )
+        rest = f"none that trains less is shown to be within {verdict.margin:.3g} of it" if less else "none trains less"
         return f"{said}: {quality}, the best value of {len(entries)} candidates; {rest}."
     its = chosen.against_best
     assert its is not None, "only the best has none"
@@ -167,9 +164,7 @@ def _dearer(chosen: Entry, best: Entry, entries: Sequence[Entry], rows: int) -> 
         return []
     seen = [its.detectable for its in open_ if its.detectable > 0]
     if not seen:
-        return [
-            f"Those that train more give the same answers on all {rows:,} rows, which are too few to tell them apart."
-        ]
+        return [f"Those that train more give the same answers on all {rows:,} rows, too few to tell them apart."]
     return [
         f"Whether one that trains more would be better by less than {max(seen):.2g}, {rows:,} test rows cannot tell."
     ]
