@@ -20,7 +20,7 @@ from lora.comparison.words import recommendation
 from lora.config import AdapterConfig, ComparisonConfig, RunConfig, TrainingConfig
 from lora.core.routing import BASE as NONE
 from lora.data.sources import Part, load_rows
-from lora.errors import ConfigError, DataError
+from lora.errors import ConfigError, DataError, TrainingError
 from lora.io.atomic import write_text
 from lora.io.places import folder_to_write
 from lora.model.base import load_base, load_base_config, load_tokenizer
@@ -62,6 +62,7 @@ def compare(
 
     Raises:
         ConfigError, DataError, ModelError, TargetError: before anything is trained.
+        TrainingError: no candidate could be trained.
         Interrupted: Ctrl-C or SIGTERM; the message says how to go on.
     """
     say = say or (lambda line: None)
@@ -282,7 +283,7 @@ def _conclude(
     key, entries, pools = bench.metric, list[Entry](), dict[str, FigureRows]()
     seed, alive = bench.config.training.seed, [its for its in found if its.runs and not its.error]
     if not alive:
-        raise DataError("no candidate could be trained: " + "; ".join(f"{its.name} {its.error}" for its in found))
+        raise TrainingError("no candidate could be trained:\n" + "\n".join(f"{its.name}: {its.error}" for its in found))
     for its in alive:
         its.estimates, pools[its.name] = _estimated(list(its.runs.values()), key, seed)
         entries.append(Entry(its.name, its.kind, its.rank, its.said, its.estimates[key], its.costs()))

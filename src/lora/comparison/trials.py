@@ -91,7 +91,8 @@ class Bench:
             out[trial] = Outcome(
                 value=None if result.error else result.best_value, loss=best[-1]["eval"].get("loss") if best else None,
                 best_step=result.best_step, steps=result.steps, epochs=round(result.epochs, 4), tokens=result.tokens,
-                error=result.error,
+                # What it says of checkpoints is no longer true: they are deleted below.
+                error=result.error and result.error.partition(" Checkpoints up to here")[0],
             )  # fmt: skip
             record = {"data": self.prepared.digest, "metric": self.metric, **asdict(out[trial])}
             write_text(self.place(trial) / RECORD, json.dumps(record, indent=2) + "\n")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora.comparison.verdict import Entry, Verdict
+from lora.comparison.verdict import Entry, Verdict, alike_throughout
 from lora.statistics.compare import ALIKE, POWER, Comparison
 
 USED_UP, HALF = 0.8, 0.5  # of its rank: an update whose effective rank is above, or that needs no more than that
@@ -54,8 +54,8 @@ def _choice(chosen: Entry, best: Entry, entries: Sequence[Entry], verdict: Verdi
         return f"{said}: {quality}, the best value of {len(entries)} candidates; {rest}."
     its = chosen.against_best
     assert its is not None, "only the best has none"
-    if (its.difference == 0 and its.p_value == 1) or math.isnan(its.low):
-        return f"{said}: {quality}, the same value as the best, {best.name}, on the same rows."
+    if alike_throughout(its, verdict.margin):
+        return f"{said}: {quality}. It gives the same answers as the best, {best.name}, on every row."
     return (
         f"{said}: {quality}. The best value is that of {best.name} ({_value(best)}), and {chosen.name} is "
         f"{its.not_worse_sentence(float(f'{verdict.margin:.3g}'))}; the test between them: {its.verdict}"
