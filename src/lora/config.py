@@ -433,7 +433,7 @@ class ComparisonConfig(Settings):
     target_sets: list[str | list[str]] = Field(
         default=["all-linear", "attention"], description="of the LoRA candidates, each with every rank"
     )
-    probe: bool = Field(default=True, description="the base with its task head trained alone")
+    linear_probe: bool = Field(default=True, description="the base with its task head trained alone")
     full: bool = Field(default=True, description="full fine-tuning")
     # A step of about 3 loses little to the best rate in between, and the best is seldom below a third of the default.
     rate_factors: list[float] = Field(

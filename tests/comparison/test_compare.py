@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import command
 import lora
 from lora import LoRA, RunConfig, evaluate
+from lora.cli import main
 from lora.comparison import compare as module
 from lora.comparison.alone import measure, sample
 from lora.comparison.candidates import Candidate, Outcome, Trial, best_rate, beyond
@@ -40,7 +40,8 @@ TRAINING = {"max_steps": 3, "batch_size": 8, "dtype": "float32", "learning_rate"
 def settings(base: Path, folder: Path, rows: list[dict[str, Any]] | None = None, **training: Any) -> RunConfig:
     data = write_jsonl(folder / "rows.jsonl", labelled(60, longest=4) if rows is None else rows)
     return RunConfig.make({
-        "model": str(base), "data": str(data), "output": str(folder / "out"), "training": {**TRAINING, **training}
+        "model": str(base), "data": str(data), "output": str(folder / "out"), "at_once": 4,
+        "training": {**TRAINING, **training},
     })  # fmt: skip
 
 
@@ -225,7 +226,7 @@ def test_a_number(bert: Path, tmp_path: Path) -> None:
 
 def test_rates_that_diverge_are_not_chosen(bert: Path, tmp_path: Path) -> None:
     config = settings(bert, tmp_path, clip=None)
-    asked = {**QUICK, "ranks": [1], "seeds": 1, "probe": False}
+    asked = {**QUICK, "ranks": [1], "seeds": 1, "linear_probe": False}
     found = lora.compare(config, progress=False, **{**asked, "rate_factors": [1, 1e30]})
     for its in found.measured:
         rates = its.chosen.tried
@@ -245,8 +246,8 @@ def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Pa
     _, prepared = module._load(config, rows)
     training = config.training.model_copy(update={"batch_size": 4, "learning_rate": 1e-3})
     chosen = sample(prepared, training)
-    longest = sorted(prepared.train.lengths)[-4:]
-    assert sorted(prepared.train.lengths[row] for row in chosen[:4]) == longest, "the largest batch comes first"
+    lengths = prepared.train.lengths
+    assert max(lengths[row] for row in chosen[:4]) == max(lengths), "the largest batch comes first"
     asked = {
         "r1": (AdapterConfig(rank=1), training),
         "bad": (AdapterConfig(rank=1, targets="nothing_of_that_name"), training),
@@ -327,23 +328,29 @@ def test_ranks_above_the_layers_are_left_out(bert: Path, tmp_path: Path) -> None
     assert not any(entry.against_full for entry in found.entries)
 
 
-def test_the_command(bert: Path, tmp_path: Path) -> None:
+def test_the_command(bert: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     write_jsonl(tmp_path / "rows.jsonl", labelled(60, longest=4))
-    done = command.lora(
-        "compare", "-m", bert, "-d", "rows.jsonl", "-o", "out", "--ranks", "1", "--target-sets", "query+value",
-        "--rate-factors", "3", "--seeds", "1", "--no-alone", "--no-probe", "--max-steps", "2", "--dtype", "float32",
-        cwd=tmp_path,
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        code = main(["compare", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    code, out, error = run(
+        "-m", bert, "-d", "rows.jsonl", "-o", "out", "--ranks", "1", "--target-sets", "query+value", "--rate-factors",
+        "3", "--seeds", "1", "--no-alone", "--no-linear-probe", "--max-steps", "2", "--dtype", "float32", "--at-once", 2
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "r1-query+value" in done.stdout and "Take " in done.stdout + "Fine-tune Take "
-    assert "winner.yaml" in done.stdout and "Held out" in done.stderr
-    again = command.lora("compare", "--resume", "out", "--json", "-q", cwd=tmp_path)
-    assert json.loads(again.stdout)["candidates"][0]["name"] == "r1-query+value" and not again.stderr
+    assert code == 0, error
+    assert "r1-query" in out and "winner.yaml" in out and "on 13 test rows" in out and "Held out" in error
+    code, out, error = run("--resume", "out", "--json", "-q")
+    told = json.loads(out)
+    assert code == 0 and [its["name"] for its in told["candidates"]] == ["r1-query+value", "full"] and not error
+    assert told["candidates"][0]["targets"] == ["query", "value"]
     for arguments, words in (
         (["--resume", "out", "--seeds", "2"], "leave other options out"),
         (["-m", bert, "-d", "rows.jsonl", "-o", "out"], "already holds a comparison"),
         (["-m", bert, "-d", "rows.jsonl", "-o", "x", "--ranks", "1,two"], "ranks"),
         (["-m", bert, "-o", "x"], "data.train: is needed"),
     ):
-        done = command.lora("compare", *arguments, cwd=tmp_path)
-        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+        code, _, error = run(*arguments)
+        assert code == 2 and words in error and "Traceback" not in error, error

@@ -27,7 +27,7 @@ def _items(text: str) -> list[str]:
 @click.option("--seeds", type=int, metavar="N", help="runs of each candidate at its chosen rate (default: 3)")
 @click.option("--margin", type=float, metavar="NUMBER", help="loss of the metric that would not matter")
 @click.option("--test", metavar="DATA", help="test data (default: the source's test split, else split off)")
-@click.option("--probe/--no-probe", default=None, help="the base with its task head trained alone")
+@click.option("--linear-probe/--no-linear-probe", default=None, help="the base with its task head trained alone")
 @click.option("--full/--no-full", default=None, help="full fine-tuning")
 @click.option("--alone/--no-alone", default=None, help="measure memory and time of each in a process of its own")
 @click.option("--resume", "resume_folder", metavar="FOLDER", help="go on with the comparison in this folder")

@@ -56,7 +56,7 @@ def candidates(model: LoRA, config: RunConfig, asked: ComparisonConfig) -> tuple
     heads = task_heads(model.base)
     if not has_untrained_head(model):
         out.append(Candidate(BASE, BASE))
-    if heads and asked.probe:
+    if heads and asked.linear_probe:
         own = AdapterConfig(targets="none")
         out.append(Candidate(PROBE, PROBE, own, rates(PROBE_FACTOR * centre)))
     for targets in asked.target_sets:
