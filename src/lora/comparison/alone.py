@@ -149,13 +149,30 @@ def _tell(name: str, found: dict[str, Any]) -> None:
     print(f"\n{MARK}{json.dumps([name, found])}", flush=True)
 
 
-def _serve(spec: dict[str, Any]) -> None:
-    """Measure all candidates of ``spec``."""
-    # Imported and not used: threads of a library that computes before a fork would be missing after it.
+def _import_all(common: dict[str, Any]) -> None:
+    """What each process would import by itself. Nothing is computed: threads made before a fork are missing after it.
+
+    On torch's meta device the model's own module is imported and no weight made.
+    """
+    import sklearn.metrics  # noqa: F401
+    import torch
+
     import lora.evaluation.speed
     import lora.tasks.figures
     import lora.training.loop  # noqa: F401
+    from lora.errors import ModelError
+    from lora.model.base import load_base_config, shape_of_base
 
+    try:
+        config = load_base_config(common["model"], common["trust"])
+        shape_of_base(common["model"], config, common["auto_class"], torch.float32, common["trust"])
+    except ModelError:  # which the first candidate will say
+        return
+
+
+def _serve(spec: dict[str, Any]) -> None:
+    """Measure all candidates of ``spec``."""
+    _import_all(spec["common"])
     for name, own in spec["candidates"].items():
         if not hasattr(os, "fork"):
             _answer(name, {**spec["common"], **own})
