@@ -45,6 +45,11 @@ class Entry:
     def parameters(self) -> float:
         return self.costs.get("parameters") or 0.0
 
+    @property
+    def worth(self) -> float:
+        """The value, of a metric of which less is better with its sign turned."""
+        return self.quality.value if self.quality.higher_is_better else -self.quality.value
+
 
 @dataclass
 class Verdict:
@@ -114,11 +119,7 @@ def best_of(entries: Sequence[Entry]) -> str | None:
     known = [its for its in entries if not math.isnan(its.quality.value)]
     if not known:
         return None
-    return max(known, key=lambda its: (_worth(its), -its.parameters)).name
-
-
-def _worth(entry: Entry) -> float:
-    return entry.quality.value if entry.quality.higher_is_better else -entry.quality.value
+    return max(known, key=lambda its: (its.worth, -its.parameters)).name
 
 
 def judge(entries: Sequence[Entry], margin: float) -> Verdict:
@@ -169,7 +170,7 @@ def fronts(entries: Sequence[Entry]) -> dict[str, list[str]]:
 
 def _front(entries: Sequence[Entry], costs: Sequence[str]) -> list[str]:
     def figures(entry: Entry) -> list[float]:
-        return [_worth(entry), *(-float(entry.costs[cost] or 0) for cost in costs)]
+        return [entry.worth, *(-float(entry.costs[cost] or 0) for cost in costs)]
 
     def beaten(entry: Entry) -> bool:
         own = figures(entry)
@@ -177,4 +178,4 @@ def _front(entries: Sequence[Entry], costs: Sequence[str]) -> list[str]:
             (other := figures(its)) != own and all(a >= b for a, b in zip(other, own, strict=True)) for its in entries
         )
 
-    return [its.name for its in sorted(entries, key=lambda its: -_worth(its)) if not beaten(its)]
+    return [its.name for its in sorted(entries, key=lambda its: -its.worth) if not beaten(its)]

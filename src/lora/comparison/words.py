@@ -79,20 +79,22 @@ def _costs(chosen: Entry, full: Entry | None) -> list[str]:
     if chosen.kind == "base":
         return []
     said = f"It trains {chosen.parameters:,.0f} parameters"
-    if full is None or full is chosen:
-        return [f"{said}."]
+    shares = "" if full is None or full is chosen else _shares(chosen, full)
+    return [f"{said}; beside full fine-tuning that is {shares}." if shares else f"{said}."]
+
+
+def _shares(entry: Entry, other: Entry) -> str:
+    """What ``entry`` takes of what ``other`` does; empty: nothing is known."""
     words = {
         "parameters": "of the trained parameters", "memory": "of the peak memory", "seconds": "of the training time",
         "stored": "of the stored size",
     }  # fmt: skip
     shares = []
     for cost, what in words.items():
-        own, other = chosen.costs.get(cost), full.costs.get(cost)
-        if own is not None and other:
-            shares.append(f"{percent(own / other)} {what}")
-    if not shares:
-        return [f"{said}."]
-    return [f"{said}; beside full fine-tuning that is {_listed(shares)}."]
+        own, its = entry.costs.get(cost), other.costs.get(cost)
+        if own is not None and its:
+            shares.append(f"{percent(own / its)} {what}")
+    return _listed(shares) if shares else ""
 
 
 def percent(share: float) -> str:
@@ -147,9 +149,11 @@ def _cheaper(chosen: Entry, by_name: Mapping[str, Entry], verdict: Verdict, rows
             least = max(seen)
             needed = math.ceil(rows * (least / verdict.margin) ** 2)
             said += f" They show a difference of {least:.2g} or more in {POWER:.0%} of cases"
-            said += (
-                f"; for {verdict.margin:.3g} about {_round(needed):,} test rows are needed." if needed > rows else "."
-            )
+            more = f"; for {verdict.margin:.3g} about {_round(needed):,} test rows are needed" if needed > rows else ""
+            said += f"{more}."
+        nearest = max((by_name[name] for name in open_), key=lambda its: its.worth)
+        if shares := _shares(nearest, chosen):
+            said += f" {nearest.name} takes {shares} of {chosen.name}."
         out.append(said)
     return out
 
