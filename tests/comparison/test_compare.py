@@ -153,10 +153,42 @@ def test_a_folder_that_is_used(found: ComparisonResult, bert: Path, tmp_path: Pa
     config.output = str(found.output)
     with pytest.raises(ConfigError, match="already holds a comparison"):
         lora.compare(config, progress=False, **QUICK)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.yaml").write_text("model: x\n")
-    with pytest.raises(ConfigError, match="holds a run"):
-        lora.compare(settings(bert, tmp_path), progress=False, **QUICK)
+    (tmp_path / "out" / "trials").mkdir(parents=True)
+    (tmp_path / "out" / "trials" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds trials, which no comparison made"):
+        lora.compare(settings(bert, tmp_path), overwrite=True, progress=False, **QUICK)
+    assert (tmp_path / "out" / "trials" / "mine.txt").exists()
+
+
+def test_replacing_a_comparison(bert: Path, tmp_path: Path) -> None:
+    asked = {**QUICK, "ranks": [1], "seeds": 1, "full": False}
+    compared(bert, tmp_path, **asked)
+    with pytest.raises(TargetError):
+        lora.compare(settings(bert, tmp_path), overwrite=True, progress=False, **{**asked, "target_sets": ["x"]})
+    assert (tmp_path / "out" / "compare.json").exists(), "nothing is replaced before everything has been checked"
+    found = lora.compare(settings(bert, tmp_path), overwrite=True, progress=False, **{**asked, "ranks": [2]})
+    assert not list(found.output.glob("trials/r1-*")) and list(found.output.glob("trials/r2-*"))
+
+
+def test_settings_and_rows_that_would_mislead_are_said(bert: Path, tmp_path: Path) -> None:
+    config = settings(bert, tmp_path)
+    config.adapter.rank = 8
+    said: list[str] = []
+    test = write_jsonl(tmp_path / "test.jsonl", labelled(60, longest=4)[:12])
+    asked = {**QUICK, "ranks": [1], "seeds": 1, "full": False, "test": str(test)}
+    found = lora.compare(config, progress=False, say=said.append, **asked)
+    assert any("adapter.rank is not used" in line for line in said)
+    assert any("of the test rows have an input that is trained on too" in line for line in found.protocol)
+    assert any("Each is trained for 3 steps of 8 rows a step" in line for line in found.protocol)
+
+
+def test_ctrl_c_after_training(bert: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_measure_alone", stopped)
+    with pytest.raises(Interrupted, match="what is trained is kept. Go on with: lora compare --resume"):
+        compared(bert, tmp_path, ranks=[1], seeds=1, full=False, alone=True)
 
 
 # -- learning rates ----------------------------------------------------------------------------------------------------
@@ -269,7 +301,7 @@ def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Pa
         ({"model": None, "output": None}, {}, ConfigError, "model: is needed\noutput: is needed"),
         ({"data.held_out": 0}, {}, ConfigError, "data.held_out: with 0 there are no rows to choose learning rates on"),
         ({"training.best_metric": "f2"}, {}, ConfigError, "best_metric: 'f2' is not measured for the task classif"),
-        ({"adapter.targets": "none"}, {}, ConfigError, "'none' leaves no low-rank update"),
+        ({"training.eval_every": None}, {}, ConfigError, "without evaluations nothing chooses learning rates"),
         ({}, {"ranks": [0]}, ConfigError, "ranks: each must be above 0"),
         ({}, {"ranks": []}, ConfigError, "ranks: names none"),
         ({}, {"ranks": [2, 2]}, ConfigError, "ranks: names one twice"),

@@ -12,15 +12,16 @@ import torch
 
 from lora.comparison.alone import measure
 from lora.comparison.candidates import BASE, FULL, candidates
-from lora.comparison.result import ComparisonResult, Measured, load_settings, save_settings, write
+from lora.comparison.result import FILES, SETTINGS, ComparisonResult, Measured, load_settings, save_settings, write
 from lora.comparison.spectrum import spectra, summed_up
-from lora.comparison.trials import Bench, Chosen, Say, choose_rates, size_of
+from lora.comparison.trials import Bench, Chosen, Say, choose_rates, how_to_go_on, size_of
 from lora.comparison.verdict import Entry, default_margin, judge, put_to_test
 from lora.comparison.words import recommendation
 from lora.config import AdapterConfig, ComparisonConfig, RunConfig, TrainingConfig
 from lora.core.routing import BASE as NONE
 from lora.data.sources import Part, load_rows
-from lora.errors import ConfigError, DataError, TrainingError
+from lora.data.splits import row_key
+from lora.errors import ConfigError, DataError, Interrupted, TrainingError
 from lora.io.atomic import write_text
 from lora.io.places import folder_to_write
 from lora.model.base import load_base, load_base_config, load_tokenizer
@@ -75,6 +76,7 @@ def compare(
     model, prepared = _load(config, rows)
     greater = _greater(model, prepared, config)
     everyone, notes = candidates(model, config, asked)
+    notes += _unused(config)
     known = _measured(model, prepared, config, [NONE])[NONE]
     metric = config.training.best_metric or prepared.task.best_metric
     if metric not in known:
@@ -82,19 +84,26 @@ def compare(
             f"training.best_metric: {metric!r} is no figure of test rows for the task {prepared.task.name}; known: "
             + ", ".join(known)
         )
+    protocol += _budget(config, asked)
     for line in (*protocol, *notes, *prepared.notes):
         say(line)
-    if overwrite and not resume:
+    if overwrite and not resume:  # nobody has complained
         shutil.rmtree(folder / "trials", ignore_errors=True)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
     save_settings(folder, config, asked)
     bench = Bench(model, prepared, config, folder, say, progress)
-    chosen = choose_rates(bench, everyone, asked.seeds, greater)
-    found = [_measure(bench, its, asked.seeds, known) for its in chosen]
-    layers = model.base_parameter_count()
-    bench.model = model = None  # type: ignore[assignment]  # before others need its memory
-    if asked.alone:
-        _measure_alone(bench, found)
-    return _conclude(bench, asked, found, layers, protocol, [*notes, *prepared.notes])
+    size = model.base_parameter_count()
+    try:
+        chosen = choose_rates(bench, everyone, asked.seeds, greater)
+        found = [_measure(bench, its, asked.seeds, known) for its in chosen]
+        del model
+        bench.release()  # before others need its memory
+        if asked.alone:
+            _measure_alone(bench, found)
+    except KeyboardInterrupt:
+        raise Interrupted(f"what is trained is kept. {how_to_go_on(folder)}") from None
+    return _conclude(bench, asked, found, size, protocol, [*notes, *prepared.notes])
 
 
 def _settings(
@@ -120,8 +129,8 @@ def _settings(
         problems.append("adapters: a comparison makes its own candidates; leave the entry out")
     if config.start:
         problems.append("start: all candidates begin anew; leave it out")
-    if config.adapter.targets in ("none", []):
-        problems.append("adapter.targets: 'none' leaves no low-rank update to compare; name target_sets instead")
+    if config.training.eval_every is None:
+        problems.append("training.eval_every: without evaluations nothing chooses learning rates; leave it out")
     if config.data.held_out == 0 and not config.data.validation:
         problems.append("data.held_out: with 0 there are no rows to choose learning rates on; leave it out")
     if problems:
@@ -131,14 +140,15 @@ def _settings(
 
 def _folder(config: RunConfig, resume: bool, overwrite: bool) -> Path:
     folder = folder_to_write(config.output or "", "output").absolute()
-    there = (folder / "trials").is_dir()
-    if there and not resume and not overwrite:
+    ours = (folder / SETTINGS).is_file()
+    if ours and not resume and not overwrite:
         raise ConfigError(
             f"output: {folder} already holds a comparison. Go on with it (--resume, resume=True), replace it "
             "(--overwrite, overwrite=True), or name another folder"
         )
-    if not resume and any((folder / name).exists() for name in ("adapter", "checkpoints", "config.yaml")):
-        raise ConfigError(f"output: {folder} holds a run; name another folder for a comparison")
+    others = [name for name in (*FILES, "trials", "adapter", "checkpoints", "config.yaml") if (folder / name).exists()]
+    if others and not ours:
+        raise ConfigError(f"output: {folder} holds {others[0]}, which no comparison made; name another folder")
     config.output = str(folder)
     in_full(config)
     return folder
@@ -170,6 +180,11 @@ def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str]]:
         raise DataError("no validation rows: learning rates are chosen on them. Name some (--validation)")
     if rows.test is None or not len(rows.test):
         raise DataError("no test rows: candidates are measured on them. Name some (--test)")
+    inputs = [given.column for given in rows.task.inputs()]
+    trained = {row_key(row, inputs) for row in rows.train}
+    for name, part in (("validation", rows.held), ("test", rows.test)):
+        if seen := sum(row_key(row, inputs) in trained for row in part):
+            said.append(f"{seen:,} of the {name} rows have an input that is trained on too: they flatter everybody.")
     protocol = [
         f"{len(rows.train):,} rows train; {len(rows.held):,} validation rows choose learning rates and checkpoints; "
         f"{len(rows.test):,} test rows measure, and choose nothing but the candidate that is recommended.",
@@ -205,6 +220,30 @@ def _greater(model: LoRA, prepared: Prepared, config: RunConfig) -> bool:
             + ", ".join(task.measures)
         )
     return greater_is_better(metric, settings, task)
+
+
+def _budget(config: RunConfig, asked: ComparisonConfig) -> list[str]:
+    """What is the same for all, in sentences."""
+    training = config.training
+    length = f"{training.max_steps:,} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    said = [
+        f"Each is trained for {length} of {training.batch_size * training.accumulation} rows a step at each rate, and at "
+        f"the best of them with {asked.seeds} seed{'s' if asked.seeds > 1 else ''}; its figures are those of these runs "
+        "together."
+    ]
+    if training.dtype != "float32" and asked.full:
+        said.append(
+            f"The base is {training.dtype}. What is trained is float32 in any case: of LoRA the updates, in full "
+            "fine-tuning all weights, which costs time and memory."
+        )
+    return said
+
+
+def _unused(config: RunConfig) -> list[str]:
+    """Settings that were given and that a comparison makes itself."""
+    default = AdapterConfig()
+    named = [key for key in ("rank", "targets") if getattr(config.adapter, key) != getattr(default, key)]
+    return [f"adapter.{key} is not used: that is compared (see ranks and target_sets)." for key in named]
 
 
 def _measured(model: LoRA, prepared: Prepared, config: RunConfig, names: Sequence[str]) -> dict[str, Figures]:

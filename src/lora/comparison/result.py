@@ -23,6 +23,7 @@ from lora.tasks.figures import Figures
 from lora.yaml_text import read_yaml, write_yaml
 
 JSON, MARKDOWN, WINNER, SETTINGS = "compare.json", "compare.md", "winner.yaml", "compare.yaml"
+FILES = (JSON, MARKDOWN, WINNER)  # that a comparison replaces
 FORMAT = 1
 
 

@@ -66,7 +66,7 @@ class Spectrum:
         return {
             "rank": self.rank, "effective_rank": self.effective_rank, "energy": self.energy,
             **{f"rank_{share:.0%}".rstrip("%"): self.rank_for(share) for share in SHARES},
-            "singular_values": list(self.values),
+            "singular_values": [float(f"{value:.5g}") for value in self.values],
         }  # fmt: skip
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from lora.comparison.candidates import FULL, Candidate, Outcome, Trial, best_rate, beyond
 from lora.config import RunConfig, TrainingConfig
@@ -83,7 +86,7 @@ class Bench:
             )  # fmt: skip
         except Interrupted as error:
             first = str(error).partition(". ")[0]
-            raise Interrupted(f"{first}. Go on with: lora compare --resume {self.folder}") from None
+            raise Interrupted(f"{first}. {how_to_go_on(self.folder)}") from None
         out = {}
         for trial in trials:
             result = results[trial.name]
@@ -116,6 +119,13 @@ class Bench:
                 "bring them back, or begin a new one in another folder"
             )
         return found
+
+    def release(self) -> None:
+        """Let go of the model, which is not needed any more."""
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def drop(self, trial: Trial) -> None:
         """Delete the weights of a trial whose rate was not chosen; its record stays."""
@@ -185,6 +195,10 @@ def choose_rates(bench: Bench, candidates: Sequence[Candidate], seeds: int, grea
             if rate != each.rate:
                 bench.drop(trial)
     return out
+
+
+def how_to_go_on(folder: Path) -> str:
+    return f"Go on with: lora compare --resume {folder}"
 
 
 def size_of(folder: Path) -> int:
