@@ -18,6 +18,7 @@ from lora.cli import main
 from lora.comparison import compare as module
 from lora.comparison.alone import measure, sample
 from lora.comparison.candidates import Candidate, Outcome, Trial, best_rate, beyond
+from lora.comparison.protocol import load, read
 from lora.comparison.result import ComparisonResult
 from lora.comparison.trials import Bench, choose_rates
 from lora.config import AdapterConfig, ComparisonConfig
@@ -56,7 +57,7 @@ def found(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonRes
 
 def test_each_is_measured_as_it_is_alone(found: ComparisonResult, bert: Path) -> None:
     assert [its.name for its in found.measured] == ["probe", "r1-attention", "r2-attention", "full"]
-    rows, _ = module.read(load_config(None, {"model": str(bert), "data.train": found.config.data.train}), found.asked)
+    rows, _ = read(load_config(None, {"model": str(bert), "data.train": found.config.data.train}), found.asked)
     assert rows.test is not None
     for its in found.measured:
         for seed, trial in its.chosen.runs.items():
@@ -274,8 +275,8 @@ def test_rates_that_diverge_are_not_chosen(bert: Path, tmp_path: Path) -> None:
 
 def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Path) -> None:
     config = load_config(None, {"model": str(bert), "data.train": found.config.data.train, "training.dtype": "float32"})
-    rows, _ = module.read(config, found.asked)
-    _, prepared = module._load(config, rows)
+    rows, _ = read(config, found.asked)
+    _, prepared = load(config, rows)
     training = config.training.model_copy(update={"batch_size": 4, "learning_rate": 1e-3})
     chosen = sample(prepared, training)
     lengths = prepared.train.lengths
