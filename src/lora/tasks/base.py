@@ -21,6 +21,7 @@ from lora.data.rows import Row
 from lora.data.splits import text_key
 from lora.errors import DataError
 from lora.settings import Settings
+from lora.tasks.figures import Figures, Groups
 
 __all__ = ["Encoded", "Input", "Options", "Row", "Task", "resized"]
 
@@ -344,4 +345,17 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
-        """Metrics of one adapter: a flat dict of floats, and nested ones for per-class and confusion tables."""
+        """Metrics of one adapter: a flat dict of floats, and nested ones for per-class and confusion tables.
+
+        Where a number can be a figure of rows, it is that of `figures`; None where that is undefined.
+        """
+
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        """By the keys of `metrics` what each is, and of which rows: from it come values, intervals and tests.
+
+        Without the loss, which follows from `row_losses` alone. Empty: of this task nothing is known beside that.
+        ``groups``: what examples belong together (parts of one row), for those that are drawn together.
+
+        Raises DataError where a prediction is no finite number.
+        """
+        return {}
