@@ -63,12 +63,8 @@ def made_up(kind: str, seed: int) -> tuple[Any, list[dict[str, Any]], list[Any]]
         said = [one["label"] + draw.gauss(0, 1) for one in examples]
         return task, examples, said
     if kind in WRITTEN:
-        made = {
-            "causal": lambda: CausalTask(text="text"),
-            "chat": lambda: ChatTask("m"),
-            "seq2seq": lambda: Seq2SeqTask("p", "c"),
-        }
-        task = made[kind]()
+        chosen = {"causal": CausalTask(text="text"), "chat": ChatTask("m"), "seq2seq": Seq2SeqTask("p", "c")}
+        task = chosen[kind]
         examples = [{"labels": [1] * truth.randint(1, 9)} for _ in range(N)]
         said = [{"loss": draw.uniform(1, 9), "tokens": len(e["labels"]), "correct": draw.randint(0, len(e["labels"]))}
                 for e in examples]  # fmt: skip
