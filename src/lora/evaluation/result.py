@@ -57,6 +57,14 @@ class Evaluation:
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
         generation: answers that were written, where that was asked for; their metrics are among the others.
         forgetting: base and adapters on general text, where that was asked for and can be measured.
+        intervals: adapter name -> metric -> `lora.statistics.estimate.Estimate` as a dict.
+        comparisons: adapter name -> metric -> `lora.statistics.compare.Comparison` as a dict, against the base.
+        pairs: comparisons of two adapters, each with their names as ``a`` and ``b``, ``metric`` and the rest.
+        calibration: adapter name -> ``bins`` (the reliability table), ``ece``, ``brier``, ``temperature`` (before and
+            after scaling), ``selective`` (the accuracy of the surest rows).
+        slices: adapter name -> `lora.statistics.slices.Slices` as a dict.
+        robustness: adapter name -> noise -> what it costs, a comparison as a dict.
+        errors: adapter name -> worst rows first, ``{"row", "text", "expected", "answer", "score"}``.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
         source: file, folder or hub id of the rows.
@@ -77,6 +85,13 @@ class Evaluation:
     peak_memory_kind: str | None = None
     generation: Generation | None = None
     forgetting: Forgetting | None = None
+    intervals: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    comparisons: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    robustness: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    errors: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: float = 0.0
     source: str | None = None
 

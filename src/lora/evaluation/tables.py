@@ -264,6 +264,12 @@ def _short(text: str) -> str:
     return (text if len(text) <= EXCERPT else text[:EXCERPT] + " …") or "(nothing)"
 
 
+def found(evaluation: Evaluation, name: str) -> str:
+    """What a test says of the difference to the base in the metric that counts: ", better"; empty where there is none."""
+    its = evaluation.comparisons.get(name, {}).get(evaluation.best_metric, {})
+    return f", {its['verdict']}" if its.get("verdict") else ""
+
+
 def headline(evaluation: Evaluation) -> str:
     """One sentence: the metric that counts, the base's, and the difference."""
     key, described = evaluation.best_metric, _described(evaluation)
@@ -272,7 +278,7 @@ def headline(evaluation: Evaluation) -> str:
     for name in evaluation.tuned:
         value = evaluation[name].get(key)
         before = evaluation[evaluation.base].get(key) if evaluation.base else None
-        gain = f" ({difference(value, before, metric)[0]})" if before is not None else ""
+        gain = f" ({difference(value, before, metric)[0]}{found(evaluation, name)})" if before is not None else ""
         parts.append(f"{metric.title} {shown(value, metric)} with {name}{gain}")
     base = ""
     if evaluation.base:

@@ -83,9 +83,7 @@ def between(
     if len(every) > MOST_PAIRS:
         what = f"{len(names)} adapters make {len(every)} pairs, which are too many to be told apart"
         return [], [f"Adapters were not compared with one another: {what}; name up to ten of them."]
-    each = {
-        pair: compared(found[pair[0]], found[pair[1]], keys=keys, resamples=resamples, seed=seed) for pair in every
-    }
+    each = {pair: compared(found[pair[0]], found[pair[1]], keys=keys, resamples=resamples, seed=seed) for pair in every}
     out = []
     for key in dict.fromkeys(keys):
         corrected = correct({str(place): its[key] for place, its in enumerate(each.values()) if key in its})

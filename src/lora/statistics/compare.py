@@ -226,7 +226,14 @@ def _resampled(
 
 
 def _of_resamples(
-    metric: Metric, a: Rows, b: Rows, value_a: float, value_b: float, sampled: Array, level: float, resamples: int | None
+    metric: Metric,
+    a: Rows,
+    b: Rows,
+    value_a: float,
+    value_b: float,
+    sampled: Array,
+    level: float,
+    resamples: int | None,
 ) -> Comparison:
     point, units = value_a - value_b, a.units
     if math.isnan(point) or units.drawn < 2:

@@ -21,6 +21,7 @@ from lora.data.rows import Row
 from lora.data.splits import text_key
 from lora.errors import DataError
 from lora.settings import Settings
+from lora.statistics.rows import Array
 from lora.tasks.figures import Figures, Groups
 
 __all__ = ["Encoded", "Input", "Options", "Row", "Task", "resized"]
@@ -359,3 +360,13 @@ class Task(ABC):
         Raises DataError where a prediction is no finite number.
         """
         return {}
+
+    def stated(self, predictions: Sequence[Any], targets: Sequence[Any]) -> tuple[Array, Array] | None:
+        """The probabilities that predictions state, (n, c), and what is true: the place of each row's class, (n,), or 0
+        and 1 by label, (n, c), where a row can have several. None: they state none."""
+        return None
+
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        """What was expected of an example and what was answered, to be read side by side; equal: no error. None: there
+        is no such answer."""
+        return None, None

@@ -22,6 +22,7 @@ from lora.statistics.classes import (
     RECALL_MACRO,
     label_rows,
 )
+from lora.statistics.rows import Array
 from lora.tasks.base import Row
 from lora.tasks.figures import Figures, Groups, by_label, finite, ranked, values
 from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, refuse_unseen, sort_names
@@ -116,6 +117,14 @@ class ClassificationTask(LabelsTask):
         if probabilities is not None:
             out |= ranked(np.asarray([self._index[name] for name in true]), probabilities, groups)
         return out
+
+    def stated(self, predictions: Sequence[Any], targets: Sequence[Any]) -> tuple[Array, Array] | None:
+        probabilities = finite(predictions, "probabilities")
+        true = [self._index[name_of(value, self.label_kind)] for value in targets]
+        return None if probabilities is None else (probabilities, np.asarray(true, dtype=np.float64))
+
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        return target, prediction["label"]
 
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Accuracy, F1, precision and recall over the classes that occur in targets or predictions, MCC; AUROC and

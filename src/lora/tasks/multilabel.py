@@ -26,6 +26,7 @@ from lora.statistics.classes import (
     RECALL_MICRO,
     label_set_rows,
 )
+from lora.statistics.rows import Array
 from lora.tasks.base import Row
 from lora.tasks.figures import Figures, Groups, by_label, finite, ranked, values
 from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, refuse_unseen, sort_names
@@ -145,6 +146,14 @@ class MultiLabelTask(LabelsTask):
         if probabilities is not None:
             out |= ranked(true, probabilities, groups)
         return out
+
+    def stated(self, predictions: Sequence[Any], targets: Sequence[Any]) -> tuple[Array, Array] | None:
+        probabilities = finite(predictions, "probabilities")
+        return None if probabilities is None else (probabilities, self._hot(targets).astype(float))
+
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        expected, answer = ({name_of(one, self.label_kind) for one in each} for each in (target, prediction["labels"]))
+        return [one for one in self.labels if one in expected], [one for one in self.labels if one in answer]
 
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Exact matches; F1, precision and recall over the labels that occur in targets or predictions (0 where none

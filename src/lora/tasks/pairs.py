@@ -91,6 +91,9 @@ class PairTask(Templated):
     def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
         """Tokens of the chosen and of the rejected answer, with the prompt where that is no part by itself."""
 
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        return self.chosen, self.chosen if prediction["margin"] > 0 else self.rejected
+
     def inputs(self) -> list[Input]:
         return [MessagesInput(self.prompt or self.chosen, blank=True)]
 

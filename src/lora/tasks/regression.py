@@ -130,6 +130,9 @@ class RegressionTask(SequenceTask):
         own = {"mse": MSE, "rmse": RMSE, "mae": MAE, "r2": R2, "pearson": PEARSON, "spearman": SPEARMAN}
         return {key: (metric, rows) for key, metric in own.items()}
 
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        return target, prediction
+
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """mse, rmse, mae in the labels' unit; r2 and correlations are None where undefined (a constant side, one
         row)."""
