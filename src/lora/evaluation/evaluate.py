@@ -70,9 +70,10 @@ def evaluate(
         baseline: run ``"base"`` too.
         batch_size: rows of one forward pass.
         max_length: tokens kept of a row; default: as in training, else what the model takes.
-        resamples: of the rows, for intervals and tests; 0: neither of them, nor slices. The same ``seed`` gives the same.
+        resamples: of the rows, for intervals and tests; 0: no intervals, tests and slices.
+        seed: of the resamples and the noise: the same gives the same.
         slices: columns by whose values the rows are parted too, beside labels and length.
-        robustness: measure the same rows with noise in their texts: names of `lora.statistics.noise`, or True for some.
+        robustness: measure the same rows with noise in their texts too: names of `lora.statistics.noise`, or True.
         latency: measure speed and peak memory too (on CUDA this resets torch's peak counter).
         latency_rows: single rows that latency is measured on.
         speed: measure latency by batch size and length, of adapters merged into the base too, and how fast texts are
@@ -118,7 +119,7 @@ def evaluate(
         measured = speed_grid(model, task, encoded, names, plan, pad_token_id=inputs.pad_token_id)
     targets = task.targets(encoded.examples)
     metrics = {name: task.metrics(out.predictions, targets, out.loss_sum, out.count) for name, out in outcomes.items()}
-    found, notes = figures_of(task, outcomes, encoded)
+    counted, notes = figures_of(task, outcomes, encoded)
     inputs.notes += notes
     generation = None
     if generate:
@@ -126,7 +127,7 @@ def evaluate(
             model, task, encoded, names, tokenizer or tokenizer_of(model), max_new_tokens=max_new_tokens,
             wanted=None if generate is True else generate, batch_size=batch_size,
         )  # fmt: skip
-        found = {name: its | written[name] for name, its in found.items()}
+        counted = {name: its | written[name] for name, its in counted.items()}
         metrics = {name: its | scores[name] for name, its in metrics.items()}
     forgetting = None
     if probe is not False:
@@ -136,7 +137,7 @@ def evaluate(
         else:
             forgetting = found
     untrained = BASE in names and has_untrained_head(model)
-    more = beside.measure(model, inputs, outcomes, found, untrained, _tokenizer_if_any(model, tokenizer), batch_size)
+    more = beside.measure(model, inputs, outcomes, counted, untrained, _tokenizer_if_any(model, tokenizer), batch_size)
     for name, its in more.pop("metrics").items():
         metrics[name] |= its
     return Evaluation(
@@ -190,7 +191,7 @@ def _tokenizer_if_any(model: LoRA, tokenizer: Any) -> Any:
     """For texts to be read; rows that came tokenised may have none."""
     try:
         return tokenizer or tokenizer_of(model)
-    except ModelError:
+    except (ConfigError, ModelError):
         return None
 
 

@@ -264,8 +264,8 @@ def _short(text: str) -> str:
     return (text if len(text) <= EXCERPT else text[:EXCERPT] + " …") or "(nothing)"
 
 
-def found(evaluation: Evaluation, name: str) -> str:
-    """What a test says of the difference to the base in the metric that counts: ", better"; empty where there is none."""
+def tested(evaluation: Evaluation, name: str) -> str:
+    """What a test says of the difference to the base in the metric that counts, as ", better"; empty: there is none."""
     its = evaluation.comparisons.get(name, {}).get(evaluation.best_metric, {})
     return f", {its['verdict']}" if its.get("verdict") else ""
 
@@ -278,7 +278,7 @@ def headline(evaluation: Evaluation) -> str:
     for name in evaluation.tuned:
         value = evaluation[name].get(key)
         before = evaluation[evaluation.base].get(key) if evaluation.base else None
-        gain = f" ({difference(value, before, metric)[0]}{found(evaluation, name)})" if before is not None else ""
+        gain = f" ({difference(value, before, metric)[0]}{tested(evaluation, name)})" if before is not None else ""
         parts.append(f"{metric.title} {shown(value, metric)} with {name}{gain}")
     base = ""
     if evaluation.base:

@@ -42,7 +42,7 @@ def intervals(found: Mapping[str, Figures], resamples: int, seed: int = 0) -> di
     """By name and key `Estimate` as a dict. Metrics of the same rows are read off the same resamples."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for name, own in found.items():
-        each = {}
+        each = dict[str, Estimate]()
         for keys, metrics, rows in _by_rows(own):
             many = _fewer(metrics, rows, resamples)
             if many:
@@ -99,7 +99,7 @@ def compared(
 ) -> dict[str, Comparison]:
     """``a`` against ``b`` by the keys that both have, on the same rows in the same order."""
     shared = {key: its for key, its in a.items() if key in b and (keys is None or key in keys)}
-    each = {}
+    each = dict[str, Comparison]()
     for own, metrics, rows in _by_rows(shared):
         # What shares its rows on one side does so on the other: both are of one task.
         if many := _fewer(metrics, rows, resamples):

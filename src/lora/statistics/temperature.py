@@ -129,7 +129,7 @@ def nll_at(logits: ArrayLike, true: ArrayLike, temperature: float) -> float:
 
 
 def measures(probabilities: Array, true: Any) -> dict[str, float]:
-    """``ece``, ``ece_equal_mass``, ``debiased_error``, ``brier`` and ``nll`` of probabilities as `brier_rows` takes them."""
+    """``ece``, ``ece_equal_mass``, ``debiased_error``, ``brier``, ``nll``; arguments as of `brier_rows`."""
     said, right = confidence_and_right(probabilities, true)
     return {
         "ece": ece(said, right),
