@@ -1,4 +1,4 @@
-"""What an evaluation says beside its metrics: how sure they are, calibration, parts of the rows, noise, worst errors."""
+"""What an evaluation says beside its metrics: how sure they are, calibration, parts of the rows, noise, errors."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Beside:
 
 
 def _by_bytes(encoded: Encoded, outcome: Outcome, tokenizer: Any) -> Figures:
-    """Bits per byte, where bytes can be counted exactly: of another tokenizer it is comparable, a loss per token not."""
+    """Bits per byte, where bytes can be counted exactly. Between tokenizers it compares, as a loss per token does not."""
     sizes = byte_sizes(encoded, tokenizer) if outcome.predictions and tokenizer is not None else None
     if sizes is None or not sum(sizes):
         return {}

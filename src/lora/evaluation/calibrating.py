@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lora.errors import ConfigError
 from lora.statistics.calibration import confidence_and_right, reliability
 from lora.statistics.rows import Array
 from lora.statistics.selective import AURC, COVERAGES, accuracy_at, risk_coverage, sure_rows
@@ -20,6 +21,9 @@ from lora.statistics.temperature import (
 from lora.tasks import Task
 from lora.tasks.figures import groups_of
 from lora.tasks.inference import Outcome
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
 
 POINTS = 200  # of the risk-coverage curve that are kept
 _SMALLEST, _BESIDE_ONE = 1e-45, 2.0**-25  # of a probability in fp32, and of what it leaves to 1
@@ -53,7 +57,7 @@ def calibration(
         table["note"] = f"{table['note']} {note}".strip()
     else:
         table = {
-            "temperature": temperature, "n": len(logits), "note": "It was fitted on held-out rows, not on these.",
+            "temperature": temperature, "n": len(logits), "note": "It was fitted on the rows held out of training.",
             "before": measures(probabilities_at(logits), true),
             "after": measures(probabilities_at(logits, temperature), true),
         }  # fmt: skip
@@ -81,12 +85,30 @@ def temperature_of(task: Task, outcome: Outcome, examples: Sequence[dict[str, An
     return fit_temperature(logits, true)
 
 
-def cooled(probabilities: Array, temperature: float, several: bool) -> Array:
-    """Probabilities (..., c) as they are at ``temperature``; ``several``: each label stands for itself."""
-    p = np.asarray(probabilities, dtype=np.float64)
-    if several:
-        return probabilities_at(_log_odds(p).reshape(-1), temperature).reshape(p.shape)
-    return probabilities_at(np.log(np.maximum(p, _SMALLEST)), temperature)
+def stored_temperature(model: LoRA, name: str, task: Task) -> float:
+    """The temperature that is stored with an adapter. Raises ConfigError where none is, or the task has no use for it."""
+    if task.learns not in ("label", "labels") or task.per_token:
+        raise ConfigError(f"calibrated: the task {task.name} gives no probabilities that a temperature was fitted for")
+    found = model.notes.get(name, {}).get("temperature")
+    if found is None:
+        raise ConfigError(
+            f"calibrated: no temperature is stored with the adapter {name!r}; training fits one at its end where it has "
+            "held-out rows and test rows"
+        )
+    return float(found)
+
+
+def at_temperature(task: Task, predictions: Sequence[dict[str, Any]], temperature: float) -> list[dict[str, Any]]:
+    """Predictions with the probabilities that they have at ``temperature``; what is answered stays the same."""
+    p = np.asarray([row["probabilities"] for row in predictions], dtype=np.float64)
+    if task.learns == "labels":
+        p = probabilities_at(_log_odds(p).reshape(-1), temperature).reshape(p.shape)
+    else:
+        p = probabilities_at(np.log(np.maximum(p, _SMALLEST)), temperature)
+    out = []
+    for row, own in zip(predictions, p.tolist(), strict=True):
+        out.append({**row, **({"score": max(own)} if "score" in row else {}), "probabilities": own})
+    return out
 
 
 def _logits(p: Array, true: Array, groups: list[Any] | None) -> tuple[Array, Any, list[Any] | None]:
