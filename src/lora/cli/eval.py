@@ -92,7 +92,10 @@ def command(
         run_benchmarks(
             adapters, model, harness, loading, baseline=baseline, batch_size=batch_size, as_json=as_json,
             output=output, overwrite=overwrite,
-            unused=(("--data", overrides), ("--generate", generate), ("--speed", speed), ("--slices", slices), ("--robustness", robustness)),
+            unused=(
+                ("--data", overrides), ("--generate", generate), ("--speed", speed), ("--slices", slices),
+                ("--robustness", robustness),
+            ),
         )  # fmt: skip
         return
     adapter = one_adapter(adapters, harness)

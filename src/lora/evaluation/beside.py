@@ -90,7 +90,7 @@ class Beside:
 
 
 def _by_bytes(encoded: Encoded, outcome: Outcome, tokenizer: Any) -> Figures:
-    """Bits per byte, where bytes can be counted exactly. Between tokenizers it compares, as a loss per token does not."""
+    """Bits per byte, where bytes can be counted exactly: unlike a loss per token, comparable between tokenizers."""
     sizes = byte_sizes(encoded, tokenizer) if outcome.predictions and tokenizer is not None else None
     if sizes is None or not sum(sizes):
         return {}

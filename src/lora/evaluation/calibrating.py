@@ -86,14 +86,14 @@ def temperature_of(task: Task, outcome: Outcome, examples: Sequence[dict[str, An
 
 
 def stored_temperature(model: LoRA, name: str, task: Task) -> float:
-    """The temperature that is stored with an adapter. Raises ConfigError where none is, or the task has no use for it."""
+    """The temperature that is stored with an adapter. Raises ConfigError where none is, or none can be."""
     if task.learns not in ("label", "labels") or task.per_token:
         raise ConfigError(f"calibrated: the task {task.name} gives no probabilities that a temperature was fitted for")
     found = model.notes.get(name, {}).get("temperature")
     if found is None:
         raise ConfigError(
-            f"calibrated: no temperature is stored with the adapter {name!r}; training fits one at its end where it has "
-            "held-out rows and test rows"
+            f"calibrated: no temperature is stored with the adapter {name!r}; training fits one at its end where it "
+            "has held-out rows and test rows"
         )
     return float(found)
 
