@@ -158,7 +158,7 @@ def test_label_sets(tokenizer: Any) -> None:
     calibrated = evaluation.calibration["tuned"]
     assert sum(its["n"] for its in calibrated["bins"]) == 270, "every label of every row"
     assert {"with label bill", "with label delivery"} & {p["column"] for p in evaluation.slices["tuned"]["slices"]}
-    assert evaluation.robustness["tuned"]["case"]["metric"] == "f1_micro"
+    assert evaluation.robustness["tuned"]["whitespace"]["metric"] == "f1_micro"
     assert all(its["expected"] != its["answer"] for its in evaluation.errors["tuned"])
 
 

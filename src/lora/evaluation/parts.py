@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from lora.errors import ConfigError
 from lora.statistics.slices import SMALLEST, Slices, by_slice
 from lora.tasks import Encoded, Row, Task
@@ -52,14 +54,23 @@ def slices_of(
     """The metric of `sliced_by` in each part, the weakest first."""
     metric, rows = found[sliced_by(task, found)]
     if len(rows) == len(examples):
-        own = columns
+        own = dict(columns)
     else:  # sentences in several windows are a row each
         firsts: dict[Any, int] = {}
         for place, example in enumerate(examples):
             firsts.setdefault(example.get("row", place), place)
         own = {name: [values[place] for place in firsts.values()] for name, values in columns.items()}
         own["length"] = list(_summed([example.get("row") for example in examples], columns["length"]).values())
+    own["length"] = _quarters(own["length"])
     return by_slice(metric, rows, own, seed=seed, resamples=resamples)
+
+
+def _quarters(lengths: Sequence[int]) -> list[str]:
+    """For each length the quarter of all that it is in, by its ends; those of one length stay together."""
+    own = np.asarray(lengths)
+    place = np.searchsorted(np.quantile(own, (0.25, 0.5, 0.75)), own, side="left")
+    names = {int(part): f"{own[place == part].min()} to {own[place == part].max()} tokens" for part in np.unique(place)}
+    return [names[int(part)] for part in place]
 
 
 def sliced_by(task: Task, found: Figures) -> str:
