@@ -1,0 +1,70 @@
+"""A temperature is fitted where rows are held out beside test rows, kept with the adapter, and used where asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lora.cli.eval import command as eval_command
+from lora.cli.predict import command as predict_command
+from lora.config import RunConfig
+from lora.errors import ConfigError
+from lora.io.peft import read_sidecar
+from lora.workflow import train
+from small_base import labelled, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def run(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "rows").mkdir()
+    for split, count in (("train", 60), ("validation", 40), ("test", 40)):
+        write_jsonl(folder / "rows" / f"{split}.jsonl", labelled(count))
+    config = RunConfig.make(
+        {
+            "model": str(bert),
+            "output": str(folder / "run"),
+            "data": {"train": str(folder / "rows")},
+            "training": {"max_steps": 6, "learning_rate": 0.01},
+            "check": False,
+        }
+    )
+    return folder, train(config, progress=False, latency=False)
+
+
+def test_it_is_kept_and_said(run: tuple[Path, Any]) -> None:
+    folder, result = run
+    kept = read_sidecar(folder / "run" / "adapter")["temperature"]
+    assert kept > 0 and result.evaluation is not None
+    its = result.evaluation.calibration["default"]["temperature"]
+    assert its["temperature"] == kept and "held out of training" in its["note"]
+    base = result.evaluation.calibration["base"]["temperature"]
+    assert "No rows were held out" in base["note"] and len(base["folds"]) == 5
+    told = json.loads((folder / "run" / "report.json").read_text())["evaluation"]
+    assert told["comparisons"]["default"]["f1_macro"]["verdict"] in (folder / "run" / "report.md").read_text()
+
+
+def test_the_commands_use_it(run: tuple[Path, Any]) -> None:
+    folder, _ = run
+    adapter, rows = str(folder / "run"), str(folder / "rows" / "test.jsonl")
+
+    def said(*more: str) -> dict[str, Any]:
+        done = CliRunner().invoke(predict_command, [adapter, "where is it", *more], catch_exceptions=False)
+        return dict(json.loads(done.stdout))
+
+    plain, soft = said(), said("--calibrated")
+    assert plain["label"] == soft["label"] and plain["score"] != soft["score"]
+    options = [adapter, "--data", rows, "--no-latency", "--json", "--resamples", "200", "--robustness", "typos,upper"]
+    done = CliRunner().invoke(eval_command, options, catch_exceptions=False)
+    told = json.loads(done.stdout)
+    assert set(told["robustness"]["tuned"]) == {"typos", "upper"} and told["slices"]["tuned"]["notes"] is not None
+    assert (
+        told["calibration"]["tuned"]["temperature"]["temperature"]
+        == read_sidecar(folder / "run" / "adapter")["temperature"]
+    )
+    with pytest.raises(ConfigError, match="no row has the column 'nowhere'"):
+        CliRunner().invoke(eval_command, [adapter, "--data", rows, "--slices", "nowhere"], catch_exceptions=False)
