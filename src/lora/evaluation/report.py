@@ -14,7 +14,7 @@ import yaml
 
 import lora
 from lora.evaluation.curves import draw
-from lora.evaluation.grid import Cell, Grid, escape
+from lora.evaluation.grid import Cell, Grid, escape, text
 from lora.evaluation.result import Evaluation, plain
 from lora.evaluation.tables import METRICS, Metric, headline, markdown, shown
 from lora.io.atomic import saving, write_text
@@ -98,7 +98,7 @@ def _markdown(
 ) -> str:
     parts = ["# Report", ""]
     if evaluation is not None:
-        parts += [f"**{escape(headline(evaluation))}**", "", markdown(evaluation)]
+        parts += [f"**{escape(text(headline(evaluation)))}**", "", markdown(evaluation)]
     else:
         parts += ["Nothing was held out, so there is no evaluation.", ""]
     parts += _course(history, picture)

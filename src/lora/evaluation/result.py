@@ -51,6 +51,15 @@ class Evaluation:
             ``to_base``, the factors to the base's with their intervals; see `lora.evaluation.speed`.
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
         generation: answers that were written, where that was asked for; their metrics are among the others.
+        intervals: adapter name -> metric -> `lora.statistics.estimate.Estimate` as a dict.
+        comparisons: adapter name -> metric -> `lora.statistics.compare.Comparison` as a dict, against the base.
+        pairs: comparisons of two adapters, each with their names as ``a`` and ``b``, ``metric`` and the rest.
+        calibration: adapter name -> ``bins`` (the reliability table), ``ece``, ``brier``, ``temperature`` (before and
+            after scaling), ``selective`` (the accuracy of the surest rows).
+        slices: adapter name -> `lora.statistics.slices.Slices` as a dict.
+        robustness: adapter name -> noise -> what it costs, a comparison as a dict.
+        errors: adapter name -> worst rows first, ``{"row", "text", "expected", "answer", "score"}``.
+        forgetting: adapter name -> what the base could do before and after.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
         source: file, folder or hub id of the rows.
@@ -69,6 +78,14 @@ class Evaluation:
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
     generation: Generation | None = None
+    intervals: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    comparisons: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    robustness: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    errors: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    forgetting: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
     source: str | None = None
 
@@ -92,6 +109,19 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Everything as values that strict JSON can hold: NaN and infinities are None."""
         return plain({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """What `to_dict` gave, of this version of lora or another: what it does not know is left out."""
+        known = {entry.name: entry for entry in dataclasses.fields(cls)}
+        given: dict[str, Any] = {key: value for key, value in values.items() if key in known and value is not None}
+        if isinstance(written := given.get("generation"), Mapping):
+            empty: dict[str, Any] = {
+                "answers": [], "references": 0, "reference_length": 0.0, "max_new_tokens": 0, "signatures": {}
+            }  # fmt: skip
+            names = {entry.name for entry in dataclasses.fields(Generation)}
+            given["generation"] = Generation(**empty | {key: item for key, item in written.items() if key in names})
+        return cls(**{"metrics": {}, "rows": 0, **given})
 
     def to_markdown(self) -> str:
         """Comparison, per-class table, confusions and written answers in Markdown, headings of level 2."""

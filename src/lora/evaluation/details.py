@@ -1,0 +1,286 @@
+"""Tables beyond the comparison: calibration, parts of the rows, noise, worst errors, forgetting, speed by size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora.evaluation.certainty import HEADERS, VERDICTS, compared, dicts, metric_of, systems, with_ends
+from lora.evaluation.grid import Cell, Grid, Number, pointer
+from lora.evaluation.tables import COUNT, MEMORY, METRICS, MIB, Metric, number, short, shown
+
+if TYPE_CHECKING:
+    from lora.evaluation.result import Evaluation
+
+ERRORS = 20  # worst errors in a table
+MEASURES = {
+    "ece": Metric("expected calibration error (ECE)", better=-1),
+    "ece_equal_mass": Metric("ECE, bins of equal mass", better=-1),
+    "debiased_error": Metric("calibration error, debiased", better=-1),
+    "brier": Metric("Brier score", better=-1),
+    "nll": Metric("negative log-likelihood", better=-1),
+    "aurc": Metric("area under the risk-coverage curve", better=-1),
+}
+BY_SIZE = {
+    "batch": Metric("batch", ",.0f", 0),
+    "length": Metric("length", ",.0f", 0),
+    "p50_ms": Metric("p50, ms", ",.2f", -1),
+    "p95_ms": Metric("p95, ms", ",.2f", -1),
+    "p99_ms": Metric("p99, ms", ",.2f", -1),
+    "tokens_per_second": Metric("tokens per second", ",.0f"),
+    "ttft_ms": Metric("first token, ms", ",.2f", -1),
+    "peak_memory_bytes": MEMORY,
+}
+PLAIN, SHARE = Metric("", ".4g", 0), Metric("", ".3f", 0)
+
+
+def grids(evaluation: Evaluation) -> list[Grid]:
+    """All tables of this file that there is something for."""
+    out = calibration(evaluation)
+    for name in evaluation.tuned:
+        out += [bins(evaluation, name), selective(evaluation, name), slices(evaluation, name)]
+    out += [robustness(evaluation)]
+    out += [errors(evaluation, name) for name in evaluation.tuned]
+    return [grid for grid in [*out, forgetting(evaluation), speed(evaluation)] if grid]
+
+
+def calibration(evaluation: Evaluation) -> list[Grid | None]:
+    """Measures of calibration by system, and what a temperature would make of them."""
+    found = dicts(evaluation.calibration)
+    names = [name for name in systems(evaluation) if name in found]
+    rows: list[list[Cell]] = []
+    for key, metric in MEASURES.items():
+        if any(isinstance(found[name].get(key), (int, float)) for name in names):
+            at = [
+                number(found[name].get(key), metric, pointer("evaluation", "calibration", name, key)) for name in names
+            ]
+            rows.append([metric.title, *at])
+    out: list[Grid | None] = []
+    if rows:
+        below: list[Cell] = [
+            "Of the rows that are said to be right with 80 %, are 80 % right? 0 is perfect; with few rows even a "
+            "perfectly calibrated model has a calibration error above 0."
+        ]
+        out.append(Grid("Calibration", ["", *map(evaluation.label, names)], rows, below))
+    return out + [temperature(evaluation, name, dicts(found[name]).get("temperature", {})) for name in names]
+
+
+def temperature(evaluation: Evaluation, name: str, scaled: Mapping[str, Any]) -> Grid | None:
+    """Calibration before and after the logits are divided by a temperature."""
+    sides = [side for side in ("before", "after") if isinstance(scaled.get(side), Mapping)]
+    if not sides:
+        return None
+    path = ("evaluation", "calibration", name, "temperature")
+    rows: list[list[Cell]] = [
+        [metric.title, *(number(scaled[side].get(key), metric, pointer(*path, side, key)) for side in sides)]
+        for key, metric in MEASURES.items()
+        if any(scaled[side].get(key) is not None for side in sides)
+    ]
+    below: list[Cell] = []
+    for key in ("temperature", "value"):
+        if isinstance(scaled.get(key), (int, float)):
+            at = number(scaled[key], Metric("", ".3f"), pointer(*path, key))
+            below.append(
+                ["Temperature ", at, ": what logits are divided by; above 1 the model was too sure. No answer changes."]
+            )
+    if scaled.get("note"):
+        below.append(str(scaled["note"]))
+    return Grid(f"Temperature: {name}", ["", *sides], rows, below)
+
+
+def bins(evaluation: Evaluation, name: str) -> Grid | None:
+    """The reliability table; empty bins are left out."""
+    found = dicts(evaluation.calibration).get(name, {}).get("bins")
+    rows: list[list[Cell]] = []
+    for place, its in enumerate(found if isinstance(found, list) else []):
+        if isinstance(its, Mapping) and its.get("n"):
+            path = pointer("evaluation", "calibration", name, "bins", place)
+            start, end = (number(its.get(key), SHARE, f"{path}/{key}") for key in ("start", "end"))
+            rows.append([[start, "–", end], number(its["n"], COUNT, f"{path}/n"),
+                         number(its.get("confidence"), SHARE, f"{path}/confidence"),
+                         with_ends(its, "right", SHARE, path)])  # fmt: skip
+    headers = ["confidence", "rows", "mean confidence", "share right"]
+    return Grid(f"Reliability: {name}", headers, rows) if rows else None
+
+
+@dataclass(frozen=True)
+class Covered:
+    """A point of the risk-coverage curve: the surest share ``coverage`` of the rows, and what is wrong among them."""
+
+    coverage: Number
+    risk: Number
+    right: bool  # the file holds the accuracy, not the risk
+
+
+def covered(evaluation: Evaluation, name: str) -> list[Covered]:
+    """The risk-coverage curve: of lists ``coverage`` and ``risk`` (or ``accuracy``), or of points that hold these."""
+    found = dicts(evaluation.calibration).get(name, {}).get("selective")
+    base: tuple[str, ...] = ("evaluation", "calibration", name, "selective")
+    if isinstance(found, Mapping):
+        points = next((found[key] for key in ("curve", "points") if isinstance(found.get(key), (list, Mapping))), None)
+        if points is not None:
+            base = (*base, "curve" if points is found.get("curve") else "points")
+            found = points
+    out: list[tuple[Any, ...]] = []
+    if isinstance(found, Mapping):
+        key = next((key for key in ("risk", "accuracy") if isinstance(found.get(key), list)), None)
+        shares = found.get("coverage")
+        if key and isinstance(shares, list):
+            out = [(c, found[key][i], pointer(*base, "coverage", i), pointer(*base, key, i), key) for i, c in
+                   enumerate(shares) if i < len(found[key])]  # fmt: skip
+    elif isinstance(found, list):
+        for i, its in enumerate(found):
+            key = next((key for key in ("risk", "accuracy") if isinstance(its, Mapping) and key in its), None)
+            if key:
+                out.append((its.get("coverage"), its[key], pointer(*base, i, "coverage"), pointer(*base, i, key), key))
+    return [
+        Covered(number(c, SHARE, at_c), number(r, SHARE, at_r), key == "accuracy")
+        for c, r, at_c, at_r, key in out
+        if isinstance(c, (int, float)) and isinstance(r, (int, float))
+    ]
+
+
+def selective(evaluation: Evaluation, name: str, most: int = 11) -> Grid | None:
+    """The risk-coverage curve at ``most`` places."""
+    points = covered(evaluation, name)
+    if not points:
+        return None
+    places = sorted({round(i * (len(points) - 1) / (most - 1)) for i in range(most)})
+    what = "share right" if points[0].right else "share wrong"
+    rows: list[list[Cell]] = [[points[place].coverage, points[place].risk] for place in places]
+    below: list[Cell] = [
+        "Answering only where the model is surest: the share of rows answered, and what comes of them."
+    ]
+    return Grid(f"Answering where sure: {name}", ["answered", what], rows, below)
+
+
+def slices(evaluation: Evaluation, name: str) -> Grid | None:
+    """Parts of the rows, the weakest first, each against all others."""
+    found = dicts(evaluation.slices).get(name, {})
+    rows: list[list[Cell]] = []
+    parts = found.get("slices")
+    for place, part in enumerate(parts if isinstance(parts, list) else []):
+        own = part.get("estimate") if isinstance(part, Mapping) else None
+        if not isinstance(own, Mapping):
+            continue
+        path, metric = pointer("evaluation", "slices", name, "slices", place), sliced(evaluation, own)
+        said, p = str(part.get("verdict") or ""), "p_corrected" if part.get("p_corrected") is not None else "p_value"
+        rows.append([
+            f"{part.get('column')}: {part.get('name')}", number(part.get("n", own.get("n")), COUNT, f"{path}/n"),
+            with_ends(own, "value", metric, f"{path}/estimate"), number(part.get("rest"), metric, f"{path}/rest"),
+            number(part.get(p), Metric("p", ".2g", 0), f"{path}/{p}"), (said, VERDICTS.get(said, "")),
+        ])  # fmt: skip
+    notes = found.get("notes")
+    below: list[Cell] = [str(note) for note in notes] if isinstance(notes, list) else []
+    if not rows and not below:
+        return None
+    first = parts[0]["estimate"].get("metric") if rows and isinstance(parts, list) else ""
+    headers = ["rows where", "rows", str(first or "value"), "all others", "p", "than the others"]
+    below.insert(0, "p: that a part and all other rows do not differ, corrected for the number of parts.")
+    return Grid(f"Parts of the rows: {name}", headers, rows, below)
+
+
+def sliced(evaluation: Evaluation, own: Mapping[str, Any]) -> Metric:
+    """The metric of an estimate, which names it by its title or its key."""
+    said = own.get("metric")
+    return next((metric for metric in METRICS.values() if metric.title == said), metric_of(evaluation, str(said)))
+
+
+def robustness(evaluation: Evaluation) -> Grid | None:
+    """What noise in the texts costs."""
+    rows: list[list[Cell]] = []
+    notes: list[Cell] = []
+    for name, noises in dicts(evaluation.robustness).items():
+        for noise, its in dicts(noises).items():
+            key = str(its.get("metric") or evaluation.best_metric)
+            key = next((known for known, metric in METRICS.items() if metric.title == key), key)
+            cells = compared(evaluation, key, its, pointer("evaluation", "robustness", name, noise))
+            rows.append([name, noise.replace("_", " "), *cells])
+            notes += [str(its["note"])] if its.get("note") else []
+    headers = ["adapter", "noise", *HEADERS]
+    below: list[Cell] = ["The same rows with the noise and without it: the difference is what the noise costs.", *notes]
+    return Grid("Noise in the texts", headers, rows, below, left=3) if rows else None
+
+
+def errors(evaluation: Evaluation, name: str) -> Grid | None:
+    """The worst rows with their texts."""
+    found = worst(evaluation, name)
+    if not found:
+        return None
+    path = ("evaluation", "errors", name)
+    rows: list[list[Cell]] = [
+        [number(its.get("row"), Metric("", ".0f"), pointer(*path, place, "row")), short(said(its.get("text"))),
+         short(said(its.get("expected"))), short(said(its.get("answer"))),
+         number(its.get("score"), PLAIN, pointer(*path, place, "score"))]
+        for place, its in enumerate(found[:ERRORS])
+    ]  # fmt: skip
+    below: list[Cell] = [f"{len(rows)} of {len(found)}; all are in report.json."] if len(found) > len(rows) else []
+    return Grid(f"Worst errors: {name}", ["row", "text", "expected", "answer", "score"], rows, below, texts=True)
+
+
+def worst(evaluation: Evaluation, name: str) -> list[dict[str, Any]]:
+    """The worst rows of ``name``, those that are what `errors` of an evaluation says."""
+    found = evaluation.errors.get(name) if isinstance(evaluation.errors, Mapping) else None
+    return [dict(its) if isinstance(its, Mapping) else {} for its in found] if isinstance(found, list) else []
+
+
+def said(value: Any) -> str:
+    """An answer or a text in one string."""
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {said(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(said, value))
+    return shown(value, PLAIN) if isinstance(value, float) else str(value)
+
+
+def forgetting(evaluation: Evaluation) -> Grid | None:
+    """What the base could do, before and after; whatever was measured, by its name."""
+    rows: list[list[Cell]] = []
+    several = len(dicts(evaluation.forgetting)) > 1
+    notes: list[Cell] = []
+    for name, found in dicts(evaluation.forgetting).items():
+        notes += [str(note) for note in found.get("notes") or []] if isinstance(found.get("notes"), list) else []
+        for key, value in found.items():
+            path = pointer("evaluation", "forgetting", name, key)
+            cells = _before_after(evaluation, key, value, path)
+            if cells:
+                rows.append([name, *cells] if several else cells)
+    headers = [*(["adapter"] if several else []), "", "before", "after", "change"]
+    return Grid("Forgetting", headers, rows, notes, left=2 if several else 1) if rows else None
+
+
+def _before_after(evaluation: Evaluation, key: str, value: Any, path: str) -> list[Cell]:
+    title = METRICS[key].title if key in METRICS else {"kl": "KL to the base"}.get(key, key.replace("_", " "))
+    metric = METRICS.get(key) or Metric(title, ".4g", 0)
+    if isinstance(value, Mapping) and {"before", "after"} & set(value):
+        change: Cell = ""
+        if isinstance(value.get("difference"), (int, float)):
+            change = with_ends(value, "difference", metric, path, "+")
+        return [title, *(number(value.get(side), metric, f"{path}/{side}") for side in ("before", "after")), change]
+    if isinstance(value, Mapping) and "value" in value:
+        return [title, "", "", with_ends(value, "value", metric, path)]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return [title, "", "", number(value, metric, path)]
+    return [title, "", "", value] if isinstance(value, str) else []
+
+
+def speed(evaluation: Evaluation) -> Grid | None:
+    """Speed by batch size and length."""
+    found = evaluation.speed.get("grid") if isinstance(evaluation.speed, Mapping) else None
+    lines: list[Mapping[str, Any]] = (
+        [its for its in found if isinstance(its, Mapping)] if isinstance(found, list) else []
+    )
+    keys = [key for key in BY_SIZE if any(its.get(key) is not None for its in lines)]
+    rows: list[list[Cell]] = []
+    for place, its in enumerate(lines):
+        row: list[Cell] = [str(its.get("adapter", ""))]
+        for key in keys:
+            value, metric = its.get(key), BY_SIZE[key]
+            scale = MIB if metric is MEMORY else 1
+            text = shown(value / scale if isinstance(value, (int, float)) else value, metric)
+            row.append(Number(text, value, pointer("evaluation", "speed", "grid", place, key), scale=scale))
+        rows.append(row)
+    return Grid("Speed by size", ["adapter", *(BY_SIZE[key].title for key in keys)], rows) if rows and keys else None
