@@ -1,0 +1,28 @@
+"""Texts and values on their way into the page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+# Control characters would be invisible or, as NUL, change in the reading: they are shown as their pictures.
+_PICTURES = {place: 0x2400 + place for place in range(0x20) if chr(place) not in "\t\n"} | {0x7F: 0x2421}
+# C1 controls and what no document may hold.
+_PICTURES |= {place: 0xFFFD for place in (*range(0x80, 0xA0), 0xFFFE, 0xFFFF)}
+
+
+def clean(text: str) -> str:
+    """``text`` as a page can hold it: control characters as pictures, halves of surrogate pairs replaced."""
+    if not text.isascii():
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.replace("\r\n", "\n").translate(_PICTURES)
+
+
+def excerpt(text: str, most: int) -> tuple[str, int]:
+    """The first ``most`` characters, and how many are left out."""
+    return (text, 0) if len(text) <= most else (text[:most], len(text) - most)
+
+
+def data_value(value: Any) -> str:
+    """A value as JSON, which is how the test reads it again; ``null`` for what is undefined."""
+    return json.dumps(value, default=str)
