@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
 from lora.evaluation.grid import Cell, Grid, Piece, pointer
+from lora.evaluation.lenient import dicts, entries
 from lora.evaluation.tables import METRICS, Metric, described_metrics, number
 
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ EXPLAINED = (
     '"No difference seen" does not say that there is none: the last column is the smallest difference that these rows '
     "show in 80 % of cases."
 )
-
-
-def dicts(value: Any) -> dict[str, dict[str, Any]]:
-    """The entries of ``value`` that are dicts; none where it is no dict itself: another version may have written it."""
-    if not isinstance(value, Mapping):
-        return {}
-    return {key: dict(item) for key, item in value.items() if isinstance(item, Mapping)}
 
 
 def metric_of(evaluation: Evaluation, key: str) -> Metric:
@@ -111,8 +105,8 @@ def compared(evaluation: Evaluation, key: str, its: Mapping[str, Any], path: str
 def pairs(evaluation: Evaluation) -> Grid | None:
     """Adapters against one another."""
     rows: list[list[Cell]] = []
-    for place, its in enumerate(evaluation.pairs if isinstance(evaluation.pairs, list) else []):
-        if isinstance(its, Mapping):
+    for place, its in enumerate(entries(evaluation.pairs)):
+        if its:
             path = pointer("evaluation", "pairs", place)
             rows.append(
                 [f"{its.get('a')} against {its.get('b')}", *compared(evaluation, str(its.get("metric")), its, path)]

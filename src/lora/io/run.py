@@ -7,7 +7,7 @@ checkpoints/
   best/              the adapter with the best validation metric so far
 adapter/             the result
 tensorboard/         events
-report.md, report.json
+report.md, report.json, report.html
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
 TRAINING, STATE = "training.safetensors", "state.json"
-FILES = ("metrics.jsonl", "report.md", "report.json", "curves.png")  # that a run replaces
+FILES = ("metrics.jsonl", "report.md", "report.json", "report.html", "curves.png")  # that a run replaces
 
 
 class RunFolder:

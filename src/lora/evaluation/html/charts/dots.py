@@ -29,7 +29,7 @@ NAMES, VALUES = 132.0, 62.0  # width of the names at the left and of the values 
 
 @dataclass(frozen=True)
 class Dot:
-    """A value with the ends of its interval, where there are any, and ``beside``, a second value to look at it against."""
+    """A value with the ends of its interval, where there are any, and ``beside``, a second one to compare."""
 
     name: str
     value: Number

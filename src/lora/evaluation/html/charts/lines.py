@@ -29,7 +29,7 @@ MARKED = 40  # points up to which each has a mark
 
 @dataclass(frozen=True)
 class Line:
-    """Values ``ys`` at ``xs``; ``place`` is that of its colour (see `svg.tone`). ``best`` is marked, a place in both."""
+    """Values ``ys`` at ``xs``; ``place``: of its colour, see `svg.tone`; ``best``: the place that is ringed."""
 
     name: str
     xs: Sequence[float]
@@ -68,7 +68,7 @@ def line_chart(
         path = " ".join(f"{to_x(x):.2f},{to_y(y):.2f}" for x, y in line.points)
         style = f"{tone(line.place)} {dash(line.place)}"
         parts.append(element("polyline", points=path, class_=f"line {style}"))
-        if line.marks and len(line.points) <= MARKED or len(line.points) == 1:
+        if (line.marks and len(line.points) <= MARKED) or len(line.points) == 1:
             parts += [element("circle", cx=to_x(x), cy=to_y(y), r=3, class_=f"dot {style}") for x, y in line.points]
         if line.best is not None and _finite(line.ys[line.best]):
             at = (to_x(line.xs[line.best]), to_y(line.ys[line.best]))

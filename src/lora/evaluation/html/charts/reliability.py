@@ -38,9 +38,13 @@ def reliability_diagram(key: str, title: str, bins: Sequence[Mapping[str, Any]],
         x, y = to_x(its["confidence"]), to_y(its["right"])
         height = COUNTS * its["n"] / most
         start, end = (its.get(name) for name in ("start", "end"))
-        left, right = (to_x(start), to_x(end)) if _number(start) and _number(end) else (x - 4, x + 4)
-        parts.append(element("rect", x=left + 1, width=max(right - left - 2, 1), y=floor - height, height=max(height, 1),
-                             class_=f"count {tone(place)}"))  # fmt: skip
+        left, right = x - 4, x + 4
+        if start is not None and end is not None:
+            left, right = to_x(start), to_x(end)
+        wide = max(right - left - 2, 1)
+        parts.append(
+            element("rect", x=left + 1, width=wide, y=floor - height, height=height, class_=f"count {tone(place)}")
+        )
         if _number(its.get("low")) and _number(its.get("high")):
             parts.append(
                 element("line", x1=x, x2=x, y1=to_y(its["low"]), y2=to_y(its["high"]), class_=f"whisker {tone(place)}")

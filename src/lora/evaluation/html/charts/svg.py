@@ -21,7 +21,7 @@ Attribute = str | float | None
 
 
 def element(name: str, *children: str | Markup, **attributes: Attribute) -> Markup:
-    """An element; text among the children is escaped. In attributes ``_`` stands for ``-``, ``class_`` for ``class``."""
+    """An element; text among the children is escaped. Of attributes ``_`` is ``-``, ``class_`` is ``class``."""
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _length(value))
         for key, value in attributes.items()
