@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora.evaluation.certainty import HEADERS, VERDICTS, compared, dicts, metric_of, systems, with_ends
+from lora.evaluation.certainty import HEADERS, VERDICTS, compared, metric_of, systems, with_ends
 from lora.evaluation.grid import Cell, Grid, Number, pointer
+from lora.evaluation.lenient import dicts, entries, is_number, mapping
 from lora.evaluation.tables import COUNT, MEMORY, METRICS, MIB, Metric, number, short, shown
 
 if TYPE_CHECKING:
@@ -91,10 +92,9 @@ def temperature(evaluation: Evaluation, name: str, scaled: Mapping[str, Any]) ->
 
 def bins(evaluation: Evaluation, name: str) -> Grid | None:
     """The reliability table; empty bins are left out."""
-    found = dicts(evaluation.calibration).get(name, {}).get("bins")
     rows: list[list[Cell]] = []
-    for place, its in enumerate(found if isinstance(found, list) else []):
-        if isinstance(its, Mapping) and its.get("n"):
+    for place, its in enumerate(entries(dicts(evaluation.calibration).get(name, {}).get("bins"))):
+        if its.get("n"):
             path = pointer("evaluation", "calibration", name, "bins", place)
             start, end = (number(its.get(key), SHARE, f"{path}/{key}") for key in ("start", "end"))
             rows.append([[start, "–", end], number(its["n"], COUNT, f"{path}/n"),
@@ -137,7 +137,7 @@ def covered(evaluation: Evaluation, name: str) -> list[Covered]:
     return [
         Covered(number(c, SHARE, at_c), number(r, SHARE, at_r), key == "accuracy")
         for c, r, at_c, at_r, key in out
-        if isinstance(c, (int, float)) and isinstance(r, (int, float))
+        if is_number(c) and is_number(r)
     ]
 
 
@@ -159,10 +159,10 @@ def slices(evaluation: Evaluation, name: str) -> Grid | None:
     """Parts of the rows, the weakest first, each against all others."""
     found = dicts(evaluation.slices).get(name, {})
     rows: list[list[Cell]] = []
-    parts = found.get("slices")
-    for place, part in enumerate(parts if isinstance(parts, list) else []):
-        own = part.get("estimate") if isinstance(part, Mapping) else None
-        if not isinstance(own, Mapping):
+    parts = entries(found.get("slices"))
+    for place, part in enumerate(parts):
+        own = mapping(part.get("estimate"))
+        if not own:
             continue
         path, metric = pointer("evaluation", "slices", name, "slices", place), sliced(evaluation, own)
         said, p = str(part.get("verdict") or ""), "p_corrected" if part.get("p_corrected") is not None else "p_value"
@@ -175,7 +175,7 @@ def slices(evaluation: Evaluation, name: str) -> Grid | None:
     below: list[Cell] = [str(note) for note in notes] if isinstance(notes, list) else []
     if not rows and not below:
         return None
-    first = parts[0]["estimate"].get("metric") if rows and isinstance(parts, list) else ""
+    first = next((mapping(part.get("estimate")).get("metric") for part in parts if part.get("estimate")), None)
     headers = ["rows where", "rows", str(first or "value"), "all others", "p", "than the others"]
     below.insert(0, "p: that a part and all other rows do not differ, corrected for the number of parts.")
     return Grid(f"Parts of the rows: {name}", headers, rows, below)
@@ -221,8 +221,7 @@ def errors(evaluation: Evaluation, name: str) -> Grid | None:
 
 def worst(evaluation: Evaluation, name: str) -> list[dict[str, Any]]:
     """The worst rows of ``name``, those that are what `errors` of an evaluation says."""
-    found = evaluation.errors.get(name) if isinstance(evaluation.errors, Mapping) else None
-    return [dict(its) if isinstance(its, Mapping) else {} for its in found] if isinstance(found, list) else []
+    return entries(mapping(evaluation.errors).get(name))
 
 
 def said(value: Any) -> str:
@@ -269,10 +268,7 @@ def _before_after(evaluation: Evaluation, key: str, value: Any, path: str) -> li
 
 def speed(evaluation: Evaluation) -> Grid | None:
     """Speed by batch size and length."""
-    found = evaluation.speed.get("grid") if isinstance(evaluation.speed, Mapping) else None
-    lines: list[Mapping[str, Any]] = (
-        [its for its in found if isinstance(its, Mapping)] if isinstance(found, list) else []
-    )
+    lines = entries(mapping(evaluation.speed).get("grid"))
     keys = [key for key in BY_SIZE if any(its.get(key) is not None for its in lines)]
     rows: list[list[Cell]] = []
     for place, its in enumerate(lines):

@@ -7,6 +7,7 @@ from typing import Any
 
 from lora.evaluation.curves import series, thinned
 from lora.evaluation.grid import Cell, Grid, Number, Piece, pointer
+from lora.evaluation.lenient import entries, is_number, mapping
 from lora.evaluation.tables import METRICS, Metric, number, shown
 
 EVALUATIONS = 30  # lines of the validation table; a longer history is thinned evenly, its ends and best line kept
@@ -36,15 +37,13 @@ def course(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluations(told: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The evaluations of a history as `course` keeps it, those that are what they should be."""
-    found = told.get("evaluations")
-    return [each for each in found if isinstance(each, dict) and isinstance(each.get("eval"), dict)] if isinstance(
-        found, list) else []  # fmt: skip
+    """The evaluations of a history as `course` keeps it; one without metrics has none, so that places stay."""
+    return [{**each, "eval": mapping(each.get("eval"))} for each in entries(told.get("evaluations"))]
 
 
-def best_evaluation(entries: list[dict[str, Any]]) -> int | None:
+def best_evaluation(measured: list[dict[str, Any]]) -> int | None:
     """The place of the best one, as training marked it."""
-    return next((place for place in reversed(range(len(entries))) if entries[place].get("best")), None)
+    return next((place for place in reversed(range(len(measured))) if measured[place].get("best")), None)
 
 
 def first_and_last(told: Mapping[str, Any]) -> Cell | None:
@@ -61,15 +60,15 @@ def first_and_last(told: Mapping[str, Any]) -> Cell | None:
 
 def validation(told: Mapping[str, Any]) -> Grid | None:
     """Metrics on the held-out rows over the steps."""
-    entries = evaluations(told)
-    keys = dict.fromkeys(key for each in entries for key, value in each["eval"].items() if _number(value))
+    measured = evaluations(told)
+    keys = dict.fromkeys(key for each in measured for key, value in each["eval"].items() if is_number(value))
     if not keys:
         return None
-    keep = {round(place * (len(entries) - 1) / (EVALUATIONS - 1)) for place in range(EVALUATIONS)}
-    best = best_evaluation(entries)
+    keep = {round(place * (len(measured) - 1) / (EVALUATIONS - 1)) for place in range(EVALUATIONS)}
+    best = best_evaluation(measured)
     rows: list[list[Cell]] = []
     for place in sorted(keep | ({best} if best is not None else set())):
-        entry, path = entries[place], pointer("history", "evaluations", place)
+        entry, path = measured[place], pointer("history", "evaluations", place)
         row: list[Cell] = [number(entry.get("step"), STEP, f"{path}/step")]
         for key in keys:
             metric = METRICS.get(key, Metric(key, ".4g"))
@@ -81,18 +80,16 @@ def validation(told: Mapping[str, Any]) -> Grid | None:
 
 def lineage(report: Mapping[str, Any]) -> Grid | None:
     """From the base to the adapter: what was started from, what it learned from, and by what it can be told."""
-    base, data, config, training = (_dict(report.get(key)) for key in ("base", "data", "config", "training"))
+    base, data, config, training = (mapping(report.get(key)) for key in ("base", "data", "config", "training"))
     rows: list[list[Cell]] = []
     if base:
         kind = f" ({base['class']})" if base.get("class") else ""
         rows.append(["base", f"{base.get('name') or '–'}{kind}", str(base.get("fingerprint") or "–")])
-    for each in report.get("lineage") if isinstance(report.get("lineage"), list) else []:
-        its = _dict(each)
+    for its in entries(report.get("lineage")):
         rows.append([str(its.get("step", "before")), str(its.get("name", "–")), str(its.get("fingerprint") or "–")])
     if config.get("start"):
         rows.append(["begun with", str(config["start"]), "–"])
-    for each in data.get("sources") if isinstance(data.get("sources"), list) else []:
-        its = _dict(each)
+    for its in entries(data.get("sources")):
         split = f", {its['split']}" if its.get("split") else ""
         rows.append(["learned from", f"{its.get('name') or '–'}{split}", str(its.get("sha256") or "–")])
     if training.get("steps") is not None:
@@ -114,11 +111,11 @@ def fact_grids(key: str, value: Mapping[str, Any], path: str) -> list[Grid]:
         for name, item in value.items() if name not in lists
     ]  # fmt: skip
     out = [Grid(title, ["", ""], rows, texts=True)] if rows else []
-    for name, entries in lists.items():
-        columns = list(dict.fromkeys(column for entry in entries for column in entry))
+    for name, lines in lists.items():
+        columns = list(dict.fromkeys(column for entry in lines for column in entry))
         body: list[list[Cell]] = [
             [inline(entry.get(column), path + pointer(name, place, column)) for column in columns]
-            for place, entry in enumerate(entries)
+            for place, entry in enumerate(lines)
         ]
         headers = [str(column).replace("_", " ") for column in columns]
         out.append(Grid(f"{title}: {str(name).replace('_', ' ')}", headers, body, texts=True))
@@ -151,11 +148,3 @@ def _flat(cell: Cell) -> list[Piece]:
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) and item for item in value)
-
-
-def _dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

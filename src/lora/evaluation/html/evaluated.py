@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lora.core.routing import BASE
 from lora.evaluation import certainty, details, tables
-from lora.evaluation.certainty import dicts, systems
+from lora.evaluation.certainty import systems
 from lora.evaluation.grid import Cell, Grid, pointer
 from lora.evaluation.html.blocks import (
     Answer,
@@ -28,6 +28,7 @@ from lora.evaluation.html.charts.lines import Line, line_chart
 from lora.evaluation.html.charts.matrix import NUMBERED, matrix_chart
 from lora.evaluation.html.charts.reliability import reliability_diagram
 from lora.evaluation.html.texts import excerpt
+from lora.evaluation.lenient import dicts, entries, mapping
 from lora.evaluation.result import Evaluation
 
 OPEN, FOLDED = 5, 45  # rows shown at once, and behind a line
@@ -102,7 +103,7 @@ def _dot(evaluation: Evaluation, name: str, key: str, metric: tables.Metric) -> 
         for end in ("low", "high")
     ]
     value = tables.number(evaluation[name].get(key), metric, pointer("evaluation", "metrics", name, key))
-    return Dot(name, value, *ends, place=place_of(evaluation, name))
+    return Dot(name, value, ends[0], ends[1], place_of(evaluation, name))
 
 
 def _classes(evaluation: Evaluation, keys: Keys) -> list[Block]:
@@ -145,15 +146,15 @@ def _calibration(evaluation: Evaluation, keys: Keys) -> list[Block]:
     panels = []
     for name in [name for name in systems(evaluation) if name in found][:SYSTEMS]:
         table = details.bins(evaluation, name)
-        bins = found[name].get("bins")
-        own = [its for its in bins if isinstance(its, Mapping)] if isinstance(bins, list) else []
+        own = entries(found[name].get("bins"))
         svg = reliability_diagram(keys(), f"Reliability of {name}", own, place_of(evaluation, name))
         if svg is not None:
             panels.append(Panel(f"Reliability: {evaluation.label(name)}", svg, table))
     lines, tables_of_lines = [], []
     for name in [name for name in systems(evaluation) if details.covered(evaluation, name)][:SYSTEMS]:
         points = details.covered(evaluation, name)
-        risks = [float(1 - each.risk.value if each.right else each.risk.value) for each in points]  # type: ignore[operator]
+        shares = [float(each.risk.value or 0) for each in points]
+        risks = [1 - share if points[0].right else share for share in shares]
         lines.append(
             Line(name, [float(each.coverage.value or 0) for each in points], risks, place_of(evaluation, name))
         )
@@ -186,11 +187,10 @@ def _slices(evaluation: Evaluation, keys: Keys) -> list[Block]:
 
 
 def _slice_dots(evaluation: Evaluation, name: str) -> list[Dot]:
-    parts = dicts(evaluation.slices).get(name, {}).get("slices")
     out = []
-    for place, part in enumerate(parts if isinstance(parts, list) else []):
-        own = part.get("estimate") if isinstance(part, Mapping) else None
-        if isinstance(own, Mapping):
+    for place, part in enumerate(entries(dicts(evaluation.slices).get(name, {}).get("slices"))):
+        own = mapping(part.get("estimate"))
+        if own:
             metric, path = details.sliced(evaluation, own), pointer("evaluation", "slices", name, "slices", place)
             value, low, high = (
                 tables.number(own.get(key), metric, f"{path}/estimate/{key}") for key in ("value", "low", "high")
@@ -226,13 +226,13 @@ def _errors(evaluation: Evaluation) -> list[Block]:
 
 def _answers(evaluation: Evaluation) -> list[Block]:
     written = evaluation.generation
-    answers = written.answers if written is not None and isinstance(written.answers, list) else []
+    answers = entries(written.answers) if written is not None else []
     names, cards = systems(evaluation), []
-    for its in [each for each in answers if isinstance(each, Mapping)][: OPEN + FOLDED]:
+    for its in answers[: OPEN + FOLDED]:
         references = its.get("references") or []
         said = [Answer("reference" if len(references) == 1 else f"reference {place}", _text(details.said(each)), -1)
                 for place, each in enumerate(references[:3], start=1)]  # fmt: skip
-        given = dict(its["answers"]) if isinstance(its.get("answers"), Mapping) else {}
+        given = mapping(its.get("answers"))
         said += [Answer(evaluation.label(name), _text(details.said(given[name])), place_of(evaluation, name))
                  for name in names if name in given]  # fmt: skip
         cards.append(Card([], _text(details.said(its.get("prompt"))), said))

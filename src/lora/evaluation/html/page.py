@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -14,7 +15,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from lora.evaluation.certainty import dicts, metric_of
+from lora.evaluation.certainty import metric_of
 from lora.evaluation.facts import (
     best_evaluation,
     evaluations,
@@ -31,6 +32,7 @@ from lora.evaluation.html.charts.lines import Line, line_chart
 from lora.evaluation.html.charts.svg import tone
 from lora.evaluation.html.evaluated import place_of, sections
 from lora.evaluation.html.texts import clean, data_value
+from lora.evaluation.lenient import dicts, is_number, mapping
 from lora.evaluation.result import Evaluation
 from lora.evaluation.tables import COUNT, difference, headline, number, peak_memory, times
 
@@ -56,7 +58,7 @@ def render(report: Mapping[str, Any]) -> str:
         name=_name(report, evaluation), task=evaluation.task if evaluation else "",
         headline=headline(evaluation) if evaluation else "Nothing was held out, so there is no evaluation.",
         tiles=_tiles(evaluation) if evaluation else [], sections=[part for part in parts if part.blocks],
-        version=_dict(report.get("versions")).get("lora"),
+        version=mapping(report.get("versions")).get("lora"),
         style=Markup(source), script=Markup(script), style_hash=_hash(source), script_hash=_hash(script),
     )  # fmt: skip
 
@@ -69,7 +71,7 @@ def _evaluation(found: Any) -> Evaluation | None:
 
 
 def _name(report: Mapping[str, Any], evaluation: Evaluation | None) -> str:
-    output = _dict(report.get("config")).get("output")
+    output = mapping(report.get("config")).get("output")
     if output:
         return PurePath(str(output)).name or str(output)
     return ", ".join(evaluation.tuned[:3]) if evaluation else "Report"
@@ -134,11 +136,9 @@ def _notes(report: Mapping[str, Any], evaluation: Evaluation | None) -> Section:
 
 def _course(report: Mapping[str, Any], evaluation: Evaluation | None, keys: Keys) -> Section:
     """Curves, and the table of evaluations."""
-    told = report.get("history")
-    if not isinstance(told, Mapping):
-        return Section("course", "Course of training", [])
+    told = mapping(report.get("history"))
     entries = evaluations(told)
-    at = [float(entry["step"]) if isinstance(entry.get("step"), (int, float)) else float("nan") for entry in entries]
+    at = [float(entry["step"]) if is_number(entry.get("step")) else math.nan for entry in entries]
     best = best_evaluation(entries)
     curves = dicts(told.get("series"))
     best_metric = evaluation.best_metric if evaluation else ""
@@ -250,10 +250,6 @@ def _look(piece: Piece) -> str:
 
 def _tone(place: int) -> str:
     return tone(place) if place >= 0 else "plain"
-
-
-def _dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from lora.evaluation.html.charts.svg import (
     tone,
     vertical_axis,
 )
+from lora.evaluation.lenient import is_number
 
 LEFT, RIGHT, PLOT = 52.0, 10.0, 190.0
 MARKED = 40  # points up to which each has a mark
@@ -40,7 +40,7 @@ class Line:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        return [(x, y) for x, y in zip(self.xs, self.ys, strict=True) if _finite(x) and _finite(y)]
+        return [(x, y) for x, y in zip(self.xs, self.ys, strict=True) if is_number(x) and is_number(y)]
 
 
 def line_chart(
@@ -70,7 +70,7 @@ def line_chart(
         parts.append(element("polyline", points=path, class_=f"line {style}"))
         if (line.marks and len(line.points) <= MARKED) or len(line.points) == 1:
             parts += [element("circle", cx=to_x(x), cy=to_y(y), r=3, class_=f"dot {style}") for x, y in line.points]
-        if line.best is not None and _finite(line.ys[line.best]):
+        if line.best is not None and is_number(line.ys[line.best]):
             at = (to_x(line.xs[line.best]), to_y(line.ys[line.best]))
             parts.append(element("circle", cx=at[0], cy=at[1], r=6.5, class_=f"ring {style}"))
     told = "; ".join(
@@ -78,7 +78,3 @@ def line_chart(
     )
     description = f"Over {x_title}: {told}.{' The vertical axis is logarithmic.' if log else ''}"
     return drawing(key, title, description, top + PLOT + 38, *parts)
-
-
-def _finite(value: float) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

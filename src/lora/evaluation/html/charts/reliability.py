@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lora.evaluation.html.charts.svg import Scale, drawing, element, horizontal_axis, label, tone, vertical_axis
+from lora.evaluation.lenient import is_number
 
 LEFT, TOP, SIDE, COUNTS, WIDE = 52.0, 10.0, 260.0, 44.0, 330.0
 
@@ -19,7 +20,7 @@ def reliability_diagram(key: str, title: str, bins: Sequence[Mapping[str, Any]],
     A dot's area grows with its bin's rows. None where no bin has rows.
     """
     bins = [
-        its for its in bins if all(_number(its.get(name)) for name in ("n", "confidence", "right")) and its["n"] > 0
+        its for its in bins if all(is_number(its.get(name)) for name in ("n", "confidence", "right")) and its["n"] > 0
     ]
     if not bins:
         return None
@@ -45,14 +46,10 @@ def reliability_diagram(key: str, title: str, bins: Sequence[Mapping[str, Any]],
         parts.append(
             element("rect", x=left + 1, width=wide, y=floor - height, height=height, class_=f"count {tone(place)}")
         )
-        if _number(its.get("low")) and _number(its.get("high")):
+        if is_number(its.get("low")) and is_number(its.get("high")):
             parts.append(
                 element("line", x1=x, x2=x, y1=to_y(its["low"]), y2=to_y(its["high"]), class_=f"whisker {tone(place)}")
             )
         parts.append(element("circle", cx=x, cy=y, r=3 + 4 * math.sqrt(its["n"] / most), class_=f"dot {tone(place)}"))
         told.append(f"confidence {its['confidence']:.2f}, right {its['right']:.2f} ({its['n']} rows)")
     return drawing(key, title, "; ".join(told) + ".", floor + 38, *parts, width=WIDE)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
