@@ -111,4 +111,5 @@ def pairs(evaluation: Evaluation) -> Grid | None:
             rows.append(
                 [f"{its.get('a')} against {its.get('b')}", *compared(evaluation, str(its.get("metric")), its, path)]
             )
-    return Grid("Adapters against one another", ["adapters", *HEADERS], rows, [EXPLAINED], left=2) if rows else None
+    below: list[Cell] = [] if comparisons(evaluation) else [EXPLAINED]
+    return Grid("Adapters against one another", ["adapters", *HEADERS], rows, below, left=2) if rows else None

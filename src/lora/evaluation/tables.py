@@ -193,7 +193,8 @@ def remarks(evaluation: Evaluation) -> list[Cell]:
     if written := evaluation.generation:
         out.append(
             f"Written answers: greedy, to {len(written.answers):,} different prompts, at most {written.max_new_tokens} "
-            f"tokens; beside {written.references:,} references with {written.reference_length:.1f} tokens on average. "
+            f"tokens; beside {written.references:,} references with "
+            f"{shown(written.reference_length, METRICS['answer_length'])} tokens on average. "
             "ROUGE-L: F1, the nearest reference. Exact match: but for case and white space. "
             + " ".join(f"{METRICS[key].title}: {signature}." for key, signature in written.signatures.items())
         )

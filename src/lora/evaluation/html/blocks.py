@@ -84,6 +84,7 @@ class Lines:
 
     lines: Sequence[Cell]
     points: bool = False
+    heading: str = ""
     kind: ClassVar[str] = "lines"
 
 

@@ -189,43 +189,39 @@ def _course(report: Mapping[str, Any], evaluation: Evaluation | None, keys: Keys
     )
 
 
+ORIGIN, AGAIN = ("base", "adapter", "data"), ("versions", "config")
+
+
 def _origin(report: Mapping[str, Any]) -> list[Section]:
-    """Where the adapter comes from, and by what it can be made again."""
-    out: list[Section] = []
+    """Where the adapter comes from, how it was trained, and by what it can be made again."""
     line = lineage(report)
-    origin: list[Block] = [Table(line, heading=False)] if line else []
-    out.append(
-        Section(
-            "lineage",
-            "Lineage",
-            origin,
-            "From the base to this adapter. Fingerprints and SHA-256 tell whether it is the same base, the same file.",
-        )
-    )
-    for key in ordered(report):
-        value = report[key]
-        if key == "notes" or value in (None, "", [], {}):
-            continue
-        path, title, blocks = pointer(key), key.replace("_", " ").capitalize(), list[Block]()
+    names = [key for key in ordered(report) if key != "notes" and report[key] not in (None, "", [], {})]
+    origin = [Table(line, heading=False)] if line else []
+    return [
+        Section("lineage", "Lineage", [*origin, *_facts(report, [key for key in names if key in ORIGIN])],
+                "From the base to this adapter. A fingerprint or SHA-256 tells whether it is the same base, the same file."),
+        Section("run", "The run", _facts(report, [key for key in names if key not in ORIGIN + AGAIN])),
+        Section("configuration", "Versions and configuration", _facts(report, [key for key in names if key in AGAIN])),
+    ]  # fmt: skip
+
+
+def _facts(report: Mapping[str, Any], names: list[str]) -> list[Block]:
+    """Sections of ``report.json`` as they are, each under its name."""
+    out = list[Block]()
+    for key in names:
+        value, path, title = report[key], pointer(key), key.replace("_", " ").capitalize()
         if key == "config":
-            title = "Configuration"
-            blocks = [
-                Code(
-                    yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(),
-                    path,
-                    "The resolved configuration, every default written out",
-                )
-            ]
+            written = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
+            out.append(Code(written, path, "The resolved configuration, every default written out"))
         elif isinstance(value, Mapping):
-            grids = fact_grids(key, value, path)
-            blocks = [Table(grid, heading=bool(place)) for place, grid in enumerate(grids)]
+            out += [Table(grid) for grid in fact_grids(key, value, path)]
         elif isinstance(value, str) and "\n" in value:
-            blocks = [Code(value)]
+            out += [Lines([], heading=title), Code(value)]
         elif isinstance(value, list):
-            blocks = [Lines([inline(item, path + pointer(place)) for place, item in enumerate(value)], points=True)]
+            lines = [inline(item, path + pointer(place)) for place, item in enumerate(value)]
+            out.append(Lines(lines, points=True, heading=title))
         else:
-            blocks = [Lines([inline(value, path)])]
-        out.append(Section(f"fact-{len(out)}", title, blocks))
+            out.append(Lines([inline(value, path)], heading=title))
     return out
 
 

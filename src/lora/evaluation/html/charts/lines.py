@@ -66,7 +66,7 @@ def line_chart(
     parts = [names, vertical_axis(to_y, LEFT, WIDTH - RIGHT), horizontal_axis(to_x, top + PLOT, x_title)]
     for line in lines:
         path = " ".join(f"{to_x(x):.2f},{to_y(y):.2f}" for x, y in line.points)
-        style = f"{tone(line.place)} {dash(line.place)}"
+        style = f"{tone(line.place)} {dash(line.place) if len(lines) > 1 else ''}".strip()
         parts.append(element("polyline", points=path, class_=f"line {style}"))
         if (line.marks and len(line.points) <= MARKED) or len(line.points) == 1:
             parts += [element("circle", cx=to_x(x), cy=to_y(y), r=3, class_=f"dot {style}") for x, y in line.points]

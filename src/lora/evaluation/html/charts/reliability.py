@@ -32,7 +32,8 @@ def reliability_diagram(key: str, title: str, bins: Sequence[Mapping[str, Any]],
         element("line", x1=to_x(0), y1=to_y(0), x2=to_x(1), y2=to_y(1), class_="diagonal"),
         horizontal_axis(to_x, floor, "confidence", above=TOP),
         label(LEFT + 6, TOP + 14, "share right", class_="axis"),
-        label(LEFT + 6, TOP + SIDE + 24, f"rows (most {most:,})", class_="axis"),
+        label(LEFT - 6, TOP + SIDE + 20, f"{most:,}", anchor="end", class_="tick"),
+        label(LEFT - 6, TOP + SIDE + 34, "rows", anchor="end", class_="axis"),
     ]
     told = []
     for its in bins:

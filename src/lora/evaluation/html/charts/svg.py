@@ -15,6 +15,7 @@ from lora.evaluation.grid import Number
 from lora.evaluation.html.texts import clean, data_value
 
 WIDTH = 420.0
+LARGER = 1.08  # where there is room: letters of 12 are then as large as those of tables
 TONES = 7  # tone0 is the base's; adapters take the others in turn
 LETTER = 6.4  # mean width of a letter at the charts' size
 Attribute = str | float | None
@@ -178,5 +179,5 @@ def drawing(key: str, title: str, description: str, height: float, *children: Ma
     """The chart as a whole; ``key`` is its own on the page, for its title and description are referred to."""
     return element(
         "svg", element("title", title, id=f"{key}-title"), element("desc", description, id=f"{key}-desc"), *children,
-        viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_labelledby=f"{key}-title {key}-desc", class_="chart",
+        viewBox=f"0 0 {width:.0f} {height:.0f}", width=width * LARGER, role="img", aria_labelledby=f"{key}-title {key}-desc", class_="chart",
     )  # fmt: skip
