@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 ERRORS = 20  # worst errors in a table
 MEASURES = {
-    "ece": Metric("expected calibration error (ECE)", better=-1),
-    "ece_equal_mass": Metric("ECE, bins of equal mass", better=-1),
-    "debiased_error": Metric("calibration error, debiased", better=-1),
+    "ece": Metric("ECE", better=-1),
+    "ece_equal_mass": Metric("ECE, equal mass", better=-1),
+    "debiased_error": Metric("debiased error", better=-1),
     "brier": Metric("Brier score", better=-1),
     "nll": Metric("negative log-likelihood", better=-1),
     "aurc": Metric("area under the risk-coverage curve", better=-1),
@@ -33,7 +33,7 @@ BY_SIZE = {
     "ttft_ms": Metric("first token, ms", ",.2f", -1),
     "peak_memory_bytes": MEMORY,
 }
-PLAIN, SHARE = Metric("", ".4g", 0), Metric("", ".3f", 0)
+PLAIN, SHARE, TEMPERATURE = Metric("", ".4g", 0), Metric("", ".3f", 0), Metric("", ".3f", 0)
 
 
 def grids(evaluation: Evaluation) -> list[Grid]:
@@ -60,34 +60,35 @@ def calibration(evaluation: Evaluation) -> list[Grid | None]:
     out: list[Grid | None] = []
     if rows:
         below: list[Cell] = [
-            "Of the rows that are said to be right with 80 %, are 80 % right? 0 is perfect; with few rows even a "
-            "perfectly calibrated model has a calibration error above 0."
+            "ECE: the expected calibration error. Of the rows that are said to be right with 80 %, are 80 % right? 0 is "
+            "perfect; with few rows even a perfectly calibrated model has one above 0."
         ]
         out.append(Grid("Calibration", ["", *map(evaluation.label, names)], rows, below))
-    return out + [temperature(evaluation, name, dicts(found[name]).get("temperature", {})) for name in names]
+    return [*out, temperature(evaluation)]
 
 
-def temperature(evaluation: Evaluation, name: str, scaled: Mapping[str, Any]) -> Grid | None:
-    """Calibration before and after the logits are divided by a temperature."""
-    sides = [side for side in ("before", "after") if isinstance(scaled.get(side), Mapping)]
-    if not sides:
-        return None
-    path = ("evaluation", "calibration", name, "temperature")
-    rows: list[list[Cell]] = [
-        [metric.title, *(number(scaled[side].get(key), metric, pointer(*path, side, key)) for side in sides)]
-        for key, metric in MEASURES.items()
-        if any(scaled[side].get(key) is not None for side in sides)
+def temperature(evaluation: Evaluation) -> Grid | None:
+    """Calibration before and after the logits are divided by a temperature, a line per system."""
+    found = {name: mapping(own.get("temperature")) for name, own in dicts(evaluation.calibration).items()}
+    names = [name for name in systems(evaluation) if mapping(found.get(name, {}).get("before"))]
+    keys = [key for key in MEASURES if any(mapping(found[name]["before"]).get(key) is not None for name in names)]
+    rows: list[list[Cell]] = []
+    for name in names:
+        path = ("evaluation", "calibration", name, "temperature")
+        which = "temperature" if "temperature" in found[name] else "value"
+        row: list[Cell] = [evaluation.label(name), number(found[name].get(which), TEMPERATURE, pointer(*path, which))]
+        for key in keys:
+            before, after = (mapping(found[name].get(side)).get(key) for side in ("before", "after"))
+            row.append([number(before, MEASURES[key], pointer(*path, "before", key)), " → ",
+                        number(after, MEASURES[key], pointer(*path, "after", key))])  # fmt: skip
+        rows.append(row)
+    below: list[Cell] = [
+        "What logits are divided by so that probabilities become honest; above 1 the model was too sure. No answer "
+        "changes. Each row is judged at a temperature that was fitted without it.",
+        *(f"{name}: {found[name]['note']}" for name in names if found[name].get("note")),
     ]
-    below: list[Cell] = []
-    for key in ("temperature", "value"):
-        if isinstance(scaled.get(key), (int, float)):
-            at = number(scaled[key], Metric("", ".3f"), pointer(*path, key))
-            below.append(
-                ["Temperature ", at, ": what logits are divided by; above 1 the model was too sure. No answer changes."]
-            )
-    if scaled.get("note"):
-        below.append(str(scaled["note"]))
-    return Grid(f"Temperature: {name}", ["", *sides], rows, below)
+    headers = ["", "temperature", *(MEASURES[key].title for key in keys)]
+    return Grid("Temperature scaling", headers, rows, below) if rows else None
 
 
 def bins(evaluation: Evaluation, name: str) -> Grid | None:

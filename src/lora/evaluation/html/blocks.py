@@ -23,11 +23,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart with its heading; ``table`` has the same numbers for those who cannot see it."""
+    """A chart with its heading; ``tables`` have the same numbers for those who cannot see it."""
 
     title: str
     svg: Markup
-    table: Grid | None = None
+    tables: Sequence[Grid] = ()
     note: str = ""
     wide: bool = False
 

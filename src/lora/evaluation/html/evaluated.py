@@ -129,7 +129,7 @@ def _confusion(
     if svg is None or grid is None:
         return []
     if len(labels) <= NUMBERED:
-        return [Panels([Panel(f"Confusion matrix: {name}", svg, grid, wide=len(labels) > 6)])]
+        return [Panels([Panel(f"Confusion matrix: {name}", svg, [grid], wide=len(labels) > 6)])]
     every = tables.confused_pairs(labels, matrix, name, most=len(labels) ** 2)
     every.title = "All confusions"
     whole = Panels(
@@ -149,7 +149,7 @@ def _calibration(evaluation: Evaluation, keys: Keys) -> list[Block]:
         own = entries(found[name].get("bins"))
         svg = reliability_diagram(keys(), f"Reliability of {name}", own, place_of(evaluation, name))
         if svg is not None:
-            panels.append(Panel(f"Reliability: {evaluation.label(name)}", svg, table))
+            panels.append(Panel(f"Reliability: {evaluation.label(name)}", svg, [table] if table else []))
     lines, tables_of_lines = [], []
     for name in [name for name in systems(evaluation) if details.covered(evaluation, name)][:SYSTEMS]:
         points = details.covered(evaluation, name)
@@ -163,9 +163,9 @@ def _calibration(evaluation: Evaluation, keys: Keys) -> list[Block]:
         keys(), "Risk by coverage", lines, x_title="share of the rows answered, the surest first", zero=True, log=False
     )
     if svg is not None:
-        panels.append(Panel("Wrong answers when only sure ones are given", svg, tables_of_lines[0]))
+        panels.append(Panel("Wrong answers when only sure ones are given", svg, tables_of_lines))
     out: list[Block] = [Panels(panels)] if panels else []
-    return out + [Table(grid) for grid in [*details.calibration(evaluation), *tables_of_lines[1:]] if grid]
+    return out + [Table(grid) for grid in details.calibration(evaluation) if grid]
 
 
 def _slices(evaluation: Evaluation, keys: Keys) -> list[Block]:

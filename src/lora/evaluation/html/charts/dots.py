@@ -24,7 +24,7 @@ from lora.evaluation.html.charts.svg import (
 )
 
 ROW, HEAD = 22.0, 24.0
-NAMES, VALUES = 132.0, 62.0  # width of the names at the left and of the values at the right
+NAMES, VALUES = (90.0, 212.0), 62.0  # width of the names at the left, least and most, and of the values at the right
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def dot_chart(
     numbers = [number for _, dots in groups for dot in dots for number in dot.numbers]
     if not numbers:
         return None
-    to = Scale(0.0, 1.0, NAMES, WIDTH - VALUES) if unit else scale(numbers, NAMES, WIDTH - VALUES)
+    longest = max(len(dot.name) for _, dots in groups for dot in dots)
+    left = min(max(NAMES[0], longest * LETTER + 18), NAMES[1])
+    to = Scale(0.0, 1.0, left, WIDTH - VALUES) if unit else scale(numbers, left, WIDTH - VALUES)
     height = sum((HEAD if heading else 0) + ROW * len(dots) for heading, dots in groups) + 6
     parts = [horizontal_axis(to, height, x_title, above=0, most=4)]
     y, told = 4.0, []
@@ -74,7 +76,7 @@ def dot_chart(
 
 def _row(dot: Dot, y: float, to: Scale) -> Markup:
     x = to(float(dot.value.value or 0))
-    parts = [label(8, y + 4, dot.name, class_="key", most=int((NAMES - 14) / LETTER))]
+    parts = [label(8, y + 4, dot.name, class_="key", most=int((to.start - 14) / LETTER))]
     if dot.low is not None and dot.high is not None and dot.low.value is not None and dot.high.value is not None:
         low, high = to(dot.low.value), to(dot.high.value)
         parts.append(element("line", x1=low, x2=high, y1=y, y2=y, class_=f"whisker {tone(dot.place)}"))

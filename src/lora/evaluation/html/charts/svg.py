@@ -179,5 +179,6 @@ def drawing(key: str, title: str, description: str, height: float, *children: Ma
     """The chart as a whole; ``key`` is its own on the page, for its title and description are referred to."""
     return element(
         "svg", element("title", title, id=f"{key}-title"), element("desc", description, id=f"{key}-desc"), *children,
-        viewBox=f"0 0 {width:.0f} {height:.0f}", width=width * LARGER, role="img", aria_labelledby=f"{key}-title {key}-desc", class_="chart",
+        viewBox=f"0 0 {width:.0f} {height:.0f}", width=width * LARGER, class_="chart", role="img",
+        aria_labelledby=f"{key}-title {key}-desc",
     )  # fmt: skip
