@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora.evaluation.certainty import HEADERS, VERDICTS, compared, metric_of, systems, with_ends
 from lora.evaluation.grid import Cell, Grid, Number, pointer
 from lora.evaluation.lenient import dicts, entries, is_number, mapping
-from lora.evaluation.tables import COUNT, MEMORY, METRICS, MIB, Metric, number, short, shown
+from lora.evaluation.tables import COUNT, MEMORY, METRICS, MIB, Metric, difference, number, short, shown
 
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation
@@ -60,8 +60,8 @@ def calibration(evaluation: Evaluation) -> list[Grid | None]:
     out: list[Grid | None] = []
     if rows:
         below: list[Cell] = [
-            "ECE: the expected calibration error. Of the rows that are said to be right with 80 %, are 80 % right? 0 is "
-            "perfect; with few rows even a perfectly calibrated model has one above 0."
+            "ECE: the expected calibration error. Of the rows that are said to be right with 80 %, are 80 % right? "
+            "0 is perfect; with few rows even a perfectly calibrated model has one above 0."
         ]
         out.append(Grid("Calibration", ["", *map(evaluation.label, names)], rows, below))
     return [*out, temperature(evaluation)]
@@ -256,15 +256,16 @@ def _before_after(evaluation: Evaluation, key: str, value: Any, path: str) -> li
     title = METRICS[key].title if key in METRICS else {"kl": "KL to the base"}.get(key, key.replace("_", " "))
     metric = METRICS.get(key) or Metric(title, ".4g", 0)
     if isinstance(value, Mapping) and {"before", "after"} & set(value):
-        change: Cell = ""
-        if isinstance(value.get("difference"), (int, float)):
+        before, after = value.get("before"), value.get("after")
+        change: Cell = difference(after, before, metric, f"{path}/after", f"{path}/before")
+        if is_number(value.get("difference")):
             change = with_ends(value, "difference", metric, path, "+")
         return [title, *(number(value.get(side), metric, f"{path}/{side}") for side in ("before", "after")), change]
     if isinstance(value, Mapping) and "value" in value:
-        return [title, "", "", with_ends(value, "value", metric, path)]
+        return [title, "", with_ends(value, "value", metric, path), ""]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return [title, "", "", number(value, metric, path)]
-    return [title, "", "", value] if isinstance(value, str) else []
+        return [title, "", number(value, metric, path), ""]
+    return [title, "", value, ""] if isinstance(value, str) else []
 
 
 def speed(evaluation: Evaluation) -> Grid | None:

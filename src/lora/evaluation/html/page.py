@@ -199,7 +199,7 @@ def _origin(report: Mapping[str, Any]) -> list[Section]:
     origin = [Table(line, heading=False)] if line else []
     return [
         Section("lineage", "Lineage", [*origin, *_facts(report, [key for key in names if key in ORIGIN])],
-                "From the base to this adapter. Fingerprint and SHA-256 tell whether it is the same base, the same file."),
+                "From the base to this adapter. Fingerprints and SHA-256 tell whether base and files are the same."),
         Section("run", "The run", _facts(report, [key for key in names if key not in ORIGIN + AGAIN])),
         Section("configuration", "Versions and configuration", _facts(report, [key for key in names if key in AGAIN])),
     ]  # fmt: skip
