@@ -21,10 +21,11 @@ from lora.evaluation.facts import course, fact_grids, first_and_last, inline, li
 from lora.evaluation.grid import escape, pointer, text
 from lora.evaluation.html import render
 from lora.evaluation.result import Evaluation, plain
+from lora.evaluation.saved import HTML, JSON
 from lora.evaluation.tables import headline, markdown
 from lora.io.atomic import saving, write_text
 
-MARKDOWN, JSON, HTML, CURVES = "report.md", "report.json", "report.html", "curves.png"
+MARKDOWN, CURVES = "report.md", "curves.png"
 
 
 def write_report(

@@ -31,11 +31,13 @@ from lora.evaluation.html.blocks import Block, Code, Keys, Lines, Panel, Panels,
 from lora.evaluation.html.charts.lines import Line, line_chart
 from lora.evaluation.html.charts.svg import tone
 from lora.evaluation.html.evaluated import place_of, sections
-from lora.evaluation.html.texts import clean, data_value
+from lora.evaluation.html.texts import clean, data_value, excerpt
 from lora.evaluation.lenient import dicts, is_number, mapping
 from lora.evaluation.result import Evaluation
 from lora.evaluation.tables import COUNT, difference, headline, number, peak_memory, times
 
+LONGEST = 3000  # characters of a text in a sentence or a table
+NAME = 120  # and of the name at the head of the page
 TILES = 6  # adapters at the head of the page; the table has all
 STYLES = {"green": "good", "red": "bad"}
 
@@ -49,13 +51,11 @@ def render(report: Mapping[str, Any]) -> str:
     evaluation = _evaluation(report.get("evaluation"))
     keys = Keys()
     parts = [_notes(report, evaluation)]
-    parts += sections(evaluation, keys)[:1] if evaluation else []
-    parts.append(_course(report, evaluation, keys))
-    parts += sections(evaluation, keys)[1:] if evaluation else []
-    parts += _origin(report)
+    measured = sections(evaluation, keys) if evaluation else []
+    parts += [*measured[:1], _course(report, evaluation, keys), *measured[1:], *_origin(report)]
     source, script = _file("style.css"), _file("script.js")
     return _template().render(
-        name=_name(report, evaluation), task=evaluation.task if evaluation else "",
+        name=excerpt(_name(report, evaluation), NAME)[0], task=evaluation.task if evaluation else "",
         headline=headline(evaluation) if evaluation else "Nothing was held out, so there is no evaluation.",
         tiles=_tiles(evaluation) if evaluation else [], sections=[part for part in parts if part.blocks],
         version=mapping(report.get("versions")).get("lora"),
@@ -129,8 +129,8 @@ def _plain(piece: Any) -> Any:
 
 def _notes(report: Mapping[str, Any], evaluation: Evaluation | None) -> Section:
     found = report.get("notes")
-    lines: list[Cell] = [str(note) for note in found] if isinstance(found, list) else [str(found)] if found else []
-    lines += [str(note) for note in evaluation.notes if str(note) not in lines] if evaluation else []
+    own, measured = found if isinstance(found, list) else [found], evaluation.notes if evaluation else []
+    lines: list[Cell] = list(dict.fromkeys(str(note) for note in [*own, *measured] if note not in (None, "")))
     return Section("notes", "Notes", [Lines(lines, points=True)] if lines else [])
 
 
@@ -233,11 +233,16 @@ def _template() -> jinja2.Template:
         finalize=lambda value: clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
     environment.filters |= {
-        "pieces": pieces, "text": text, "json": data_value,
+        "pieces": pieces, "text": _written, "json": data_value,
         "look": _look, "tone": _tone,
     }  # fmt: skip
     environment.tests["figure"] = lambda piece: isinstance(piece, Number)
     return environment.get_template("page.html")
+
+
+def _written(piece: Piece) -> str:
+    said, left = excerpt(text(piece), LONGEST)
+    return f"{said} … ({left:,} more characters are in report.json)" if left else said
 
 
 def _look(piece: Piece) -> str:
