@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -118,6 +118,17 @@ class Section:
     title: str
     blocks: Sequence[Block]
     hint: str = ""
+
+
+FAILED = "This part of the report has a shape that is not known here, so it is not shown; report.json has it: "
+
+
+def section(key: str, title: str, blocks: Callable[[], Sequence[Block]], hint: str = "") -> Section:
+    """A section; where its part of the report is none that this version can read, it says so, and the others stand."""
+    try:
+        return Section(key, title, blocks(), hint)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return Section(key, title, [Lines([f"{FAILED}{type(error).__name__}: {error}"])])
 
 
 @dataclass(frozen=True)

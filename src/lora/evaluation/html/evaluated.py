@@ -21,6 +21,7 @@ from lora.evaluation.html.blocks import (
     Section,
     Table,
     Text,
+    section,
 )
 from lora.evaluation.html.charts.bars import Bar, bar_chart
 from lora.evaluation.html.charts.dots import Dot, dot_chart
@@ -40,18 +41,18 @@ PARTS = 24  # of the rows, in a chart
 def sections(evaluation: Evaluation, keys: Keys) -> list[Section]:
     """All sections of an evaluation; empty ones too."""
     return [
-        Section("results", "Results", _results(evaluation, keys)),
-        Section("classes", "Classes and confusions", _classes(evaluation, keys),
+        section("results", "Results", lambda: _results(evaluation, keys)),
+        section("classes", "Classes and confusions", lambda: _classes(evaluation, keys),
                 "A line is a true class; what stands off the diagonal was taken for another."),
-        Section("calibration", "Calibration", _calibration(evaluation, keys),
+        section("calibration", "Calibration", lambda: _calibration(evaluation, keys),
                 "Dots on the diagonal: as often right as said. Below: too sure; above: not sure enough."),
-        Section("slices", "Parts of the rows", _slices(evaluation, keys),
+        section("slices", "Parts of the rows", lambda: _slices(evaluation, keys),
                 "The weakest part stands first; the upright line is the value of all other rows."),
-        Section("robustness", "Noise", _one(details.robustness(evaluation))),
-        Section("errors", "Worst errors", _errors(evaluation)),
-        Section("answers", "Written answers", _answers(evaluation)),
-        Section("forgetting", "Forgetting", _one(details.forgetting(evaluation))),
-        Section("speed", "Speed and memory", _speed(evaluation, keys)),
+        section("robustness", "Noise", lambda: _one(details.robustness(evaluation))),
+        section("errors", "Worst errors", lambda: _errors(evaluation)),
+        section("answers", "Written answers", lambda: _answers(evaluation)),
+        section("forgetting", "Forgetting", lambda: _one(details.forgetting(evaluation))),
+        section("speed", "Speed and memory", lambda: _speed(evaluation, keys)),
     ]  # fmt: skip
 
 

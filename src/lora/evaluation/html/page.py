@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -12,27 +11,16 @@ from pathlib import PurePath
 from typing import Any
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from lora.evaluation.certainty import metric_of
-from lora.evaluation.facts import (
-    best_evaluation,
-    evaluations,
-    fact_grids,
-    first_and_last,
-    inline,
-    lineage,
-    ordered,
-    validation,
-)
 from lora.evaluation.grid import Cell, Number, Piece, pieces, pointer, style, text
-from lora.evaluation.html.blocks import Block, Code, Keys, Lines, Panel, Panels, Section, Table, Tile
-from lora.evaluation.html.charts.lines import Line, line_chart
+from lora.evaluation.html.blocks import Keys, Tile
 from lora.evaluation.html.charts.svg import tone
 from lora.evaluation.html.evaluated import place_of, sections
+from lora.evaluation.html.running import course, notes, origin
 from lora.evaluation.html.texts import clean, data_value, excerpt
-from lora.evaluation.lenient import dicts, is_number, mapping
+from lora.evaluation.lenient import dicts, mapping
 from lora.evaluation.result import Evaluation
 from lora.evaluation.tables import COUNT, difference, headline, number, peak_memory, times
 
@@ -50,9 +38,8 @@ def render(report: Mapping[str, Any]) -> str:
     """
     evaluation = _evaluation(report.get("evaluation"))
     keys = Keys()
-    parts = [_notes(report, evaluation)]
     measured = sections(evaluation, keys) if evaluation else []
-    parts += [*measured[:1], _course(report, evaluation, keys), *measured[1:], *_origin(report)]
+    parts = [notes(report, evaluation), *measured[:1], course(report, evaluation, keys), *measured[1:], *origin(report)]
     source, script = _file("style.css"), _file("script.js")
     return _template().render(
         name=excerpt(_name(report, evaluation), NAME)[0], task=evaluation.task if evaluation else "",
@@ -125,104 +112,6 @@ def _costs(evaluation: Evaluation) -> list[Tile]:
 
 def _plain(piece: Any) -> Any:
     return text(piece) if isinstance(piece, tuple) else piece
-
-
-def _notes(report: Mapping[str, Any], evaluation: Evaluation | None) -> Section:
-    found = report.get("notes")
-    own, measured = found if isinstance(found, list) else [found], evaluation.notes if evaluation else []
-    lines: list[Cell] = list(dict.fromkeys(str(note) for note in [*own, *measured] if note not in (None, "")))
-    return Section("notes", "Notes", [Lines(lines, points=True)] if lines else [])
-
-
-def _course(report: Mapping[str, Any], evaluation: Evaluation | None, keys: Keys) -> Section:
-    """Curves, and the table of evaluations."""
-    told = mapping(report.get("history"))
-    entries = evaluations(told)
-    at = [float(entry["step"]) if is_number(entry.get("step")) else math.nan for entry in entries]
-    best = best_evaluation(entries)
-    curves = dicts(told.get("series"))
-    best_metric = evaluation.best_metric if evaluation else ""
-
-    def line(title: str, key: str, place: int) -> list[Line]:
-        own = curves.get(key, {})
-        steps, values = own.get("steps"), own.get("values")
-        if not isinstance(steps, list) or not isinstance(values, list) or len(steps) != len(values):
-            return []
-        each = own.get("each") or 1
-        return [Line(title + (f" (means of {each} steps)" if each > 1 else ""), steps, values, place)]
-
-    def measured(title: str, key: str, place: int) -> list[Line]:
-        return [Line(title, at, [entry["eval"].get(key) for entry in entries], place, True, best)] if entries else []
-
-    metrics = [key for entry in entries for key in entry["eval"]]
-    metric = next((key for key in [best_metric, *metrics] if key and key != "loss" and key in metrics), None)
-    drawn = [
-        ("Loss", [*line("training", "loss", 0), *measured("validation", "loss", 1)]),
-        (
-            metric_of(evaluation, metric).title if evaluation and metric else str(metric),
-            measured("validation", metric, 1) if metric else [],
-        ),
-        ("Learning rate", line("learning rate", "learning_rate", 3)),
-        ("Gradient norm", line("gradient norm", "grad_norm", 2)),
-    ]
-    table = validation(told)
-    panels = []
-    for title, lines in drawn:
-        svg = line_chart(
-            keys(),
-            title,
-            lines,
-            x_title="step",
-            zero=title == "Learning rate",
-            log=False if title == "Learning rate" else None,
-        )
-        if svg is not None:
-            panels.append(Panel(title, svg))
-    blocks: list[Block] = [Lines([sentence])] if (sentence := first_and_last(told)) is not None else []
-    blocks += [Panels(panels)] if panels else []
-    blocks += [Table(table)] if table else []
-    return Section(
-        "course",
-        "Course of training",
-        blocks,
-        "The ring marks the evaluation that was kept as the best." if best is not None else "",
-    )
-
-
-ORIGIN, AGAIN = ("base", "adapter", "data"), ("versions", "config")
-
-
-def _origin(report: Mapping[str, Any]) -> list[Section]:
-    """Where the adapter comes from, how it was trained, and by what it can be made again."""
-    line = lineage(report)
-    names = [key for key in ordered(report) if key != "notes" and report[key] not in (None, "", [], {})]
-    origin = [Table(line, heading=False)] if line else []
-    return [
-        Section("lineage", "Lineage", [*origin, *_facts(report, [key for key in names if key in ORIGIN])],
-                "From the base to this adapter. Fingerprints and SHA-256 tell whether base and files are the same."),
-        Section("run", "The run", _facts(report, [key for key in names if key not in ORIGIN + AGAIN])),
-        Section("configuration", "Versions and configuration", _facts(report, [key for key in names if key in AGAIN])),
-    ]  # fmt: skip
-
-
-def _facts(report: Mapping[str, Any], names: list[str]) -> list[Block]:
-    """Sections of ``report.json`` as they are, each under its name."""
-    out = list[Block]()
-    for key in names:
-        value, path, title = report[key], pointer(key), key.replace("_", " ").capitalize()
-        if key == "config":
-            written = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
-            out.append(Code(written, path, "The resolved configuration, every default written out"))
-        elif isinstance(value, Mapping):
-            out += [Table(grid) for grid in fact_grids(key, value, path)]
-        elif isinstance(value, str) and "\n" in value:
-            out += [Lines([], heading=title), Code(value)]
-        elif isinstance(value, list):
-            lines = [inline(item, path + pointer(place)) for place, item in enumerate(value)]
-            out.append(Lines(lines, points=True, heading=title))
-        else:
-            out.append(Lines([inline(value, path)], heading=title))
-    return out
 
 
 @cache
