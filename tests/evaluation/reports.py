@@ -11,8 +11,7 @@ import numpy as np
 
 from lora.evaluation.facts import course
 from lora.evaluation.result import Evaluation, Generation, plain
-from lora.statistics.calibration import brier_rows, confidence_and_right, ece, reliability
-from lora.statistics.calibration import BRIER
+from lora.statistics.calibration import BRIER, brier_rows, confidence_and_right, ece, reliability
 from lora.statistics.classes import ACCURACY, F1_MACRO, label_rows
 from lora.statistics.compare import compare, correct
 from lora.statistics.estimate import estimate
@@ -55,8 +54,10 @@ def _full() -> dict[str, Any]:
     random = np.random.default_rng(7)
     rows, many = 260, len(INTENTS)
     true = random.integers(0, many, rows)
-    logits = {name: _logits(random, true, many, strength) for name, strength in
-              (("base", 0.2), ("support", 3.1), ("support-small", 2.7))}  # fmt: skip
+    logits = {
+        name: _logits(random, true, many, strength)
+        for name, strength in (("base", 0.2), ("support", 3.1), ("support-small", 2.7))
+    }
     said = {name: its.argmax(axis=1) for name, its in logits.items()}
     systems = {name: label_rows(list(true), list(its)) for name, its in said.items()}
     names = list(systems)
@@ -71,26 +72,48 @@ def _full() -> dict[str, Any]:
     lengths = [len(text) + int(random.integers(0, 300)) for text in texts]
     columns = {"label": [INTENTS[each] for each in true], "characters": lengths}
     evaluation = Evaluation(
-        {name: _metrics(true, said[name], logits[name]) for name in names}, rows, truncated=3,
+        {name: _metrics(true, said[name], logits[name]) for name in names},
+        rows,
+        truncated=3,
         notes=["The held-out rows measured here also picked the best checkpoint; rows kept for a test alone say more."],
-        task="classification", best_metric="f1_macro", greater_is_better=True, untrained_head=True,
-        reference={"name": "always 'refund', the most frequent class (45 of 260 rows)", "metrics": {"accuracy": 45 / 260}},
-        speed={**{name: _speed(factor) for name, factor in (("base", 1.0), ("support", 1.35), ("support-small", 1.2))},
-               "grid": [_by_size(name, batch, length) for name in names for batch in (1, 8, 32) for length in (64, 256)]},
-        peak_memory_bytes=867_934_208, peak_memory_kind="main memory of the whole process (RSS)",
-        generation=_written(names), seconds=12.5, source="held-out.jsonl",
-        intervals={name: {"accuracy": estimate(ACCURACY, its).to_dict(),
-                          "f1_macro": estimate(F1_MACRO, its, resamples=300).to_dict()} for name, its in systems.items()},
+        task="classification",
+        best_metric="f1_macro",
+        greater_is_better=True,
+        untrained_head=True,
+        reference={"name": "always 'refund', the most frequent class", "metrics": {"accuracy": 45 / 260}},
+        speed={
+            **{name: _speed(factor) for name, factor in (("base", 1.0), ("support", 1.35), ("support-small", 1.2))},
+            "grid": [_by_size(name, batch, length) for name in names for batch in (1, 8, 32) for length in (64, 256)],
+        },
+        peak_memory_bytes=867_934_208,
+        peak_memory_kind="main memory of the whole process (RSS)",
+        generation=_written(names),
+        seconds=12.5,
+        source="held-out.jsonl",
+        intervals={
+            name: {
+                "accuracy": estimate(ACCURACY, its).to_dict(),
+                "f1_macro": estimate(F1_MACRO, its, resamples=300).to_dict(),
+            }
+            for name, its in systems.items()
+        },
         comparisons={name: {key: its.to_dict() for key, its in correct(own).items()} for name, own in compared.items()},
         pairs=[{**pair, "metric": "accuracy", "a": "support", "b": "support-small"}],
         calibration={name: _calibration(logits[name], true) for name in names},
         slices={name: by_slice(ACCURACY, systems[name], columns).to_dict() for name in names[1:]},
         robustness={"support": {"typos": {**pair, "difference": -0.0412}, "lower_case": pair}},
         errors={name: _errors(texts, true, said[name], logits[name]) for name in names[1:]},
-        forgetting={name: {"loss": {"before": 3.2104, "after": after}, "perplexity": {"before": math.exp(3.2104),
-                    "after": math.exp(after)}, "kl": {"value": 0.0312, "low": 0.0287, "high": 0.0341}, "agreement": 0.9124,
-                    "tokens": 20_480} for name, after in (("support", 3.2615), ("support-small", 3.2288))},
-    )  # fmt: skip
+        forgetting={
+            name: {
+                "loss": {"before": 3.2104, "after": after},
+                "perplexity": {"before": math.exp(3.2104), "after": math.exp(after)},
+                "kl": {"value": 0.0312, "low": 0.0287, "high": 0.0341},
+                "agreement": 0.9124,
+                "tokens": 20_480,
+            }
+            for name, after in (("support", 3.2615), ("support-small", 3.2288))
+        },
+    )
     return {"format": 1, "evaluation": evaluation.to_dict(), "history": plain(course(history())), **_facts()}
 
 
@@ -110,12 +133,22 @@ def _metrics(true: Any, said: Any, logits: Any) -> dict[str, Any]:
     each = {}
     for place, name in enumerate(INTENTS):
         right, support, given = int(matrix[place, place]), int(matrix[place].sum()), int(matrix[:, place].sum())
-        each[name] = {"precision": right / max(given, 1), "recall": right / max(support, 1),
-                      "f1": 2 * right / max(support + given, 1), "support": support}  # fmt: skip
+        each[name] = {
+            "precision": right / max(given, 1),
+            "recall": right / max(support, 1),
+            "f1": 2 * right / max(support + given, 1),
+            "support": support,
+        }
     f1 = float(np.mean([its["f1"] for its in each.values()]))
     loss = float(-np.log(probabilities_at(logits)[np.arange(len(true)), true]).mean())
-    return {"accuracy": float((true == said).mean()), "f1_macro": f1, "f1_weighted": f1, "loss": loss, "per_class": each,
-            "confusion": {"labels": INTENTS, "matrix": matrix.tolist()}}  # fmt: skip
+    return {
+        "accuracy": float((true == said).mean()),
+        "f1_macro": f1,
+        "f1_weighted": f1,
+        "loss": loss,
+        "per_class": each,
+        "confusion": {"labels": INTENTS, "matrix": matrix.tolist()},
+    }
 
 
 def _calibration(logits: Any, true: Any) -> dict[str, Any]:
@@ -123,66 +156,131 @@ def _calibration(logits: Any, true: Any) -> dict[str, Any]:
     said, right = confidence_and_right(probabilities, true)
     coverage, risk = risk_coverage(sure_rows(said, right))
     return {
-        "bins": [its.to_dict() for its in reliability(said, right, bins=10)], "ece": ece(said, right),
-        "brier": BRIER.value(brier_rows(probabilities, true)), "temperature": calibration_table(logits, true),
+        "bins": [its.to_dict() for its in reliability(said, right, bins=10)],
+        "ece": ece(said, right),
+        "brier": BRIER.value(brier_rows(probabilities, true)),
+        "temperature": calibration_table(logits, true),
         "selective": {"coverage": coverage.tolist(), "risk": risk.tolist()},
-    }  # fmt: skip
+    }
 
 
 def _errors(texts: list[str], true: Any, said: Any, logits: Any) -> list[dict[str, Any]]:
     sure = probabilities_at(logits).max(axis=1)
     wrong = sorted(np.flatnonzero(true != said), key=lambda place: -sure[place])
     return [
-        {"row": int(place), "text": texts[place], "expected": INTENTS[true[place]], "answer": INTENTS[said[place]],
-         "score": float(sure[place])}
+        {
+            "row": int(place),
+            "text": texts[place],
+            "expected": INTENTS[true[place]],
+            "answer": INTENTS[said[place]],
+            "score": float(sure[place]),
+        }
         for place in wrong[:60]
-    ]  # fmt: skip
+    ]
 
 
 def _speed(factor: float) -> dict[str, Any]:
-    own = {"latency_p50_ms": 8.74 * factor, "latency_p95_ms": 24.12 * factor, "latency_rows": 64,
-           "rows_per_second": 255.7 / factor, "tokens_per_second": 3024.0 / factor}  # fmt: skip
+    own = {
+        "latency_p50_ms": 8.74 * factor,
+        "latency_p95_ms": 24.12 * factor,
+        "latency_rows": 64,
+        "rows_per_second": 255.7 / factor,
+        "tokens_per_second": 3024.0 / factor,
+    }
     if factor == 1:
         return own
     ends = {"value": factor, "low": factor - 0.05, "high": factor + 0.06}
     slower = {"value": 1 / factor, "low": 1 / factor - 0.05, "high": 1 / factor + 0.05}
-    return {**own, "to_base": {"latency_p50_ms": ends, "latency_p95_ms": ends, "rows_per_second": slower,
-                               "tokens_per_second": slower}}  # fmt: skip
+    return {
+        **own,
+        "to_base": {
+            "latency_p50_ms": ends,
+            "latency_p95_ms": ends,
+            "rows_per_second": slower,
+            "tokens_per_second": slower,
+        },
+    }
 
 
 def _by_size(name: str, batch: int, length: int) -> dict[str, Any]:
     time = (1 + 0.2 * (name != "base")) * batch**0.7 * length / 40
-    return {"adapter": name, "batch": batch, "length": length, "p50_ms": time, "p95_ms": time * 1.2, "p99_ms": time * 1.5,
-            "tokens_per_second": 1000 * batch * length / time, "ttft_ms": None}  # fmt: skip
+    return {
+        "adapter": name,
+        "batch": batch,
+        "length": length,
+        "p50_ms": time,
+        "p95_ms": time * 1.2,
+        "p99_ms": time * 1.5,
+        "tokens_per_second": 1000 * batch * length / time,
+        "ttft_ms": None,
+    }
 
 
 def _written(names: list[str]) -> Generation:
     answers = [
-        {"prompt": f"A customer writes: my order {place} has not come. Answer in one sentence.",
-         "references": [f"I am sorry: order {place} is on its way and comes tomorrow."],
-         "answers": {name: f"{name} says that order {place} {'is, is, is' if name == 'base' else 'comes tomorrow.'}"
-                     for name in names}}
+        {
+            "prompt": f"A customer writes: my order {place} has not come. Answer in one sentence.",
+            "references": [f"I am sorry: order {place} is on its way and comes tomorrow."],
+            "answers": {
+                name: f"{name} says that order {place} {'is, is, is' if name == 'base' else 'comes tomorrow.'}"
+                for name in names
+            },
+        }
         for place in range(12)
-    ]  # fmt: skip
+    ]
     return Generation(answers, 12, 14.2, 64, {"bleu": "nrefs:1|case:mixed|tok:13a|version:2.6.0"})
 
 
 def _facts() -> dict[str, Any]:
     return {
-        "notes": ["Task classification: text from column 'text', label from column 'label'.", "Held out 260 of 2,600 rows."],
-        "base": {"name": "models/encoder-small", "class": "BertForSequenceClassification", "fingerprint": "814b2b38377b4c4c"},
-        "adapter": "support: 294,912 parameters, 1.28 % of the base's 22,715,911; plain, rank 16, alpha 32\n  on 12 modules",
-        "data": {"sources": [{"name": "data/train.jsonl", "split": "train", "sha256": "0fc3d3ba16d2983d" * 4, "weight": 1.0},
-                             {"name": "data/more.jsonl", "split": "train", "sha256": "9a41f00be2c3d4e5" * 4, "weight": 0.5}],
-                 "train_rows": 2340, "held_out_rows": 260, "test_rows": 0},
-        "training": {"steps": 900, "epochs": 3.0, "seconds": 341.9, "tokens": 1_204_551, "tokens_per_second": 3523.1,
-                     "learning_rate": 3e-4, "best_step": 630, "best_metric": "f1_macro", "best_value": 0.8585,
-                     "stopped_early": False, "dtype": "bfloat16"},
+        "notes": [
+            "Task classification: text from column 'text', label from column 'label'.",
+            "Held out 260 of 2,600 rows.",
+        ],
+        "base": {
+            "name": "models/encoder-small",
+            "class": "BertForSequenceClassification",
+            "fingerprint": "814b2b38377b4c4c",
+        },
+        "adapter": "support: 294,912 parameters, 1.28 % of the base's 22,715,911; rank 16, alpha 32\n  on 12 modules",
+        "data": {
+            "sources": [
+                {"name": "data/train.jsonl", "split": "train", "sha256": "0fc3d3ba16d2983d" * 4, "weight": 1.0},
+                {"name": "data/more.jsonl", "split": "train", "sha256": "9a41f00be2c3d4e5" * 4, "weight": 0.5},
+            ],
+            "train_rows": 2340,
+            "held_out_rows": 260,
+            "test_rows": 0,
+        },
+        "training": {
+            "steps": 900,
+            "epochs": 3.0,
+            "seconds": 341.9,
+            "tokens": 1_204_551,
+            "tokens_per_second": 3523.1,
+            "learning_rate": 3e-4,
+            "best_step": 630,
+            "best_metric": "f1_macro",
+            "best_value": 0.8585,
+            "stopped_early": False,
+            "dtype": "bfloat16",
+        },
         "checks_after_training": {"reloaded equals trained": "passed: outputs differ by 0e+00 of the largest"},
-        "versions": {"lora": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "sacrebleu": None},
-        "config": {"model": "models/encoder-small", "output": "runs/support-triage", "start": "runs/first/adapter",
-                   "adapter": {"rank": 16, "alpha": 32.0, "targets": "attention"}, "training": {"learning_rate": 3e-4, "seed": 0}},
-    }  # fmt: skip
+        "versions": {
+            "lora": "0.1.0",
+            "python": "3.11.7",
+            "torch": "2.13.0",
+            "transformers": "5.23.0",
+            "sacrebleu": None,
+        },
+        "config": {
+            "model": "models/encoder-small",
+            "output": "runs/support-triage",
+            "start": "runs/first/adapter",
+            "adapter": {"rank": 16, "alpha": 32.0, "targets": "attention"},
+            "training": {"learning_rate": 3e-4, "seed": 0},
+        },
+    }
 
 
 def old() -> dict[str, Any]:
@@ -239,8 +337,29 @@ def undefined() -> dict[str, Any]:
 def broken() -> dict[str, Any]:
     """Each part has another shape than it should."""
     report = full()
-    shapes: list[Any] = [None, 3, "text", [], {}, [None], {"support": None}, {"support": []}, {"support": {"x": [1]}}, [[1]]]
-    parts = ("speed", "intervals", "comparisons", "pairs", "calibration", "slices", "robustness", "errors", "forgetting")
+    shapes: list[Any] = [
+        None,
+        3,
+        "text",
+        [],
+        {},
+        [None],
+        {"support": None},
+        {"support": []},
+        {"support": {"x": [1]}},
+        [[1]],
+    ]
+    parts = (
+        "speed",
+        "intervals",
+        "comparisons",
+        "pairs",
+        "calibration",
+        "slices",
+        "robustness",
+        "errors",
+        "forgetting",
+    )
     for place, key in enumerate(parts):
         report["evaluation"][key] = shapes[place % len(shapes)]
     report |= {"history": [1], "data": 5, "base": ["a"], "notes": {"a": 1}, "versions": "1", "config": []}
@@ -254,8 +373,10 @@ def many_classes(count: int = 150) -> dict[str, Any]:
     matrix = np.diag(random.integers(3, 20, count))
     for _ in range(count * 2 if count > 1 else 0):
         matrix[random.integers(0, count), random.integers(0, count)] += 1
-    each = {name: {"precision": 0.9, "recall": 0.8, "f1": float(random.random()), "support": int(matrix[place].sum())}
-            for place, name in enumerate(labels)}  # fmt: skip
+    each = {
+        name: {"precision": 0.9, "recall": 0.8, "f1": float(random.random()), "support": int(matrix[place].sum())}
+        for place, name in enumerate(labels)
+    }
     for own in report["evaluation"]["metrics"].values():
         own.update(confusion={"labels": labels, "matrix": matrix.tolist()}, per_class=each)
     return report
@@ -267,6 +388,14 @@ def empty() -> dict[str, Any]:
 
 
 SAMPLES = {
-    "full": full, "old": old, "hostile": hostile, "undefined": undefined, "broken": broken, "many classes": many_classes,
-    "one class": lambda: many_classes(1), "no history": lambda: {**full(), "history": {}}, "empty": empty, "none": dict,
-}  # fmt: skip
+    "full": full,
+    "old": old,
+    "hostile": hostile,
+    "undefined": undefined,
+    "broken": broken,
+    "many classes": many_classes,
+    "one class": lambda: many_classes(1),
+    "no history": lambda: {**full(), "history": {}},
+    "empty": empty,
+    "none": dict,
+}

@@ -104,8 +104,8 @@ def test_headline_comes_first_and_config_last(tmp_path: Path) -> None:
     assert "always 'x', the most frequent class (10 of 40 rows): accuracy 0.2500." in text
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
-        "## Evaluation on 40 rows", "## Course of training", "## Lineage", "## Notes", "## Base", "## Adapter", "## Data",
-        "## Training", "## Anything else", "## Versions", "## Config",
+        "## Evaluation on 40 rows", "## Course of training", "## Lineage", "## Notes", "## Base", "## Adapter",
+        "## Data", "## Training", "## Anything else", "## Versions", "## Config",
     ]  # fmt: skip
     config = text.rpartition("```yaml\n")[2].rpartition("\n```")[0]
     assert yaml.safe_load(config) == FACTS["config"]

@@ -160,7 +160,8 @@ def times(factor: dict[str, float | None], metric: Metric, path: str) -> list[Pi
     style = ""
     if low is not None and high is not None and not low <= 1 <= high and metric.better:
         style = "green" if (low > 1) == (metric.better > 0) else "red"
-    out: list[Piece] = [Number(f"×{shown(value, FACTOR)}", value, f"{path}/value", style=style)]
+    written = shown(value, FACTOR)
+    out: list[Piece] = [Number(written if value is None else f"×{written}", value, f"{path}/value", style=style)]
     if low is not None and high is not None:
         out += [(" (", style), number(low, FACTOR, f"{path}/low", style), ("–", style)]
         out += [number(high, FACTOR, f"{path}/high", style), (")", style)]

@@ -19,7 +19,7 @@ from lora.evaluation.html.blocks import Keys, Tile
 from lora.evaluation.html.charts.svg import tone
 from lora.evaluation.html.evaluated import place_of, sections
 from lora.evaluation.html.running import course, notes, origin
-from lora.evaluation.html.texts import clean, data_value, excerpt
+from lora.evaluation.html.texts import clean, data_path, data_value, excerpt
 from lora.evaluation.lenient import dicts, mapping
 from lora.evaluation.result import Evaluation
 from lora.evaluation.tables import COUNT, difference, headline, number, peak_memory, times
@@ -41,13 +41,14 @@ def render(report: Mapping[str, Any]) -> str:
     measured = sections(evaluation, keys) if evaluation else []
     parts = [notes(report, evaluation), *measured[:1], course(report, evaluation, keys), *measured[1:], *origin(report)]
     source, script = _file("style.css"), _file("script.js")
-    return _template().render(
+    written = _template().render(
         name=excerpt(_name(report, evaluation), NAME)[0], task=evaluation.task if evaluation else "",
         headline=headline(evaluation) if evaluation else "Nothing was held out, so there is no evaluation.",
         tiles=_tiles(evaluation) if evaluation else [], sections=[part for part in parts if part.blocks],
         version=mapping(report.get("versions")).get("lora"),
         style=Markup(source), script=Markup(script), style_hash=_hash(source), script_hash=_hash(script),
     )  # fmt: skip
+    return written.lstrip()
 
 
 def _evaluation(found: Any) -> Evaluation | None:
@@ -122,7 +123,7 @@ def _template() -> jinja2.Template:
         finalize=lambda value: clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
     environment.filters |= {
-        "pieces": pieces, "text": _written, "json": data_value,
+        "pieces": pieces, "text": _written, "json": data_value, "place": data_path,
         "look": _look, "tone": _tone,
     }  # fmt: skip
     environment.tests["figure"] = lambda piece: isinstance(piece, Number)

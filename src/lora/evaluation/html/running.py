@@ -57,14 +57,7 @@ def _course(told: dict[str, Any], evaluation: Evaluation | None, keys: Keys) -> 
     charts = [
         line_chart(keys(), "Loss", [*_trained(told, "training", "loss", 0), *_measured(told, "loss")], x_title="step"),
         line_chart(keys(), metric.title, _measured(told, key), x_title="step"),
-        line_chart(
-            keys(),
-            "Learning rate",
-            _trained(told, "learning rate", "learning_rate", 3),
-            x_title="step",
-            zero=True,
-            log=False,
-        ),
+        line_chart(keys(), "Learning rate", rate, x_title="step", zero=True, log=False),
         line_chart(keys(), "Gradient norm", _trained(told, "gradient norm", "grad_norm", 2), x_title="step"),
     ]
     titles = ("Loss", metric.title, "Learning rate", "Gradient norm")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+from urllib.parse import quote
 
 # Control characters would be invisible or, as NUL, change in the reading: they are shown as their pictures.
 _PICTURES = {place: 0x2400 + place for place in range(0x20) if chr(place) not in "\t\n"} | {0x7F: 0x2421}
 # C1 controls and what no document may hold.
 _PICTURES |= {place: 0xFFFD for place in (*range(0x80, 0xA0), 0xFFFE, 0xFFFF)}
+_CHANGED = re.compile("[%" + re.escape("".join(map(chr, (*_PICTURES, 0x0D)))) + "\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
@@ -21,6 +24,11 @@ def clean(text: str) -> str:
 def excerpt(text: str, most: int) -> tuple[str, int]:
     """The first ``most`` characters, and how many are left out."""
     return (text, 0) if len(text) <= most else (text[:most], len(text) - most)
+
+
+def data_path(path: str) -> str:
+    """A JSON pointer as an attribute: what `clean` would change is percent-encoded, as in URIs (RFC 6901, section 6)."""
+    return _CHANGED.sub(lambda found: quote(found[0].encode("utf-8", "surrogatepass")), path)
 
 
 def data_value(value: Any) -> str:

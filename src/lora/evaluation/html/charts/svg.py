@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from lora.evaluation.grid import Number
-from lora.evaluation.html.texts import clean, data_value
+from lora.evaluation.html.texts import clean, data_path, data_value
 
 WIDTH = 420.0
 LARGER = 1.08  # where there is room: letters of 12 are then as large as those of tables
@@ -54,8 +54,8 @@ def figure_label(x: float, y: float, number: Number, *, anchor: str = "start", c
 def located(number: Number) -> dict[str, Attribute]:
     """The attributes that say a number's value and place."""
     return {
-        "data_value": data_value(number.value), "data_path": number.path, "data_minus": number.minus or None,
-        "data_scale": None if number.scale == 1 else number.scale,
+        "data_value": data_value(number.value), "data_path": data_path(number.path),
+        "data_minus": data_path(number.minus) or None, "data_scale": None if number.scale == 1 else number.scale,
     }  # fmt: skip
 
 
