@@ -19,7 +19,7 @@ PATIENCE = 60.0  # seconds for an answer; a machine that is busy with other test
 # Chromium reads commands from descriptor 3 and writes to 4. A process in between puts the pipes there, as descriptors
 # cannot be chosen from here.
 _EXEC = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 
 
@@ -74,9 +74,8 @@ class Browser:
     def open(self, page: Path, *, width: int = 1280, dark: bool = False) -> None:
         """Show a page in a window of this width and wait until it is loaded."""
         self.events.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
-        )
+        window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **window)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=page.as_uri())
@@ -93,7 +92,7 @@ class Browser:
     def problems(self) -> list[str]:
         """Errors of scripts, and whatever was said in the console: violations of the policy and warnings too."""
         said = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"}
-        return [json.dumps(event["params"])[:500] for event in self.events if event.get("method") in said]
+        return [json.dumps(event["params"]) for event in self.events if event.get("method") in said]
 
     def requests(self) -> list[str]:
         """Addresses that were asked for since the page was opened, itself included."""

@@ -220,7 +220,7 @@ def _errors(evaluation: Evaluation) -> list[Block]:
             ]
             cards.append(Card(head, _text(details.said(its.get("text"))), answers))
         if cards:
-            below = [f"{len(found) - len(cards)} more are in report.json."] if len(found) > len(cards) else []
+            below = [f"{len(cards)} of {len(found)}; all are in report.json."] if len(found) > len(cards) else []
             out.append(Cards(name, cards[:OPEN], cards[OPEN:], below))
     return out
 
@@ -237,7 +237,7 @@ def _answers(evaluation: Evaluation) -> list[Block]:
         said += [Answer(evaluation.label(name), _text(details.said(given[name])), place_of(evaluation, name))
                  for name in names if name in given]  # fmt: skip
         cards.append(Card([], _text(details.said(its.get("prompt"))), said))
-    below = [f"{len(answers) - len(cards)} more are in report.json."] if len(answers) > len(cards) else []
+    below = [f"{len(cards)} of {len(answers)}; all are in report.json."] if len(answers) > len(cards) else []
     return [Cards("", cards[:OPEN], cards[OPEN:], below)] if cards else []
 
 

@@ -27,7 +27,7 @@ def excerpt(text: str, most: int) -> tuple[str, int]:
 
 
 def data_path(path: str) -> str:
-    """A JSON pointer as an attribute: what `clean` would change is percent-encoded, as in URIs (RFC 6901, section 6)."""
+    """A JSON pointer as an attribute: what `clean` would change is percent-encoded, as in a URI (RFC 6901, 6)."""
     return _CHANGED.sub(lambda found: quote(found[0].encode("utf-8", "surrogatepass")), path)
 
 
