@@ -134,7 +134,14 @@ def _confusion(
     every = tables.confused_pairs(labels, matrix, name, most=len(labels) ** 2)
     every.title = "All confusions"
     whole = Panels(
-        [Panel(f"All {len(labels)} classes", svg, wide=True, note="Names and counts: hold a cell, or see the table.")]
+        [
+            Panel(
+                f"All {len(labels)} classes",
+                svg,
+                wide=True,
+                note="True classes downwards, predicted ones across. Names and counts stand in the table.",
+            )
+        ]
     )
     return [
         Table(grid, sortable=True),

@@ -9,7 +9,8 @@ from markupsafe import Markup
 from lora.evaluation.grid import Number
 from lora.evaluation.html.charts.svg import LETTER, drawing, element, figure_label, label, located
 
-CELL, SMALL = 40.0, 14.0  # side of a cell with its count, and of one without it
+CELL, WIDE = 40.0, 560.0  # side of a cell with its count; of the whole matrix, where cells have none
+FAINTEST = 4  # shade of a wrong cell without a count: a single row would hardly be seen
 NUMBERED = 15  # classes up to which counts are written
 LONGEST = 22  # letters of a class's name
 SHADES = 10  # the style sheet has so many of each colour
@@ -25,10 +26,13 @@ def matrix_chart(key: str, title: str, labels: Sequence[str], cells: Sequence[Se
     if not labels:
         return None
     numbered = len(labels) <= NUMBERED
-    side = CELL if numbered else SMALL
-    left = 16 + (min(LONGEST, max(map(len, labels))) + 1) * LETTER if numbered else 20.0
-    top = 24 + (min(LONGEST, max(map(len, labels))) * LETTER * 0.72 if numbered else 4.0)
-    parts = [label(left, 12, "predicted →", class_="axis"), label(0, 12 if numbered else 14, "true ↓", class_="axis")]
+    side = CELL if numbered else WIDE / len(labels)
+    longest = min(LONGEST, max(map(len, labels)))
+    left = 16 + (longest + 1) * LETTER if numbered else 1.0
+    top = 24 + longest * LETTER * 0.72 if numbered else 1.0
+    parts = []
+    if numbered:
+        parts += [label(left, 12, "predicted →", class_="axis"), label(0, 12, "true ↓", class_="axis")]
     for place, name in enumerate(labels) if numbered else ():
         middle = left + (place + 0.5) * side
         parts.append(element("g", label(0, 0, name, most=LONGEST, class_="key"),
@@ -56,7 +60,7 @@ def matrix_chart(key: str, title: str, labels: Sequence[str], cells: Sequence[Se
 
 
 def _cell(labels: Sequence[str], i: int, j: int, cell: Number, share: float, x: float, y: float, side: float) -> Markup:
-    shade = max(1, min(SHADES, round(share * SHADES)))
+    shade = max(FAINTEST if side < CELL and i != j else 1, min(SHADES, round(share * SHADES)))
     told = f"{labels[i]} → {labels[j]}: {cell.text} ({share:.0%})"
     colour = f"{'right' if i == j else 'wrong'} shade{shade}"
     if side < CELL:

@@ -164,7 +164,8 @@ def legend(names: Sequence[str], tones: Sequence[int], y: float = 12, left: floa
         wide = 22 + LETTER * len(said) + 12
         if x > left and x + wide > WIDTH:
             x, y = left, y + 18
-        parts.append(element("line", x1=x, x2=x + 16, y1=y - 4, y2=y - 4, class_=f"line {tone(place)} {dash(place)}"))
+        style = f"line {tone(place)} {dash(place)}" if len(names) > 1 else f"line {tone(place)}"
+        parts.append(element("line", x1=x, x2=x + 16, y1=y - 4, y2=y - 4, class_=style))
         parts.append(label(x + 22, y, said, class_="key"))
         x += wide
     return Markup("").join(parts), y
