@@ -1,4 +1,4 @@
-"""Reading of a report that another version may have written: what has not the shape that is known counts as absent."""
+"""What others may have written: what has not the shape that is known counts as absent."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def dicts(value: Any) -> dict[str, dict[str, Any]]:
 def entries(value: Any) -> list[dict[str, Any]]:
     """The items of a list; an empty dict stands where one is no dict, so that places stay those of the file."""
     return [mapping(item) for item in value] if isinstance(value, list) else []
+
+
+def whole(text: str) -> str:
+    """``text`` as UTF-8 can hold it: halves of surrogate pairs (JSON can name them) are joined or replaced."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def is_number(value: Any) -> bool:

@@ -20,6 +20,7 @@ from lora.evaluation.curves import draw
 from lora.evaluation.facts import course, fact_grids, first_and_last, inline, lineage, ordered, validation
 from lora.evaluation.grid import escape, pointer, text
 from lora.evaluation.html import render
+from lora.evaluation.lenient import whole
 from lora.evaluation.result import Evaluation, plain
 from lora.evaluation.saved import HTML, JSON
 from lora.evaluation.tables import headline, markdown
@@ -59,7 +60,7 @@ def write_report(
     }
     # allow_nan=False: the word NaN is no JSON, and most readers refuse the whole file for it.
     write_text(folder / JSON, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(folder / MARKDOWN, _markdown(summary, history, evaluation, picture is not None))
+    write_text(folder / MARKDOWN, whole(_markdown(summary, history, evaluation, picture is not None)))
     write_text(folder / HTML, render(summary))
     return folder / MARKDOWN
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
+from lora.evaluation.lenient import whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,13 +138,15 @@ class Evaluation:
 
 
 def plain(value: Any) -> Any:
-    """``value`` for strict JSON: string keys, lists, numbers; NaN and infinities become None, other things text."""
-    if value is None or isinstance(value, (bool, int, str)):
+    """``value`` for strict JSON in UTF-8: string keys, lists, numbers; NaN and infinities None, other things text."""
+    if isinstance(value, str):
+        return whole(value)
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {whole(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

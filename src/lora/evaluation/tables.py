@@ -290,7 +290,7 @@ def answers(evaluation: Evaluation) -> Grid | None:
     for answer in (every[place] for place in places):
         first, *more = answer["references"]
         reference = short(first) + (f" (and {len(more)} more)" if more else "")
-        rows.append([short(answer["prompt"]), reference, *[short(answer["answers"][name]) for name in names]])
+        rows.append([short(answer["prompt"]), reference, *[short(answer["answers"].get(name) or "") for name in names]])
     headers = ["prompt", "reference", *[evaluation.label(name) for name in names]]
     return Grid(f"Written answers, {len(rows)} of {len(every)}", headers, rows, texts=True)
 

@@ -7,6 +7,8 @@ import re
 from typing import Any
 from urllib.parse import quote
 
+from lora.evaluation.lenient import whole
+
 # Control characters would be invisible or, as NUL, change in the reading: they are shown as their pictures.
 _PICTURES = {place: 0x2400 + place for place in range(0x20) if chr(place) not in "\t\n"} | {0x7F: 0x2421}
 # C1 controls and what no document may hold.
@@ -16,9 +18,7 @@ _CHANGED = re.compile("[%" + re.escape("".join(map(chr, (*_PICTURES, 0x0D)))) + 
 
 def clean(text: str) -> str:
     """``text`` as a page can hold it: control characters as pictures, halves of surrogate pairs replaced."""
-    if not text.isascii():
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.replace("\r\n", "\n").translate(_PICTURES)
+    return whole(text).replace("\r\n", "\n").translate(_PICTURES)
 
 
 def excerpt(text: str, most: int) -> tuple[str, int]:
