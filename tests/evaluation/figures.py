@@ -82,11 +82,15 @@ def wrong(report: Any, figure: dict[str, str | None], said: str) -> str:
         return "" if said == str(value) else f"{path}: {value!r} is written {said!r}"
     if not said:
         return ""  # a mark of a chart; its place is tested where charts are
-    number = re.fullmatch(r"[×+]?(-?[\d,]+(?:\.(\d+))?(?:e[-+]?\d+)?)", said)
+    share = said.endswith("%")
+    number = re.fullmatch(r"[×+]?(-?[\d,]+(?:\.(\d+))?(?:e[-+]?\d+)?)", said.removesuffix("%"))
     if not number:
         return f"{path}: {said!r} is no number"
-    written, exact = float(number[1].replace(",", "")), value / float(figure.get("data-scale") or 1)
-    mantissa, _, power = said.partition("e")
+    written, exact = (
+        float(number[1].replace(",", "")),
+        value / float(figure.get("data-scale") or 1) * (100 if share else 1),
+    )
+    mantissa, _, power = said.removesuffix("%").partition("e")
     room = 0.5 * 10.0 ** (-len(mantissa.partition(".")[2]) + int(power or 0))
     significant = 0.5 * 10.0 ** (math.floor(math.log10(abs(exact))) - 1) if exact else 0.0  # .2g drops last zeros
     if abs(written - exact) > max(room, min(significant, abs(exact) * 0.06)) * (1 + 1e-9):

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from lora.evaluation.facts import course
+from lora.evaluation.forgetting import Forgetting
 from lora.evaluation.result import Evaluation, Generation, plain
+from lora.evaluation.speed_grid import SpeedGrid
 from lora.statistics.calibration import BRIER, brier_rows, confidence_and_right, ece, reliability
 from lora.statistics.classes import ACCURACY, F1_MACRO, label_rows
 from lora.statistics.compare import compare, correct
@@ -83,8 +85,14 @@ def _full() -> dict[str, Any]:
         reference={"name": "always 'refund', the most frequent class", "metrics": {"accuracy": 45 / 260}},
         speed={
             **{name: _speed(factor) for name, factor in (("base", 1.0), ("support", 1.35), ("support-small", 1.2))},
-            "grid": [_by_size(name, batch, length) for name in names for batch in (1, 8, 32) for length in (64, 256)],
         },
+        speed_grid=SpeedGrid(
+            [_passes(batch, length) for batch in (1, 8, 32) for length in (64, 256)],
+            [_writing(batch) for batch in (1, 8)],
+            "main memory of the whole process (RSS)",
+            ["batches of 32 to write: left out, the 60 seconds were over."],
+            61.2,
+        ),
         peak_memory_bytes=867_934_208,
         peak_memory_kind="main memory of the whole process (RSS)",
         generation=_written(names),
@@ -103,18 +111,11 @@ def _full() -> dict[str, Any]:
         slices={name: by_slice(ACCURACY, systems[name], columns).to_dict() for name in names[1:]},
         robustness={"support": {"typos": {**pair, "difference": -0.0412}, "lower_case": pair}},
         errors={name: _errors(texts, true, said[name], logits[name]) for name in names[1:]},
-        forgetting={
-            name: {
-                "loss": {"before": 3.2104, "after": after},
-                "perplexity": {"before": math.exp(3.2104), "after": math.exp(after)},
-                "kl": {"value": 0.0312, "low": 0.0287, "high": 0.0341},
-                "agreement": 0.9124,
-                "tokens": 20_480,
-            }
-            for name, after in (("support", 3.2615), ("support-small", 3.2288))
-        },
+        forgetting=_forgetting(names),
     )
-    return {"format": 1, "evaluation": evaluation.to_dict(), "history": plain(course(history())), **_facts()}
+    measured = plain(_forgetting(["base", "support"]))
+    told = {"evaluation": evaluation.to_dict(), "forgetting": measured, "history": plain(course(history()))}
+    return {"format": 1, **told, **_facts()}
 
 
 def full() -> dict[str, Any]:
@@ -202,18 +203,38 @@ def _speed(factor: float) -> dict[str, Any]:
     }
 
 
-def _by_size(name: str, batch: int, length: int) -> dict[str, Any]:
-    time = (1 + 0.2 * (name != "base")) * batch**0.7 * length / 40
-    return {
-        "adapter": name,
-        "batch": batch,
-        "length": length,
-        "p50_ms": time,
-        "p95_ms": time * 1.2,
-        "p99_ms": time * 1.5,
-        "tokens_per_second": 1000 * batch * length / time,
-        "ttft_ms": None,
-    }
+def _passes(batch: int, length: int) -> dict[str, Any]:
+    runs = {}
+    for name, factor in (("base", 1.0), ("support", 1.2), ("support, merged", 1.01)):
+        time = factor * batch**0.7 * length / 40
+        own = {"p50_ms": time, "p95_ms": time * 1.2, "p99_ms": None, "rows_per_second": 1000 * batch / time}
+        runs[name] = own | {"tokens_per_second": 1000 * batch * length / time, "peak_memory_bytes": 500 * 2**20 + batch}
+        if name != "base":
+            runs[name]["to_base"] = {"p50_ms": {"value": factor, "low": factor - 0.02, "high": factor + 0.03}}
+    return {"batch_size": batch, "length": length, "repetitions": 64, "none": {"p99_ms": "100 times"}, "runs": runs}
+
+
+def _writing(batch: int) -> dict[str, Any]:
+    runs = {}
+    for name, factor in (("base", 1.0), ("support", 1.3)):
+        first = {f"first_token_p{share}_ms": 20 * factor * share / 50 for share in (50, 95, 99)}
+        runs[name] = first | {"tokens_per_second": 40 * batch / factor, "peak_memory_bytes": 600 * 2**20}
+        if name != "base":
+            ends = {"value": factor, "low": None, "high": None}
+            runs[name]["to_base"] = {"first_token_p50_ms": ends, "tokens_per_second": ends}
+    return {"batch_size": batch, "prompt_tokens": 24, "new_tokens": 32, "repetitions": 12, "none": {}, "runs": runs}
+
+
+def _forgetting(names: list[str]) -> Forgetting:
+    adapters: dict[str, dict[str, Any]] = {}
+    for place, name in enumerate(names):
+        loss = 3.2104 + 0.0311 * place
+        adapters[name] = {"loss": loss, "perplexity": math.exp(loss)}
+        if place:
+            adapters[name]["loss_change"] = {"value": loss - 3.2104, "low": 0.0171, "high": 0.0732}
+            adapters[name]["kl"] = {"value": 0.0312 * place, "low": 0.0287 * place, "high": 0.0341 * place}
+            adapters[name]["same_token"] = {"value": 0.9124, "low": 0.9011, "high": 0.9203}
+    return Forgetting("next tokens", None, 60, 4096, adapters, {"tokens": [64] * 60}, [])
 
 
 def _written(names: list[str]) -> Generation:
@@ -291,7 +312,7 @@ def old() -> dict[str, Any]:
     report["evaluation"] = {key: evaluation[key] for key in kept} | {"unknown": {"deep": [1]}, "generation": None}
     for table in ("metrics", "speed"):
         report["evaluation"][table].pop("support-small")
-    del report["evaluation"]["speed"]["grid"], report["history"]["series"]
+    del report["history"]["series"], report["forgetting"]
     return report
 
 
@@ -300,7 +321,7 @@ def hostile() -> dict[str, Any]:
     report = full()
     evaluation = report["evaluation"]
     names = dict(zip(("support", "support-small"), (HOSTILE[0], HOSTILE[1])))
-    for key in ("metrics", "speed", "intervals", "comparisons", "calibration", "slices", "errors", "forgetting"):
+    for key in ("metrics", "speed", "intervals", "comparisons", "calibration", "slices", "errors"):
         evaluation[key] = {names.get(name, name): value for name, value in evaluation[key].items()}
     evaluation["robustness"] = {HOSTILE[0]: {HOSTILE[3]: evaluation["robustness"]["support"]["typos"]}}
     labels = [HOSTILE[place % len(HOSTILE)][:200] + f" {place}" for place in range(len(INTENTS))]
@@ -317,7 +338,12 @@ def hostile() -> dict[str, Any]:
     report["base"] = {text[:40]: text for text in HOSTILE}
     report["data"]["sources"][0] = {"name": HOSTILE[0], "split": HOSTILE[3], "sha256": "f" * 640}
     report["config"] = {"output": HOSTILE[7], "text": HOSTILE[1], "rtl": HOSTILE[3]}
-    report[HOSTILE[4]] = HOSTILE[5]
+    report[HOSTILE[4]], report["forgetting"] = HOSTILE[5], HOSTILE[0]
+    evaluation["forgetting"]["adapters"] = {HOSTILE[1]: evaluation["forgetting"]["adapters"]["support"]}
+    evaluation["forgetting"] |= {"source": HOSTILE[0], "notes": HOSTILE[:6]}
+    evaluation["speed_grid"]["passes"][0]["runs"] = {
+        HOSTILE[0]: evaluation["speed_grid"]["passes"][0]["runs"]["support"]
+    }
     return report
 
 
@@ -359,6 +385,7 @@ def broken() -> dict[str, Any]:
         "robustness",
         "errors",
         "forgetting",
+        "speed_grid",
     )
     for place, key in enumerate(parts):
         report["evaluation"][key] = shapes[place % len(shapes)]

@@ -1,4 +1,4 @@
-"""Tables beyond the comparison: calibration, parts of the rows, noise, worst errors, forgetting, speed by size."""
+"""Tables beyond the comparison: calibration, parts of the rows, noise, worst errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora.evaluation.certainty import HEADERS, VERDICTS, compared, metric_of, systems, with_ends
 from lora.evaluation.grid import Cell, Grid, Number, pointer
 from lora.evaluation.lenient import dicts, entries, is_number, mapping
-from lora.evaluation.tables import COUNT, MEMORY, METRICS, MIB, Metric, difference, number, short, shown
+from lora.evaluation.tables import COUNT, METRICS, Metric, number, short, shown
 
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation
@@ -23,16 +23,6 @@ MEASURES = {
     "nll": Metric("negative log-likelihood", better=-1),
     "aurc": Metric("area under the risk-coverage curve", better=-1),
 }
-BY_SIZE = {
-    "batch": Metric("batch", ",.0f", 0),
-    "length": Metric("length", ",.0f", 0),
-    "p50_ms": Metric("p50, ms", ",.2f", -1),
-    "p95_ms": Metric("p95, ms", ",.2f", -1),
-    "p99_ms": Metric("p99, ms", ",.2f", -1),
-    "tokens_per_second": Metric("tokens per second", ",.0f"),
-    "ttft_ms": Metric("first token, ms", ",.2f", -1),
-    "peak_memory_bytes": MEMORY,
-}
 PLAIN, SHARE, TEMPERATURE = Metric("", ".4g", 0), Metric("", ".3f", 0), Metric("", ".3f", 0)
 
 
@@ -43,7 +33,7 @@ def grids(evaluation: Evaluation) -> list[Grid]:
         out += [bins(evaluation, name), selective(evaluation, name), slices(evaluation, name)]
     out += [robustness(evaluation)]
     out += [errors(evaluation, name) for name in evaluation.tuned]
-    return [grid for grid in [*out, forgetting(evaluation), speed(evaluation)] if grid]
+    return [grid for grid in out if grid]
 
 
 def calibration(evaluation: Evaluation) -> list[Grid | None]:
@@ -234,51 +224,3 @@ def said(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(said, value))
     return shown(value, PLAIN) if isinstance(value, float) else str(value)
-
-
-def forgetting(evaluation: Evaluation) -> Grid | None:
-    """What the base could do, before and after; whatever was measured, by its name."""
-    rows: list[list[Cell]] = []
-    several = len(dicts(evaluation.forgetting)) > 1
-    notes: list[Cell] = []
-    for name, found in dicts(evaluation.forgetting).items():
-        notes += [str(note) for note in found.get("notes") or []] if isinstance(found.get("notes"), list) else []
-        for key, value in found.items():
-            path = pointer("evaluation", "forgetting", name, key)
-            cells = _before_after(evaluation, key, value, path)
-            if cells:
-                rows.append([name, *cells] if several else cells)
-    headers = [*(["adapter"] if several else []), "", "before", "after", "change"]
-    return Grid("Forgetting", headers, rows, notes, left=2 if several else 1) if rows else None
-
-
-def _before_after(evaluation: Evaluation, key: str, value: Any, path: str) -> list[Cell]:
-    title = METRICS[key].title if key in METRICS else {"kl": "KL to the base"}.get(key, key.replace("_", " "))
-    metric = METRICS.get(key) or Metric(title, ".4g", 0)
-    if isinstance(value, Mapping) and {"before", "after"} & set(value):
-        before, after = value.get("before"), value.get("after")
-        change: Cell = difference(after, before, metric, f"{path}/after", f"{path}/before")
-        if is_number(value.get("difference")):
-            change = with_ends(value, "difference", metric, path, "+")
-        return [title, *(number(value.get(side), metric, f"{path}/{side}") for side in ("before", "after")), change]
-    if isinstance(value, Mapping) and "value" in value:
-        return [title, "", with_ends(value, "value", metric, path), ""]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return [title, "", number(value, metric, path), ""]
-    return [title, "", value, ""] if isinstance(value, str) else []
-
-
-def speed(evaluation: Evaluation) -> Grid | None:
-    """Speed by batch size and length."""
-    lines = entries(mapping(evaluation.speed).get("grid"))
-    keys = [key for key in BY_SIZE if any(its.get(key) is not None for its in lines)]
-    rows: list[list[Cell]] = []
-    for place, its in enumerate(lines):
-        row: list[Cell] = [str(its.get("adapter", ""))]
-        for key in keys:
-            value, metric = its.get(key), BY_SIZE[key]
-            scale = MIB if metric is MEMORY else 1
-            text = shown(value / scale if isinstance(value, (int, float)) else value, metric)
-            row.append(Number(text, value, pointer("evaluation", "speed", "grid", place, key), scale=scale))
-        rows.append(row)
-    return Grid("Speed by size", ["adapter", *(BY_SIZE[key].title for key in keys)], rows) if rows and keys else None

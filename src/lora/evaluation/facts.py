@@ -12,7 +12,7 @@ from lora.evaluation.tables import METRICS, Metric, number, shown
 
 EVALUATIONS = 30  # lines of the validation table; a longer history is thinned evenly, its ends and best line kept
 FIRST = ("notes", "base", "adapter", "data", "training", "timing")  # of the sections; others follow, config comes last
-OWN = ("format", "evaluation", "history")  # keys of report.json that are no facts
+OWN = ("format", "evaluation", "forgetting", "history")  # keys of report.json that are no facts
 WHOLE, BROKEN = Metric("", "", 0), Metric("", ".6g", 0)
 STEP, LOSS = Metric("step", ".0f", None), METRICS["loss"]
 

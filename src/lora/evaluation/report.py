@@ -18,6 +18,7 @@ import yaml
 import lora
 from lora.evaluation.curves import draw
 from lora.evaluation.facts import course, fact_grids, first_and_last, inline, lineage, ordered, validation
+from lora.evaluation.forgetting import Forgetting
 from lora.evaluation.grid import escape, pointer, text
 from lora.evaluation.html import render
 from lora.evaluation.lenient import whole
@@ -30,7 +31,11 @@ MARKDOWN, CURVES = "report.md", "curves.png"
 
 
 def write_report(
-    folder: str | Path, facts: dict[str, Any], history: list[dict[str, Any]], evaluation: Evaluation | None = None
+    folder: str | Path,
+    facts: dict[str, Any],
+    history: list[dict[str, Any]],
+    evaluation: Evaluation | None = None,
+    forgetting: Forgetting | str | None = None,
 ) -> Path:
     """Write the report of a run into ``folder``; each file is whole or not there.
 
@@ -40,6 +45,7 @@ def write_report(
             ``notes``; ``versions`` are added where absent.
         history: lines of ``metrics.jsonl``.
         evaluation: None where nothing was held out.
+        forgetting: base and adapter on general text, or why there is none.
 
     Returns:
         path of ``report.md``.
@@ -55,12 +61,14 @@ def write_report(
     summary = {
         "format": 1,
         "evaluation": evaluation.to_dict() if evaluation else None,
+        "forgetting": plain(forgetting),
         "history": plain(course(history)),
         **{key: facts[key] for key in ordered(facts)},
     }
     # allow_nan=False: the word NaN is no JSON, and most readers refuse the whole file for it.
     write_text(folder / JSON, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(folder / MARKDOWN, whole(_markdown(summary, history, evaluation, picture is not None)))
+    written = _markdown(summary, history, evaluation, forgetting, picture is not None)
+    write_text(folder / MARKDOWN, whole(written))
     write_text(folder / HTML, render(summary))
     return folder / MARKDOWN
 
@@ -77,13 +85,21 @@ def versions() -> dict[str, str | None]:
 
 
 def _markdown(
-    summary: dict[str, Any], history: list[dict[str, Any]], evaluation: Evaluation | None, picture: bool
+    summary: dict[str, Any],
+    history: list[dict[str, Any]],
+    evaluation: Evaluation | None,
+    forgetting: Forgetting | str | None,
+    picture: bool,
 ) -> str:
     parts = ["# Report", ""]
     if evaluation is not None:
         parts += [f"**{escape(text(headline(evaluation)))}**", "", markdown(evaluation)]
     else:
         parts += ["Nothing was held out, so there is no evaluation.", ""]
+    if isinstance(forgetting, str):
+        parts += ["## Forgetting", "", escape(f"Not measured: {forgetting}."), ""]
+    elif forgetting is not None:
+        parts += [forgetting.grid().markdown()]
     parts += _course(course(history), picture)
     if (line := lineage(summary)) is not None:
         parts.append(line.markdown())

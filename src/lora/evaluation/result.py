@@ -7,13 +7,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora.core.routing import BASE
 from lora.evaluation.lenient import whole
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.speed_grid import SpeedGrid
 
 
 @dataclass
@@ -50,8 +55,11 @@ class Evaluation:
         reference: a constant answer, ``{"name": in words, "metrics": ...}``: what is reached without reading the text.
         speed: adapter name -> ``latency_p50_ms``, ``latency_p95_ms``, ``rows_per_second``, ``tokens_per_second``, and
             ``to_base``, the factors to the base's with their intervals; see `lora.evaluation.speed`.
+        speed_grid: the same by batch size and length, merged and unmerged, and how fast texts are written, where that
+            was asked for.
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
         generation: answers that were written, where that was asked for; their metrics are among the others.
+        forgetting: base and adapters on general text, where that was asked for and can be measured.
         intervals: adapter name -> metric -> `lora.statistics.estimate.Estimate` as a dict.
         comparisons: adapter name -> metric -> `lora.statistics.compare.Comparison` as a dict, against the base.
         pairs: comparisons of two adapters, each with their names as ``a`` and ``b``, ``metric`` and the rest.
@@ -60,7 +68,6 @@ class Evaluation:
         slices: adapter name -> `lora.statistics.slices.Slices` as a dict.
         robustness: adapter name -> noise -> what it costs, a comparison as a dict.
         errors: adapter name -> worst rows first, ``{"row", "text", "expected", "answer", "score"}``.
-        forgetting: adapter name -> what the base could do before and after.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
         source: file, folder or hub id of the rows.
@@ -76,9 +83,11 @@ class Evaluation:
     untrained_head: bool = False
     reference: dict[str, Any] | None = None
     speed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    speed_grid: SpeedGrid | None = None
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
     generation: Generation | None = None
+    forgetting: Forgetting | None = None
     intervals: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     comparisons: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     pairs: list[dict[str, Any]] = field(default_factory=list)
@@ -86,7 +95,6 @@ class Evaluation:
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
     robustness: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     errors: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    forgetting: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
     source: str | None = None
 
@@ -116,12 +124,9 @@ class Evaluation:
         """What `to_dict` gave, of this version of lora or another: what it does not know is left out."""
         known = {entry.name: entry for entry in dataclasses.fields(cls)}
         given: dict[str, Any] = {key: value for key, value in values.items() if key in known and value is not None}
-        if isinstance(written := given.get("generation"), Mapping):
-            empty: dict[str, Any] = {
-                "answers": [], "references": 0, "reference_length": 0.0, "max_new_tokens": 0, "signatures": {}
-            }  # fmt: skip
-            names = {entry.name for entry in dataclasses.fields(Generation)}
-            given["generation"] = Generation(**empty | {key: item for key, item in written.items() if key in names})
+        for key, kind in _parts().items():
+            if key in given:
+                given[key] = rebuilt(kind, given[key])
         return cls(**{"metrics": {}, "rows": 0, **given})
 
     def to_markdown(self) -> str:
@@ -135,6 +140,25 @@ class Evaluation:
         from lora.evaluation.tables import comparison
 
         return comparison(self).rich()
+
+
+def _parts() -> dict[str, type]:
+    """What is a dataclass of its own in an `Evaluation`."""
+    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.speed_grid import SpeedGrid
+
+    return {"generation": Generation, "forgetting": Forgetting, "speed_grid": SpeedGrid}
+
+
+def rebuilt(kind: type[T], values: Any) -> T | None:
+    """A dataclass from what `plain` made of it; None where that is another's."""
+    if not isinstance(values, Mapping):
+        return None
+    names = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    try:
+        return kind(**{key: value for key, value in values.items() if key in names})
+    except TypeError:  # something is missing
+        return None
 
 
 def plain(value: Any) -> Any:

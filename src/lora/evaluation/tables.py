@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
 from lora.evaluation.grid import Cell, Grid, Number, Piece, pointer
+from lora.plural import number_of
 
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation
@@ -80,17 +81,13 @@ def comparison(evaluation: Evaluation) -> Grid:
     names = ([evaluation.base] if evaluation.base else []) + evaluation.tuned
     single = len(evaluation.tuned) == 1 and evaluation.base is not None
     headers = ["", *[evaluation.label(name) for name in names], *(["difference"] if single else [])]
-    grid = Grid(f"Evaluation on {counted(evaluation.rows)}", headers, [], [])
+    grid = Grid(f"Evaluation on {number_of(evaluation.rows, 'row')}", headers, [], [])
     for place in ("metrics", "speed"):
         if getattr(evaluation, place):
             described = described_metrics(evaluation) if place == "metrics" else SPEED
             grid.rows += [_row(evaluation, place, key, metric, names, single) for key, metric in described.items()]
     grid.below = remarks(evaluation)
     return grid
-
-
-def counted(rows: int) -> str:
-    return f"{rows:,} row{'s' if rows != 1 else ''}"
 
 
 def described_metrics(evaluation: Evaluation) -> dict[str, Metric]:
@@ -115,7 +112,7 @@ def _row(evaluation: Evaluation, place: str, key: str, metric: Metric, names: li
             delta = times(factor, metric, pointer("evaluation", place, name, "to_base", key))
             before, after = ", ", ""
         elif names[0] == BASE:
-            delta = difference(value, values[0], metric, path, paths[0])
+            delta = change(value, values[0], metric, path, paths[0])
         cells.append(number(value, metric, path))
         if single:
             cells.append(delta or "")
@@ -138,19 +135,23 @@ def number(value: Any, metric: Metric, path: str, style: str = "") -> Number:
     return Number(shown(value, metric), value, path, style=style)
 
 
-def difference(value: Any, base: Any, metric: Metric, path: str, minus: str) -> list[Piece]:
-    """``value`` - ``base`` with its sign: green where that is better, red where worse. Nothing where it says nothing.
-
-    ``path`` and ``minus`` lead to the two.
-    """
+def difference(value: Any, base: Any, metric: Metric) -> tuple[str, str]:
+    """``value`` - ``base`` with its sign, and a style: green where that is better, red where worse."""
     if metric.better is None:
-        return []
+        return "", ""
     if value is None or base is None or not math.isfinite(value - base):
-        return ["–"]
+        return "–", ""
     written = format(float(value - base), "+z" + metric.form)  # z: never -0.0000
-    style = ""
-    if metric.better and any(digit in written for digit in "123456789"):
-        style = "green" if (value - base) * metric.better > 0 else "red"
+    if not metric.better or not any(digit in written for digit in "123456789"):
+        return written, ""
+    return written, "green" if (value - base) * metric.better > 0 else "red"
+
+
+def change(value: Any, base: Any, metric: Metric, path: str, minus: str) -> list[Piece]:
+    """The same as a cell, which says that ``path`` and ``minus`` lead to the two; nothing where it says nothing."""
+    written, style = difference(value, base, metric)
+    if not any(digit in written for digit in "0123456789"):
+        return [written] if written else []
     return [Number(written, value - base, path, minus, style=style)]
 
 
@@ -209,8 +210,12 @@ def peak_memory(evaluation: Evaluation) -> Number | None:
     """The largest use of memory, in MiB."""
     if not evaluation.peak_memory_bytes:
         return None
-    written = shown(evaluation.peak_memory_bytes / MIB, MEMORY)
-    return Number(written, evaluation.peak_memory_bytes, pointer("evaluation", "peak_memory_bytes"), scale=MIB)
+    return mebibytes(evaluation.peak_memory_bytes, pointer("evaluation", "peak_memory_bytes"))
+
+
+def mebibytes(value: int | None, path: str) -> Number:
+    """Bytes as MiB."""
+    return Number(shown(None if value is None else value / MIB, MEMORY), value, path, scale=MIB)
 
 
 def per_class(evaluation: Evaluation, name: str) -> Grid | None:
@@ -234,7 +239,7 @@ def per_class(evaluation: Evaluation, name: str) -> Grid | None:
         cells += [number(row[key], form, pointer(*own, key)) for key in ("precision", "recall", "f1")]
         if base:
             at, before = pointer(*path, BASE, "per_class", each, "f1"), base.get(each, {}).get("f1")
-            cells += [number(before, form, at), difference(row["f1"], before, form, pointer(*own, "f1"), at)]
+            cells += [number(before, form, at), change(row["f1"], before, form, pointer(*own, "f1"), at)]
         grid.rows.append(cells)
     return grid
 
@@ -273,7 +278,7 @@ def confused_pairs(labels: list[str], matrix: list[list[int]], name: str, most: 
     hidden = len(pairs) - len(rows)
     below: list[Cell] = []
     if hidden:
-        below = [f"{hidden} more pairs, each with {pairs[len(rows)][0]} rows or fewer."]
+        below = [f"{number_of(hidden, 'more pair')}, each with {number_of(pairs[len(rows)][0], 'row')} or fewer."]
     if not pairs:
         below = ["No row was taken for another class."]
     return Grid(f"Most confused: {name}", ["true", "predicted", "rows", "of the true class"], rows, below)
@@ -313,16 +318,17 @@ def headline(evaluation: Evaluation) -> Cell:
         own, path = value(name)
         out += [f"{'; ' if place else ''}{metric.title} ", number(own, metric, path), f" with {name}"]
         if evaluation.base and (before := value(evaluation.base))[0] is not None:
-            out += [" (", *(difference(own, before[0], metric, path, before[1]) or [""]), ")"]
+            out += [" (", *(change(own, before[0], metric, path, before[1]) or [""]), ")"]
     if evaluation.base:
         out += [", ", number(value(evaluation.base)[0], metric, value(evaluation.base)[1])]
         out.append(f" with {evaluation.label(BASE)}")
-    return [*out, f", on {counted(evaluation.rows)}"]
+    return [*out, f", on {number_of(evaluation.rows, 'row')}"]
 
 
 def markdown(evaluation: Evaluation) -> str:
     """All tables in Markdown, and the notes."""
-    from lora.evaluation import certainty, details
+    from lora.evaluation import certainty, details  # which are written with what stands here
+    from lora.evaluation.speed_tables import speed_tables
 
     grids = [comparison(evaluation)]
     grids[0].below += evaluation.notes
@@ -332,4 +338,8 @@ def markdown(evaluation: Evaluation) -> str:
     grids += details.grids(evaluation)
     if (written := answers(evaluation)) is not None:
         grids.append(written)
+    if evaluation.speed_grid is not None:
+        grids += speed_tables(evaluation.speed_grid, pointer("evaluation", "speed_grid"))
+    if evaluation.forgetting is not None:
+        grids.append(evaluation.forgetting.grid(pointer("evaluation", "forgetting")))
     return "\n".join(grid.markdown() for grid in grids)

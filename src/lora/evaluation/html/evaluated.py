@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
 from lora.evaluation import certainty, details, tables
 from lora.evaluation.certainty import systems
-from lora.evaluation.grid import Cell, Grid, pointer
+from lora.evaluation.grid import Cell, Grid, Number, pieces, pointer
 from lora.evaluation.html.blocks import (
     Answer,
     Block,
@@ -30,7 +31,11 @@ from lora.evaluation.html.charts.matrix import NUMBERED, matrix_chart
 from lora.evaluation.html.charts.reliability import reliability_diagram
 from lora.evaluation.html.texts import excerpt
 from lora.evaluation.lenient import dicts, entries, mapping
-from lora.evaluation.result import Evaluation
+from lora.evaluation.result import Evaluation, rebuilt
+from lora.evaluation.speed_tables import speed_tables
+
+if TYPE_CHECKING:
+    from lora.evaluation.forgetting import Forgetting
 
 OPEN, FOLDED = 5, 45  # rows shown at once, and behind a line
 SHOWN, MORE = 700, 12_000  # characters of a text shown at once, and behind a line
@@ -51,7 +56,6 @@ def sections(evaluation: Evaluation, keys: Keys) -> list[Section]:
         section("robustness", "Noise", lambda: _one(details.robustness(evaluation))),
         section("errors", "Worst errors", lambda: _errors(evaluation)),
         section("answers", "Written answers", lambda: _answers(evaluation)),
-        section("forgetting", "Forgetting", lambda: _one(details.forgetting(evaluation))),
         section("speed", "Speed and memory", lambda: _speed(evaluation, keys)),
     ]  # fmt: skip
 
@@ -254,6 +258,42 @@ def _text(said: str) -> Text:
     return Text(first, more, left)
 
 
+def forgotten(report: Mapping[str, Any], evaluation: Evaluation | None, keys: Keys) -> Section:
+    """Base and adapters on general text: what a run measured at its end, and what an evaluation was asked for."""
+
+    def blocks() -> list[Block]:
+        from lora.evaluation.forgetting import Forgetting
+
+        found = report.get("forgetting")
+        out: list[Block] = [Lines([f"Not measured: {found}."])] if found and isinstance(found, str) else []
+        for path, own in (("/forgetting", rebuilt(Forgetting, found)),
+                          ("/evaluation/forgetting", evaluation.forgetting if evaluation else None)):  # fmt: skip
+            if own is not None and own.adapters:
+                out += [Table(own.grid(path)), *_moved(own, path, keys)]
+        return out
+
+    return section(
+        "forgetting", "Forgetting", blocks, "General text, none of the training data's: 0 is as the base is."
+    )
+
+
+def _moved(found: Forgetting, path: str, keys: Keys) -> list[Block]:
+    """How far each adapter has moved from the base, with intervals."""
+    panels = []
+    for key in ("loss_change", "kl", "cosine"):
+        dots = []
+        for place, (name, own) in enumerate(list(found.adapters.items())[: SYSTEMS + 1]):
+            if isinstance(own.get(key), Mapping):
+                cell = found.cell(name, key, path)
+                numbers = [piece for piece in pieces(cell) if isinstance(piece, Number)]
+                low, high = numbers[1:] if len(numbers) == 3 else (None, None)
+                dots.append(Dot(name, numbers[0], low, high, max(place, 1)))
+        title = {"loss_change": "Change of the loss per token", "kl": "KL(base ‖ adapter) per token"}.get(key, "Cosine")
+        if (svg := dot_chart(keys(), title, [("", dots)])) is not None:
+            panels.append(Panel(title, svg))
+    return [Panels(panels)] if panels else []
+
+
 def _speed(evaluation: Evaluation, keys: Keys) -> list[Block]:
     names = [name for name in systems(evaluation) if isinstance(evaluation.speed.get(name), Mapping)]
     panels = []
@@ -266,8 +306,8 @@ def _speed(evaluation: Evaluation, keys: Keys) -> list[Block]:
         if (svg := bar_chart(keys(), metric.title, bars)) is not None:
             panels.append(Panel(metric.title, svg))
     out: list[Block] = [Panels(panels)] if panels else []
-    if (grid := details.speed(evaluation)) is not None:
-        out.append(Table(grid, sortable=True))
+    if evaluation.speed_grid is not None:
+        out += [Table(grid) for grid in speed_tables(evaluation.speed_grid, pointer("evaluation", "speed_grid"))]
     if (memory := tables.peak_memory(evaluation)) is not None:
         out.append(Lines([["Peak memory: ", memory, f" MiB, {evaluation.peak_memory_kind}."]]))
     return out

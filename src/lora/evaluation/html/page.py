@@ -17,12 +17,12 @@ from lora.evaluation.certainty import metric_of
 from lora.evaluation.grid import Cell, Number, Piece, pieces, pointer, style, text
 from lora.evaluation.html.blocks import Keys, Tile
 from lora.evaluation.html.charts.svg import tone
-from lora.evaluation.html.evaluated import place_of, sections
+from lora.evaluation.html.evaluated import forgotten, place_of, sections
 from lora.evaluation.html.running import course, notes, origin
 from lora.evaluation.html.texts import clean, data_path, data_value, excerpt
 from lora.evaluation.lenient import dicts, mapping
 from lora.evaluation.result import Evaluation
-from lora.evaluation.tables import COUNT, difference, headline, number, peak_memory, times
+from lora.evaluation.tables import COUNT, change, headline, number, peak_memory, times
 
 LONGEST = 3000  # characters of a text in a sentence or a table
 NAME = 120  # and of the name at the head of the page
@@ -39,7 +39,9 @@ def render(report: Mapping[str, Any]) -> str:
     evaluation = _evaluation(report.get("evaluation"))
     keys = Keys()
     measured = sections(evaluation, keys) if evaluation else []
-    parts = [notes(report, evaluation), *measured[:1], course(report, evaluation, keys), *measured[1:], *origin(report)]
+    # The evaluation's sections, speed last; what a run measured beside it stands before that.
+    parts = [notes(report, evaluation), *measured[:1], course(report, evaluation, keys), *measured[1:-1]]
+    parts += [forgotten(report, evaluation, keys), *measured[-1:], *origin(report)]
     source, script = _file("style.css"), _file("script.js")
     written = _template().render(
         name=excerpt(_name(report, evaluation), NAME)[0], task=evaluation.task if evaluation else "",
@@ -81,8 +83,8 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
         verdict, colour = "", ""
         if evaluation.base:
             base, at = evaluation[evaluation.base].get(key), pointer("evaluation", "metrics", evaluation.base, key)
-            change = difference(value, base, metric, path, at)
-            beside = [f"{evaluation.label(evaluation.base)} ", number(base, metric, at), " (", *(change or ["–"]), ")"]
+            delta = change(value, base, metric, path, at)
+            beside = [f"{evaluation.label(evaluation.base)} ", number(base, metric, at), " (", *(delta or ["–"]), ")"]
             verdict = str(dicts(dicts(evaluation.comparisons).get(name)).get(key, {}).get("verdict") or "")
             colour = {"better": "good", "worse": "bad"}.get(verdict, "")
         out.append(Tile(f"{metric.title}, {name}", number(value, metric, path), "", interval, beside, verdict, colour,
