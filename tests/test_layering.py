@@ -22,7 +22,7 @@ LAYERS = [
     {"training", "evaluation"},
     {"checks"},  # rehearses training
     {"workflow"},  # brings training and evaluation together, which do not know each other
-    {"tuning", "continual", "serving", "chat"},
+    {"tuning", "comparison", "continual", "serving", "chat"},
     {"demo"},
     {"cli"},
     {"__main__"},

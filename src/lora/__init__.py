@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora.config import AdapterConfig, DataConfig, RunConfig, Source, TrainingConfig
+    from lora.comparison.compare import compare
+    from lora.config import AdapterConfig, ComparisonConfig, DataConfig, RunConfig, Source, TrainingConfig
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.generate import generate
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterConfig",
+    "ComparisonConfig",
     "DataConfig",
     "Job",
     "LoRA",
@@ -32,6 +34,7 @@ __all__ = [
     "Source",
     "TrainingConfig",
     "add_tokens",
+    "compare",
     "describe_data",
     "evaluate",
     "fit",
@@ -43,6 +46,7 @@ __all__ = [
 
 _HOMES = {
     "AdapterConfig": "lora.config",
+    "ComparisonConfig": "lora.config",
     "DataConfig": "lora.config",
     "Job": "lora.training.job",
     "LoRA": "lora.model.lora",
@@ -51,6 +55,7 @@ _HOMES = {
     "Source": "lora.config",
     "TrainingConfig": "lora.config",
     "add_tokens": "lora.model.vocabulary",
+    "compare": "lora.comparison.compare",
     "describe_data": "lora.workflow.look",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",

@@ -66,6 +66,21 @@ def test_in_place_is_the_same_tensor() -> None:
         assert x.add_(1) is x and torch.mul(x, 2, out=(y := shell(4, 4))) is y
 
 
+def test_a_parameter_of_another_type_is_of_that_type_throughout() -> None:
+    """`nn.Module.float` assigns to ``data``; full fine-tuning of a bf16 base makes its copies so."""
+    shells, layer = Shells(), nn.LayerNorm(8, device="meta", dtype=torch.bfloat16)
+    shells.hollow(layer, CPU)
+    with shells:
+        layer.float()
+        assert layer.weight.dtype is layer.weight.detach().dtype is torch.float32
+        assert shells.ledger.alive == 2 * 8 * 4
+        x = shell(4, 8).requires_grad_()
+        # Recomputing compares what is kept the second time, which is detached, with the first.
+        torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False).sum().backward()
+    gradient = layer.weight.grad
+    assert gradient is not None and gradient.dtype is torch.float32
+
+
 def test_code_that_asks_for_numbers_is_answered() -> None:
     with Shells():
         x = shell(3)

@@ -54,6 +54,17 @@ class Shell(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
+    @property
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)  # type: ignore[attr-defined, no-any-return]
+
+    @data.setter
+    def data(self, new: Tensor) -> None:
+        """`nn.Module.float` and its like put new contents into a parameter: what it computes with must follow."""
+        Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
+        if isinstance(new, Shell):
+            self.core, self.place = new.core, new.place
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None

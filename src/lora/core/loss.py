@@ -32,7 +32,7 @@ from lora.core.functions import (
     aligned,
     autocast_dtype,
 )
-from lora.core.head import BaseHead, Call, Head, Reference, chunk_rows
+from lora.core.head import BaseHead, Call, Head, Reference, chunk_rows, even
 from lora.core.segments import Segment, draws, mask_of
 
 

@@ -123,6 +123,27 @@ class Units:
         return cells if self.spread is None else np.asarray(self.spread @ cells)
 
 
+def pooled(runs: Sequence[Rows]) -> Rows:
+    """Several runs over the same rows as one: the figures of a row are drawn together, whichever run they are of.
+
+    A metric of it is that of all runs' answers taken together, and its interval that of other rows, the runs being
+    given. Raises DataError where they cannot be of the same rows.
+    """
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    for other in runs[1:]:
+        aligned(first, other)
+    row = np.arange(len(first)) if first.groups is None else first.groups
+    starts = np.cumsum([0, *(len(rows.cells) for rows in runs[:-1])])
+    which = np.concatenate([rows.which + start for rows, start in zip(runs, starts, strict=True)])
+    cells = np.vstack([rows.cells for rows in runs])
+    if cells.shape[1] <= SEARCHED and len(cells):
+        cells, same = np.unique(cells, axis=0, return_inverse=True)
+        which = same.reshape(-1)[which]
+    return Rows(first.kind, cells, which, first.labels, np.tile(row, len(runs)))
+
+
 def units_of(rows: Rows) -> Units:
     if rows.groups is None:
         return Units(rows.counts, None, rows.which)

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 class Outcome:
     """What one adapter gave on a data set, rows in the data's order.
 
-    ``loss_sum`` and ``count`` stay apart until the last division; both are 0 where the rows have no labels.
+    ``loss_sum`` and ``count`` stay apart until the last division; both are 0 where the rows have no labels. ``losses``
+    and ``counts`` are what each row adds to them, and empty then.
     """
 
     predictions: list[Any] = field(default_factory=list)
     loss_sum: float = 0.0
     count: int = 0
+    losses: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -79,6 +82,8 @@ def _together(
         runs.append(BASE)
     rows_each = max(1, batch_size // (len(runs) * task.rows))
     out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
+    for outcome in out.values() if supervised else ():
+        outcome.losses, outcome.counts = [0.0] * len(encoded), [0] * len(encoded)
     with evaluating(model), without_cache(model):
         for indices in in_batches(model, task, encoded, rows_each, len(runs) * task.rows):
             batch = collated(model, task, [encoded.examples[i] for i in indices], pad_token_id, padding_side)
@@ -100,6 +105,8 @@ def _together(
                     sums, counts = (torch.cat([part[place] for part in parts])[its] for place in (1, 2))
                     out[name].loss_sum += float(sums.cpu().double().sum())
                     out[name].count += int(counts.sum())
+                    for index, loss, count in zip(indices, sums.tolist(), counts.tolist(), strict=True):
+                        out[name].losses[index], out[name].counts[index] = loss, int(count)
     return out
 
 

@@ -217,16 +217,7 @@ class Trainee:
         Raises:
             ConfigError: a metric of the caller's own, and ``greater_is_better`` is not set.
         """
-        if self.settings.greater_is_better is not None:
-            return self.settings.greater_is_better
-        if key == self.task.best_metric:
-            return self.task.greater_is_better
-        if key in HIGHER or key in LOWER:
-            return key in HIGHER
-        raise ConfigError(
-            f"training.best_metric: {key!r} is not a known metric ({', '.join(sorted(HIGHER | LOWER))}); for one of "
-            "your own say whether more of it is better: greater_is_better=True or False"
-        )
+        return greater_is_better(key, self.settings, self.task)
 
     @property
     def out_of_patience(self) -> bool:
@@ -329,3 +320,17 @@ def _check_kl(task: Task, data: Encoded, settings: TrainingConfig) -> None:
         raise ConfigError("training.kl_on: 'replay' needs data.replay, general text that is learned beside the rows")
     if not settings.kl and settings.kl_on != "all":
         raise ConfigError("training.kl_on: says on which rows training.kl acts, which is 0; set it too")
+
+
+def greater_is_better(key: str, settings: TrainingConfig, task: Task) -> bool:
+    """Whether more of metric ``key`` is good. Raises ConfigError as `Trainee.greater_is_better`."""
+    if settings.greater_is_better is not None:
+        return settings.greater_is_better
+    if key == task.best_metric:
+        return task.greater_is_better
+    if key in HIGHER or key in LOWER:
+        return key in HIGHER
+    raise ConfigError(
+        f"training.best_metric: {key!r} is not a known metric ({', '.join(sorted(HIGHER | LOWER))}); for one of "
+        "your own say whether more of it is better: greater_is_better=True or False"
+    )

@@ -1,0 +1,213 @@
+"""``compare``: LoRA against full fine-tuning and the base with its head, on one's own data, under one protocol."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora.comparison.alone import measure
+from lora.comparison.candidates import BASE, FULL, candidates
+from lora.comparison.protocol import budget, load, more_is_better, own_folder, read, settings_of, unused
+from lora.comparison.result import FILES, ComparisonResult, Measured, save_settings, write
+from lora.comparison.spectrum import spectra, summed_up
+from lora.comparison.trials import Bench, Chosen, Say, choose_rates, how_to_go_on, size_of
+from lora.comparison.verdict import Entry, default_margin, judge, put_to_test
+from lora.comparison.words import recommendation
+from lora.config import AdapterConfig, ComparisonConfig, RunConfig, TrainingConfig
+from lora.core.routing import BASE as NONE
+from lora.errors import ConfigError, DataError, Interrupted, TrainingError
+from lora.io.atomic import write_text
+from lora.model.lora import LoRA
+from lora.statistics.estimate import Estimate, estimates
+from lora.statistics.rows import Rows as FigureRows
+from lora.statistics.rows import pooled
+from lora.tasks import Encoded
+from lora.tasks.figures import Figures, figures
+from lora.tasks.inference import infer
+from lora.training.prepare import Prepared
+from lora.training.processes import Processes
+
+
+def compare(
+    config: RunConfig | str | Path | None = None, asked: ComparisonConfig | None = None, *, resume: bool = False,
+    overwrite: bool = False, say: Say | None = None, progress: bool | None = None, **settings: Any,
+) -> ComparisonResult:  # fmt: skip
+    """Compare LoRA of several ranks and targets with full fine-tuning and with the base and a trained head.
+
+    >>> found = lora.compare(RunConfig(model="BASE", data="rows.jsonl", output="runs/compared"), ranks=[1, 4], seeds=1)
+    >>> print(found.recommendation)
+
+    All are trained by `fit`, on the same rows, for the same number of epochs. Learning rates and checkpoints are chosen
+    on validation rows; test rows only measure. See docs/compare.md for the protocol.
+
+    Args:
+        config: model, data and output; settings of adapters and of training are those of all candidates. With
+            ``resume`` the folder of a comparison.
+        asked: what is compared and how, or give it as keywords (``ranks=[1, 4]``).
+        resume: go on with the comparison in that folder: what is trained already is not trained again.
+        overwrite: replace the comparison that ``output`` holds.
+        say: called with each thing a user should know, a line at a time.
+        progress: as for `fit`.
+
+    Raises:
+        ConfigError, DataError, ModelError, TargetError: before anything is trained.
+        TrainingError: no candidate could be trained.
+        Interrupted: Ctrl-C or SIGTERM; the message says how to go on.
+    """
+    say = say or (lambda line: None)
+    config, asked = settings_of(config, asked, settings, resume)
+    if Processes().count > 1:
+        raise ConfigError("a comparison runs in a single process; start it without a launcher")
+    folder = own_folder(config, resume, overwrite)
+    assert config.model, "checked"
+    rows, protocol = read(config, asked)
+    model, prepared = load(config, rows)
+    greater = more_is_better(model, prepared, config)
+    everyone, notes = candidates(model, config, asked)
+    notes += unused(config)
+    known = _measured(model, prepared, config, [NONE])[NONE]
+    metric = config.training.best_metric or prepared.task.best_metric
+    if metric not in known:
+        raise ConfigError(
+            f"training.best_metric: {metric!r} is no figure of test rows for the task {prepared.task.name}; known: "
+            + ", ".join(known)
+        )
+    protocol += budget(config, asked)
+    for line in (*protocol, *notes, *prepared.notes):
+        say(line)
+    if overwrite and not resume:  # nobody has complained
+        shutil.rmtree(folder / "trials", ignore_errors=True)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+    save_settings(folder, config, asked)
+    bench = Bench(model, prepared, config, folder, say, progress)
+    size = model.base_parameter_count()
+    try:
+        chosen = choose_rates(bench, everyone, asked.seeds, greater)
+        found = [_measure(bench, its, asked.seeds, known) for its in chosen]
+        del model
+        bench.release()  # before others need its memory
+        if asked.alone:
+            _measure_alone(bench, found)
+    except KeyboardInterrupt:
+        raise Interrupted(f"what is trained is kept. {how_to_go_on(folder)}") from None
+    return _conclude(bench, asked, found, size, protocol, [*notes, *prepared.notes])
+
+
+def _measured(model: LoRA, prepared: Prepared, config: RunConfig, names: Sequence[str]) -> dict[str, Figures]:
+    """Figures of the test rows of each of ``names``."""
+    test = prepared.test
+    assert test is not None, "there are test rows"
+    outcomes = infer(
+        model, prepared.task, test, list(names), pad_token_id=prepared.pad_token_id,
+        batch_size=config.training.evaluation_rows * len(names), padding_side=prepared.padding_side,
+    )  # fmt: skip
+    return {name: figures(prepared.task, outcome, test.examples) for name, outcome in outcomes.items()}
+
+
+def _measure(bench: Bench, chosen: Chosen, seeds: int, of_base: Figures) -> Measured:
+    """A candidate on the test rows, and what its updates are like."""
+    candidate, model = chosen.candidate, bench.model
+    out = Measured(chosen)
+    if candidate.kind == BASE:
+        out.runs = {bench.config.training.seed + k: of_base for k in range(seeds)}
+        out.parameters = out.stored = 0
+        return out
+    if chosen.error or not chosen.runs:
+        out.error = f"stopped in training: {chosen.error}"
+        return out
+    # Whole models one by one: each is as large as the base.
+    groups = [[run] for run in chosen.runs.items()] if candidate.kind == FULL else [list(chosen.runs.items())]
+    for group in groups:
+        for _, trial in group:
+            model.load_adapter(bench.place(trial) / "adapter", trial.name, trainable=False)
+        model.to(Processes().device)
+        try:
+            found = _measured(model, bench.prepared, bench.config, [trial.name for _, trial in group])
+        except DataError as error:
+            out.error = f"no figures: {error}"
+        else:
+            out.runs |= {seed: found[trial.name] for seed, trial in group}
+        for seed, trial in group:
+            if seed == min(chosen.runs):
+                out.parameters = sum(p.numel() for p in model.adapter_parameters(trial.name).values())
+                out.stored = size_of(bench.place(trial) / "adapter")
+                out.layers = spectra(model, trial.name)
+            model.remove_adapter(trial.name)
+    ranks = sorted({1, *([] if candidate.rank is None else [candidate.rank])})
+    out.spectrum = summed_up(out.layers, ranks if candidate.kind != FULL else [1, 4, 16, 64, 256])
+    return out
+
+
+def _measure_alone(bench: Bench, everyone: Sequence[Measured]) -> None:
+    """Memory and speed of each by itself, of those that have not been measured before."""
+    files, ahead = dict[str, Path](), dict[str, tuple[AdapterConfig, TrainingConfig]]()
+    for its in everyone:
+        runs, adapter = its.chosen.runs, its.candidate.adapter
+        if adapter is None or not runs or its.error:
+            continue
+        trial = runs[min(runs)]
+        files[its.name] = bench.place(trial) / "alone.json"
+        try:
+            its.alone = dict(json.loads(files[its.name].read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            ahead[its.name] = adapter, bench.settings(trial)
+    if ahead:
+        bench.say(f"Memory and time: some steps of {len(ahead)} candidates, each in a process of its own.")
+    by_name = {its.name: its for its in everyone}
+    for name, found in measure(bench.config, bench.prepared, ahead, bench.folder):
+        by_name[name].alone = found
+        if "error" in found:
+            bench.say(f"{name}: memory and time alone could not be measured ({found['error']}).")
+        else:
+            write_text(files[name], json.dumps(found) + "\n")
+
+
+def _conclude(
+    bench: Bench, asked: ComparisonConfig, found: list[Measured], base: int, protocol: list[str], notes: list[str]
+) -> ComparisonResult:
+    """Statistics, verdict and words; and everything in files."""
+    key, entries, pools = bench.metric, list[Entry](), dict[str, FigureRows]()
+    seed, alive = bench.config.training.seed, [its for its in found if its.runs and not its.error]
+    if not alive:
+        raise TrainingError("no candidate could be trained:\n" + "\n".join(f"{its.name}: {its.error}" for its in found))
+    for its in alive:
+        its.estimates, pools[its.name] = _estimated(list(its.runs.values()), key, seed)
+        entries.append(Entry(its.name, its.kind, its.rank, its.said, its.estimates[key], its.costs()))
+    metric = next(iter(alive[0].runs.values()))[key][0]
+    put_to_test(metric, pools, entries, seed)
+    margin = asked.margin or default_margin(metric, [its.quality.value for its in entries])
+    verdict = judge(entries, margin)
+    ends = [its.name for its in alive if its.chosen.at_the_end]
+    count = len(bench.prepared.test or ())
+    words = recommendation(
+        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, at_the_end=ends
+    )  # fmt: skip
+    result = ComparisonResult(
+        bench.folder, bench.config, asked, key, metric, found, entries, verdict, words, protocol, notes, base,
+        {"train": bench.prepared.train.rows, "validation": _count(bench.prepared.held), "test": count},
+        bench.task.name,
+    )  # fmt: skip
+    write(result)
+    return result
+
+
+def _estimated(runs: list[Figures], key: str, seed: int) -> tuple[dict[str, Estimate], FigureRows]:
+    """Every metric of all runs together with its interval, and the rows of the metric ``key``."""
+    first, alike = runs[0], dict[int, list[str]]()
+    for name, (_, rows) in first.items():
+        alike.setdefault(id(rows), []).append(name)  # read from the same rows, they share resamples
+    out, of_key = dict[str, Estimate](), first[key][1]
+    for names in alike.values():
+        together = pooled([run[names[0]][1] for run in runs])
+        out.update(zip(names, estimates([first[name][0] for name in names], together, seed=seed), strict=True))
+        if key in names:
+            of_key = together
+    return {name: out[name] for name in first}, of_key
+
+
+def _count(encoded: Encoded | None) -> int:
+    return 0 if encoded is None else encoded.rows
