@@ -75,11 +75,14 @@ def test_the_full_page_leaves_nothing_out() -> None:
         wanted |= {
             f"/evaluation/errors/{name}/{place}/score" for place in range(min(50, len(evaluation["errors"][name])))
         }
-        wanted |= {
-            f"/evaluation/forgetting/{name}/{key}" for key in ("loss/before", "loss/after", "kl/value", "agreement")
-        }
+        keys = ("loss", "kl/value", "kl/low", "kl/high", "same_token/value", "loss_change/value")
+        wanted |= {f"/evaluation/forgetting/adapters/{name}/{key}" for key in keys}
         wanted |= {f"/evaluation/metrics/{name}/confusion/matrix/{i}/{j}" for i in range(7) for j in range(7)}
-    wanted |= {f"/evaluation/speed/grid/{place}/p99_ms" for place in range(len(evaluation["speed"]["grid"]))}
+    for name in ("base", "support", "support, merged"):
+        run = f"/evaluation/speed_grid/passes/5/runs/{name}"
+        wanted |= {f"{run}/{key}" for key in ("p50_ms", "p99_ms", "tokens_per_second", "peak_memory_bytes")}
+    wanted |= {"/evaluation/speed_grid/generation/1/runs/support/first_token_p95_ms"}
+    wanted |= {"/forgetting/adapters/base/perplexity", "/forgetting/adapters/support/kl/high"}
     wanted |= {"/evaluation/peak_memory_bytes", "/history/first/loss", "/data/train_rows", "/data/sources/1/weight"}
     assert wanted - shown == set()
     text = parsed.elements[0].said

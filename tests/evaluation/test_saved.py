@@ -13,9 +13,10 @@ from lora.cli import main
 from lora.errors import ConfigError
 from lora.evaluation.curves import POINTS, thinned
 from lora.evaluation.facts import course
+from lora.evaluation.forgetting import Forgetting
 from lora.evaluation.html import render
 from lora.evaluation.report import write_report
-from lora.evaluation.result import Evaluation
+from lora.evaluation.result import Evaluation, rebuilt
 from lora.evaluation.saved import read_report
 
 
@@ -109,8 +110,10 @@ def test_long_series_are_means() -> None:
 def test_a_run_writes_all_three(tmp_path: Path) -> None:
     report = full()
     evaluation = Evaluation.from_dict(report["evaluation"])
-    facts = {key: value for key, value in report.items() if key not in ("format", "evaluation", "history")}
-    write_report(tmp_path, facts, history(), evaluation)
+    facts = {
+        key: value for key, value in report.items() if key not in ("format", "evaluation", "forgetting", "history")
+    }
+    write_report(tmp_path, facts, history(), evaluation, rebuilt(Forgetting, report["forgetting"]))
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(report)
 
@@ -129,8 +132,9 @@ def test_markdown_has_the_sections_of_the_page(tmp_path: Path) -> None:
         "Parts of the rows: support-small",
         "Noise in the texts",
         "Worst errors: support",
-        "Forgetting",
-        "Speed by size",
+        "Forgetting: 60 general texts",
+        "Speed: one forward pass",
+        "Speed: writing 32 tokens",
         "Written answers, 5 of 12",
         "Confusions: support",
         "Per class: support",
@@ -148,8 +152,7 @@ def test_markdown_has_the_sections_of_the_page(tmp_path: Path) -> None:
     assert (
         f"| {worst['row']} | {worst['text']} | {worst['expected']} | {worst['answer']} | {worst['score']:.4g} |" in text
     )
-    kl = evaluation.forgetting["support"]["kl"]
-    assert f"| support | KL to the base |  | {kl['value']:.4g} ({kl['low']:.4g}–{kl['high']:.4g}) |  |" in text
+    assert "| KL(base ‖ adapter) per token |  | 0.0312 (0.0287 to 0.0341) | 0.0624 (0.0574 to 0.0682) |" in text
 
 
 @pytest.mark.parametrize("name", SAMPLES)
