@@ -101,6 +101,9 @@ def test_dots_with_their_intervals() -> None:
     assert "none" not in [each.text for each in of(svg, "text", "heading")]
     assert svg.findtext("desc") == "F1 base 0.20; F1 tuned 0.80 (0.70 to 0.90)."
     assert dot_chart("k", "Metrics", [("F1", [Dot("base", figure(None))])]) is None
+    distance = [("", [Dot("tuned", figure(0.03), figure(0.029), figure(0.031))])]
+    assert "0" not in [each.text for each in of(drawn(dot_chart("k", "KL", distance)), "text", "tick")]
+    assert places(drawn(dot_chart("k", "KL", distance, zero=True)), "0", "x") > 0
 
 
 def test_bars_are_as_long_as_their_values() -> None:

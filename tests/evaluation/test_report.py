@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from figures import Page, wrong
 from tiny_rows import labelled
 
 from lora.errors import SaveError
@@ -78,6 +79,9 @@ def test_report_of_a_real_evaluation(classifier: LoRA, tokenizer: Any, tmp_path:
     assert told["history"]["evaluations"][1]["eval"] == {"loss": None, "f1_macro": 0.5}
     assert told["history"]["last"] == HISTORY[3]
     assert set(told["versions"]) >= {"python", "torch", "transformers", "lora"}
+    page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    figures = [element for element in page.elements if "data-path" in element.attributes]
+    assert len(figures) > 100 and not [found for each in figures if (found := wrong(told, each.attributes, each.said))]
     text = path.read_text(encoding="utf-8")
     for name in ("base", "tuned"):
         for key in ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "loss"):

@@ -269,27 +269,25 @@ def forgotten(report: Mapping[str, Any], evaluation: Evaluation | None, keys: Ke
         for path, own in (("/forgetting", rebuilt(Forgetting, found)),
                           ("/evaluation/forgetting", evaluation.forgetting if evaluation else None)):  # fmt: skip
             if own is not None and own.adapters:
-                out += [Table(own.grid(path)), *_moved(own, path, keys)]
+                out += [Table(own.grid(path)), *_moved(own, path, evaluation, keys)]
         return out
 
-    return section(
-        "forgetting", "Forgetting", blocks, "General text, none of the training data's: 0 is as the base is."
-    )
+    return section("forgetting", "Forgetting", blocks, "Measured on general text that is none of the training data's.")
 
 
-def _moved(found: Forgetting, path: str, keys: Keys) -> list[Block]:
+MOVED = {"loss_change": "Change of the loss per token", "kl": "KL(base ‖ adapter) per token", "cosine": "Cosine"}
+
+
+def _moved(found: Forgetting, path: str, evaluation: Evaluation | None, keys: Keys) -> list[Block]:
     """How far each adapter has moved from the base, with intervals."""
     panels = []
-    for key in ("loss_change", "kl", "cosine"):
+    for key, title in MOVED.items():
         dots = []
-        for place, (name, own) in enumerate(list(found.adapters.items())[: SYSTEMS + 1]):
-            if isinstance(own.get(key), Mapping):
-                cell = found.cell(name, key, path)
-                numbers = [piece for piece in pieces(cell) if isinstance(piece, Number)]
-                low, high = numbers[1:] if len(numbers) == 3 else (None, None)
-                dots.append(Dot(name, numbers[0], low, high, max(place, 1)))
-        title = {"loss_change": "Change of the loss per token", "kl": "KL(base ‖ adapter) per token"}.get(key, "Cosine")
-        if (svg := dot_chart(keys(), title, [("", dots)])) is not None:
+        for name in [name for name, own in found.adapters.items() if isinstance(own.get(key), Mapping)][:SYSTEMS]:
+            numbers = [piece for piece in pieces(found.cell(name, key, path)) if isinstance(piece, Number)]
+            low, high = numbers[1:] if len(numbers) == 3 else (None, None)
+            dots.append(Dot(name, numbers[0], low, high, place_of(evaluation, name) if evaluation else 1))
+        if (svg := dot_chart(keys(), title, [("", dots)], zero=key != "cosine")) is not None:
             panels.append(Panel(title, svg))
     return [Panels(panels)] if panels else []
 

@@ -45,12 +45,19 @@ class Dot:
 
 
 def dot_chart(
-    key: str, title: str, groups: Sequence[tuple[str, Sequence[Dot]]], *, x_title: str = "", unit: bool = False
+    key: str,
+    title: str,
+    groups: Sequence[tuple[str, Sequence[Dot]]],
+    *,
+    x_title: str = "",
+    unit: bool = False,
+    zero: bool = False,
 ) -> Markup | None:
     """Groups of dots under a heading each; None where there is no value.
 
     Args:
         unit: the axis goes from 0 to 1.
+        zero: the axis holds 0, for what is a distance from it.
     """
     groups = [(heading, [dot for dot in dots if dot.value.value is not None]) for heading, dots in groups]
     groups = [(heading, dots) for heading, dots in groups if dots]
@@ -59,7 +66,8 @@ def dot_chart(
         return None
     longest = max(len(dot.name) for _, dots in groups for dot in dots)
     left = min(max(NAMES[0], longest * LETTER + 18), NAMES[1])
-    to = Scale(0.0, 1.0, left, WIDTH - VALUES) if unit else scale(numbers, left, WIDTH - VALUES)
+    ends = [*numbers, 0.0] if zero else numbers
+    to = Scale(0.0, 1.0, left, WIDTH - VALUES) if unit else scale(ends, left, WIDTH - VALUES)
     height = sum((HEAD if heading else 0) + ROW * len(dots) for heading, dots in groups) + 6
     parts = [horizontal_axis(to, height, x_title, above=0, most=4)]
     y, told = 4.0, []
