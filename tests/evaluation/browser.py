@@ -50,6 +50,13 @@ class Browser:
         self.sends, self.reads = ours[1], theirs[0]
         self.events: list[dict[str, Any]] = []
         self._rest, self._number, self.session = b"", 0, ""
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
         targets = self.call("Target.getTargets")["targetInfos"]
         target = next(each["targetId"] for each in targets if each["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -92,7 +91,6 @@ def wrong(report: Any, figure: dict[str, str | None], said: str) -> str:
     )
     mantissa, _, power = said.removesuffix("%").partition("e")
     room = 0.5 * 10.0 ** (-len(mantissa.partition(".")[2]) + int(power or 0))
-    significant = 0.5 * 10.0 ** (math.floor(math.log10(abs(exact))) - 1) if exact else 0.0  # .2g drops last zeros
-    if abs(written - exact) > max(room, min(significant, abs(exact) * 0.06)) * (1 + 1e-9):
+    if abs(written - exact) > room * (1 + 1e-9) + 1e-12 * abs(exact):
         return f"{path}: {exact!r} is written {said!r}"
     return ""

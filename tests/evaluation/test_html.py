@@ -43,6 +43,33 @@ def test_every_figure_equals_the_json(sample: tuple[dict[str, Any], str, Page]) 
             assert yaml.safe_load(code.said) == at(report, path)
 
 
+@pytest.mark.parametrize(
+    ("value", "said", "right"),
+    [
+        (0.882, "0.8820", True),
+        (0.882, "0.8821", False),
+        (0.8820499, "0.8820", True),
+        (-0.5, "-0.5000", True),
+        (0.5, "-0.5000", False),
+        (3024.4, "3,024", True),
+        (3024.6, "3,024", False),
+        (1.35, "×1.35", True),
+        (1.2e-5, "1.2e-05", True),
+        (1.3e-5, "1.2e-05", False),
+        (0.912, "91.2%", True),
+        (0.912, "91.3%", False),
+        (None, "–", True),
+        (None, "0", False),
+        (0.5, "–", False),
+        (1, "", True),
+    ],
+)
+def test_the_comparison_sees_what_differs(value: float | None, said: str, right: bool) -> None:
+    figure: dict[str, str | None] = {"data-value": json.dumps(value), "data-path": "/a"}
+    assert (wrong({"a": value}, figure, said) == "") is right
+    assert wrong({"a": 7}, figure, said) and wrong({}, figure, said)
+
+
 def test_the_full_page_leaves_nothing_out() -> None:
     report, _, parsed = page("full")
     shown = {element.attributes["data-path"] for element in parsed.elements if "data-path" in element.attributes}
