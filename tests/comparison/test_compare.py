@@ -57,7 +57,7 @@ def found(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonRes
 
 def test_each_is_measured_as_it_is_alone(found: ComparisonResult, bert: Path) -> None:
     assert [its.name for its in found.measured] == ["probe", "r1-attention", "r2-attention", "full"]
-    rows, _ = read(load_config(None, {"model": str(bert), "data.train": found.config.data.train}), found.asked)
+    rows, *_ = read(load_config(None, {"model": str(bert), "data.train": found.config.data.train}), found.asked)
     assert rows.test is not None
     for its in found.measured:
         for seed, trial in its.chosen.runs.items():
@@ -180,6 +180,7 @@ def test_settings_and_rows_that_would_mislead_are_said(bert: Path, tmp_path: Pat
     found = lora.compare(config, progress=False, say=said.append, **asked)
     assert any("adapter.rank is not used" in line for line in said)
     assert any("of the test rows have an input that is trained on too" in line for line in found.protocol)
+    assert "of the test rows have an input that is trained on: all figures are too good." in found.recommendation
     assert any("Each is trained for 3 steps of 8 rows a step" in line for line in found.protocol)
 
 
@@ -275,7 +276,7 @@ def test_rates_that_diverge_are_not_chosen(bert: Path, tmp_path: Path) -> None:
 
 def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Path) -> None:
     config = load_config(None, {"model": str(bert), "data.train": found.config.data.train, "training.dtype": "float32"})
-    rows, _ = read(config, found.asked)
+    rows, *_ = read(config, found.asked)
     _, prepared = load(config, rows)
     training = config.training.model_copy(update={"batch_size": 4, "learning_rate": 1e-3})
     chosen = sample(prepared, training)
@@ -313,12 +314,15 @@ def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Pa
         ({}, {"seeds": 0}, ConfigError, "seeds: must be greater than or equal to 1"),
         ({}, {"margin": 0.0}, ConfigError, "margin: must be greater than 0"),
         ({}, {"test": "not/there.jsonl"}, DataError, "not/there.jsonl"),
+        ({}, {"test": "{folder}/unseen.jsonl"}, DataError, "zebra"),
     ],
 )
 def test_what_is_refused(
     bert: Path, tmp_path: Path, changes: dict[str, Any], asked: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     write_jsonl(tmp_path / "rows.jsonl", labelled(60))
+    write_jsonl(tmp_path / "unseen.jsonl", [{"text": "red", "label": "zebra"}])
+    asked = {key: value.format(folder=tmp_path) if key == "test" else value for key, value in asked.items()}
     given = {"model": str(bert), "data.train": str(tmp_path / "rows.jsonl"), "output": str(tmp_path / "out")}
     with pytest.raises(error, match=words):
         lora.compare(load_config(None, {**given, **changes}), progress=False, **{**QUICK, **asked})

@@ -63,7 +63,7 @@ def compare(
         raise ConfigError("a comparison runs in a single process; start it without a launcher")
     folder = own_folder(config, resume, overwrite)
     assert config.model, "checked"
-    rows, protocol = read(config, asked)
+    rows, protocol, seen = read(config, asked)
     model, prepared = load(config, rows)
     greater = more_is_better(model, prepared, config)
     everyone, notes = candidates(model, config, asked)
@@ -83,7 +83,7 @@ def compare(
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     save_settings(folder, config, asked)
-    bench = Bench(model, prepared, config, folder, say, progress)
+    bench = Bench(model, prepared, config, folder, say, progress, seen)
     size = model.base_parameter_count()
     try:
         chosen = choose_rates(bench, everyone, asked.seeds, greater)
@@ -184,7 +184,8 @@ def _conclude(
     ends = [its.name for its in alive if its.chosen.at_the_end]
     count = len(bench.prepared.test or ())
     words = recommendation(
-        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, at_the_end=ends
+        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, at_the_end=ends,
+        trained_on=bench.trained_on,
     )  # fmt: skip
     result = ComparisonResult(
         bench.folder, bench.config, asked, key, metric, found, entries, verdict, words, protocol, notes, base,
