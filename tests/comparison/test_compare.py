@@ -313,6 +313,7 @@ def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Pa
         ({}, {"target_sets": ["mlp", ["mlp"]]}, ConfigError, "come to the same name, r1-mlp"),
         ({}, {"seeds": 0}, ConfigError, "seeds: must be greater than or equal to 1"),
         ({}, {"margin": 0.0}, ConfigError, "margin: must be greater than 0"),
+        ({}, {"margin": 1.0}, ConfigError, "margin: 1 is as much as f1_macro can differ by"),
         ({}, {"test": "not/there.jsonl"}, DataError, "not/there.jsonl"),
         ({}, {"test": "{folder}/unseen.jsonl"}, DataError, "zebra"),
     ],

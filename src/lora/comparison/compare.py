@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ def compare(
             + ", ".join(known)
         )
     protocol += budget(config, asked)
+    spread = known[metric][0].highest - known[metric][0].lowest
+    if asked.margin is not None and asked.margin >= spread:
+        raise ConfigError(
+            f"margin: {asked.margin:g} is as much as {metric} can differ by, so that nobody could be worse"
+        )
     for line in (*protocol, *notes, *prepared.notes):
         say(line)
     if overwrite and not resume:  # nobody has complained
@@ -207,6 +213,9 @@ def _estimated(runs: list[Figures], key: str, seed: int) -> tuple[dict[str, Esti
         out.update(zip(names, estimates([first[name][0] for name in names], together, seed=seed), strict=True))
         if key in names:
             of_key = together
+    if len(runs) > 1 and all(rows.groups is None for _, rows in first.values()):
+        # What is drawn as a group is a row with the answers of all runs to it.
+        out = {name: replace(its, note=its.note.replace("groups", "rows")) for name, its in out.items()}
     return {name: out[name] for name in first}, of_key
 
 
