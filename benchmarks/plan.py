@@ -12,7 +12,6 @@ foretold (see docs/plan.md): there the processes run with MALLOC_MMAP_THRESHOLD_
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import subprocess
@@ -116,8 +115,7 @@ def roles(case: Case) -> dict[str, Role]:
 
 
 def predicted(case: Case) -> Rehearsed:
-    shape = functools.partial(make, case.base, case.dtype, "meta")
-    return rehearse(shape, roles(case), case.recompute)
+    return rehearse(make(case.base, case.dtype, "meta"), roles(case), case.recompute)
 
 
 def train(case: Case) -> None:

@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora.checks.plan import plan
     from lora.comparison.compare import compare
     from lora.config import AdapterConfig, ComparisonConfig, DataConfig, RunConfig, Source, TrainingConfig
     from lora.errors import LoraError
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from lora.training.job import Job
     from lora.training.loop import fit
     from lora.workflow.look import describe_data
+    from lora.workflow.planning import plan
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,7 @@ _HOMES = {
     "fit": "lora.training.loop",
     "generate": "lora.evaluation.generate",
     "load_config": "lora.overrides",
-    "plan": "lora.checks.plan",
+    "plan": "lora.workflow.planning",
     "predict": "lora.evaluation.predict",
 }
 

@@ -24,6 +24,7 @@ MAX_NEW_TOKENS = 128  # of a completion: a paragraph; more costs time with model
 NEARLY_THE_SAME = 0.8  # Jaccard index of word triples: below it questions of one form are alike, whatever is asked
 CHAT_LENGTH = 8192  # tokens of a conversation with its next answer, where the model has as many positions
 LATENCY_ROWS = 64  # rows timed one by one: a 95th percentile rests on the slowest few, with fewer on one alone
+SPEED_SECONDS = 60.0  # of the grid of batch sizes and lengths: nine shapes and writing, some seconds for each
 
 
 class AdapterConfig(Settings):
@@ -154,6 +155,14 @@ class Source(Settings):
     columns: dict[str, str] = Field(default_factory=dict, description="as data.columns, of this source alone")
 
 
+class Replay(Settings):
+    """General text that is learned beside the training rows, so that less of it is forgotten."""
+
+    path: str = Field(min_length=1, description="a file, folder or hub id; '#500' takes the first 500 rows")
+    share: float = Field(default=0.1, gt=0, le=0.9, description="part of the examples of an epoch that are its")
+    columns: dict[str, str] = Field(default_factory=dict, description="as data.columns, of this source alone")
+
+
 class DataConfig(Settings):
     """Where the rows come from and how they are read."""
 
@@ -171,6 +180,11 @@ class DataConfig(Settings):
     )
     validation: str | None = Field(
         default=None, description="held-out data of the same kind; default: split off from train"
+    )
+    replay: str | Replay | None = Field(
+        default=None,
+        description="general text, or rows like those of train, learned beside them against forgetting: a file or hub "
+        "id, as a tenth of each epoch's examples; or {path: FILE, share: 0.2}",
     )
     held_out: float | None = Field(
         default=None,
@@ -212,6 +226,18 @@ class DataConfig(Settings):
             str(entry) if isinstance(entry, Path) else entry
             for number, entry in enumerate(value, start=1)
         ]  # fmt: skip
+
+    @field_validator("replay", mode="before")
+    @classmethod
+    def _path_or_table(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return Replay.make(value, "replay")
+        return str(value) if isinstance(value, Path) else value
+
+    @property
+    def replayed(self) -> Replay | None:
+        """``replay`` with its share."""
+        return Replay(path=self.replay) if isinstance(self.replay, str) else self.replay
 
     streaming: bool | None = Field(
         default=None, description="read training rows in parts instead of holding them in memory; default: large files"
@@ -285,6 +311,12 @@ class TrainingConfig(Settings):
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null switches it off")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="mass spread evenly over the labels")
+    kl: float = Field(
+        default=0.0, ge=0, description="weight of KL(base ‖ adapter) per learned token beside its loss; 0: none"
+    )
+    kl_on: Literal["all", "replay"] = Field(
+        default="all", description="which rows' tokens are held to the base: all, or those of data.replay alone"
+    )
     eval_every: int | Literal["epoch"] | None = Field(
         default="epoch", description="steps between evaluations, 'epoch' or null"
     )

@@ -116,9 +116,17 @@ def test_what_is_saved_can_be_trained_on_and_gone_on_with(typed: Typed, tmp_path
     with pytest.raises(DataError, match="holds 2 conversations; 3 is none of them"):
         typed(f"/load {file} 3")
     file.write_text(json.dumps({"conversations": [{"from": "human", "value": "sun"}]}) + "\n")
-    assert "1 messages; /retry answers the last" in typed(f"/load {file}")
+    assert "1 message; /retry answers the last" in typed(f"/load {file}")
     typed("/retry")
     assert len(contents(typed)) == 2
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    file.write_text(json.dumps({"messages": first, "tools": json.dumps(tools)}) + "\n")
+    assert "4 messages, 1 tool" in typed(f"/load {file}")
+    typed(f"/save {file}")
+    assert json.loads(file.read_text().split("\n")[1]) == {"messages": first, "tools": tools}
+    file.write_text(json.dumps({"messages": first, "tools": "{"}) + "\n")
+    with pytest.raises(DataError, match="row 1: tools is no JSON"):
+        typed(f"/load {file}")
     file.write_text('{"prompt": "x"}\n')
     with pytest.raises(DataError, match="row 1 has no messages"):
         typed(f"/load {file}")

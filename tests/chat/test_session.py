@@ -16,6 +16,7 @@ from lora.errors import ConfigError, DataError
 from lora.evaluation.decoding import decode
 from lora.evaluation.voices import Voice
 from lora.model.lora import LoRA
+from lora.tasks.chat import ChatTask
 from lora.tasks.preference import PreferenceTask
 from tiny_models import randomise, tiny
 
@@ -101,6 +102,23 @@ def test_adapters_of_preferences_are_asked_in_their_format(session: Any, task: P
     assert one.voice.chats and one._prompt(one.voice) == wanted
 
 
+def test_tools_are_told_to_those_that_know_of_them(session: Any) -> None:
+    template = (
+        "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{% for m in messages %}{{ m.content }} "
+        "{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+    )
+    one, tools = session(), [{"name": "bird"}, {"name": "runs"}]
+    knows = ChatTask(messages="messages", tools="tools", template=template).with_tokenizer(one.tokenizer)
+    one.voices["b"] = Voice("b", knows, one.voice.ends)
+    one.replace([{"role": "user", "content": "red"}], tools)
+    ids, notes = one._prompt(one.voices["b"])
+    assert one.tokenizer.decode(ids).split() == ["bird", "runs", "red"] and not notes
+    one.use("a")
+    assert one._prompt(one.voice)[1] == ["a was trained without tools: it is not told which there are."]
+    one.clear()
+    assert one.tools is None
+
+
 def test_long_conversations_lose_whole_exchanges_and_say_so_once(session: Any) -> None:
     one, told, asked = session(system="be small"), [], []
     prompt = one._ids
@@ -137,7 +155,10 @@ def test_compare_is_each_alone(session: Any) -> None:
     one.ask("red sun", nothing)
     before = list(one.messages)
     turn = one._turn
-    found = one.compare(["a", "b", "single", "base"], "green moon")
+    pieces: list[list[str | None]] = [[], [], [], []]
+    found = one.compare(["a", "b", "single", "base"], "green moon", lambda place, piece: pieces[place].append(piece))
+    for its, answer in zip(pieces, found, strict=True):
+        assert its.pop() is None and "".join(map(str, its)) == answer.text, "as it comes, and then that it is whole"
     assert one.messages == before and [answer.name for answer in found] == ["a", "b", "single", "base"]
     for answer in found:
         one.use(answer.name)
@@ -186,6 +207,16 @@ def test_an_empty_answer_is_not_kept(session: Any, monkeypatch: pytest.MonkeyPat
     answer = one.ask("red", nothing)
     assert (answer.text, answer.tokens, one.messages) == ("", 0, [])
     assert answer.notes == ["The answer is empty; this exchange is not kept."]
+    before = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "sun"}]
+    one.messages = list(before)
+    assert one.retry(nothing).notes == ["The answer is empty; the one before it stays."] and one.messages == before
+    one.messages.pop()  # as of a file that ends with a question
+    assert one.retry(nothing).notes == ["The answer is empty; it is not kept."] and one.messages == before[:1]
+    monkeypatch.setattr(one, "answer", lambda _: 1 / 0)
+    one.messages = list(before)
+    with pytest.raises(ZeroDivisionError):
+        one.retry(nothing)
+    assert one.messages == before
 
 
 def test_settings(session: Any) -> None:

@@ -13,9 +13,10 @@ from lora import LoRA, workflow
 from lora.checks import after
 from lora.checks.after import check_trained
 from lora.checks.finding import Finding
-from lora.checks.probe import TEXTS, measure_probe, probe_texts
 from lora.config import DataConfig, RunConfig
 from lora.errors import DataError
+from lora.evaluation.forgetting import measure_forgetting
+from lora.evaluation.probe import probe_texts
 from lora.training.prepare import Prepared, prepare, read_rows
 from small_base import labelled, save_base, stories, tokenizer, write_jsonl
 from tiny_models import tiny
@@ -33,8 +34,9 @@ def trained(tmp_path: Path) -> tuple[LoRA, Prepared, Path]:
     return model, prepared, model.save_adapter("default", tmp_path / "adapter")
 
 
-def found(model: LoRA, prepared: Prepared, folder: Path, **options: Any) -> dict[str, Finding]:
-    return {one.check: one for one in check_trained(model, "default", folder, prepared, **options)}
+def found(model: LoRA, prepared: Prepared, folder: Path, texts: list[str] | None = None) -> dict[str, Finding]:
+    forgetting = measure_forgetting(model, ["default"], prepared.tokenizer, prepared.max_length, texts)
+    return {one.check: one for one in check_trained(model, "default", folder, prepared, forgetting)}
 
 
 def test_all_is_well(trained: tuple[LoRA, Prepared, Path]) -> None:
@@ -70,17 +72,14 @@ def test_merging_that_loses_the_update(trained: tuple[LoRA, Prepared, Path], mon
 
 def test_the_probe_sees_what_is_unlearned(trained: tuple[LoRA, Prepared, Path]) -> None:
     model, prepared, folder = trained
-    losses = measure_probe(model, prepared, ["base", "default"], ["red sun", "blue moon runs"])
-    assert losses is not None
-    expected = 0.0
-    for text in ("red sun", "blue moon runs"):
-        ids = torch.tensor([prepared.tokenizer(text)["input_ids"] + [prepared.tokenizer.eos_token_id]])
-        with torch.no_grad(), model.using("default"):
-            expected += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
-    assert losses["default"] == pytest.approx(expected / 5, rel=1e-5)
-    finding = found(model, prepared, folder, texts=["red sun"])["general ability"]
-    assert finding.status == ("note" if "+" in finding.said.rpartition("(")[2] else "passed")
-    assert len(TEXTS) == 8 and all(text.isascii() or text for text in TEXTS)
+    measured: Any = measure_forgetting(model, ["default"], prepared.tokenizer, 64, ["red sun"])
+    measured.adapters["base"]["loss"] = 2.0
+    for after_it, status in ((2.09, "passed"), (2.11, "note")):
+        measured.adapters["default"]["loss"] = after_it
+        finding = check_trained(model, "default", folder, prepared, measured)[-1]
+        assert finding.check == "general ability" and finding.status == status
+        assert f"loss per token on general text 2.000 before, {after_it:.3f} after" in finding.said
+        assert "KL to the base" in finding.said
 
 
 def test_classifiers_have_no_probe(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from chat_tokenizer import byte_tokenizer
-from command import lora
 from lora import LoRA
 from lora.checks import saving, steps
 from lora.checks.before import check_training, refuse_failed
 from lora.checks.finding import Finding
+from lora.cli import main
 from lora.config import DataConfig, TrainingConfig
 from lora.errors import SaveError, TrainingError
 from lora.training.prepare import Prepared, prepare, read_rows
@@ -63,12 +63,33 @@ def test_a_sound_run_passes_and_nothing_is_changed(kind: str) -> None:
     stream, training = torch.get_rng_state(), model.training
     findings = found(model, prepared)
     assert [f for f in findings.values() if f.status not in ("passed", "skipped")] == []
-    assert {f.status for f in findings.values()} >= {"passed"} and len(findings) == 14
+    assert {f.status for f in findings.values()} >= {"passed"} and len(findings) == 15
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()) and len(before) == len(
         model.state_dict()
     )
     assert torch.equal(stream, torch.get_rng_state()) and model.training == training
     assert all(p.grad is None for p in model.parameters()) and list(model.adapters) == ["default"]
+
+
+def test_tokens_that_the_base_does_not_know() -> None:
+    """In any row, be it a held-out one: the first row alone is tried elsewhere."""
+    model = llama()
+    prepared = prepared_for(model, stories(12), tokenizer("llama"))
+    prepared.held.examples[-1]["input_ids"][0] = 25  # type: ignore[union-attr]
+    finding = found(model, prepared)["the base knows every token"]
+    assert finding.status == "failed" and "token 25, and its vocabulary has 25" in finding.said
+    with pytest.raises(TrainingError, match="new_tokens"):
+        refuse_failed([finding])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_base_that_is_broken_is_named(value: float) -> None:
+    model = llama()
+    dict(model.base.named_parameters())["model.norm.weight"].data[0] = value
+    findings = found(model, prepared_for(model, stories(12), tokenizer("llama")))
+    finding = findings["every module receives a gradient"]
+    assert finding.status == "failed" and "the base itself holds NaN or infinity (model.norm.weight)" in finding.said
+    assert "again" in finding.remedy and findings["what is saved is what was trained"].status == "skipped"
 
 
 def test_answers_that_never_end() -> None:
@@ -229,20 +250,94 @@ def test_targets_without_effect() -> None:
     assert finding["every module receives a gradient"].status == "failed"
 
 
-def test_the_command_and_training_with_checks_and_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")])
+@pytest.mark.parametrize(
+    "place, check",
+    [("infer", "an evaluation fits"), ("Trial.gradients", "training fits"), ("Trial.recomputes", "training fits"),
+     ("largest_batch", "the largest batch fits")],
+)  # fmt: skip
+def test_memory_that_runs_out_is_a_finding(
+    place: str, check: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama()
+    prepared = prepared_for(model, stories(24), tokenizer("llama"))
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    if place == "largest_batch":
+        monkeypatch.setattr(steps, "largest_batch", lambda participant: (7, [0, 1]))
+        monkeypatch.setattr(steps.Passes, "run", failing)
+        trial = steps.Trial(model, "default", prepared, TrainingConfig(learning_rate=1e-3))
+        finding = steps.longest(trial, False)
+    else:
+        monkeypatch.setattr(f"lora.checks.steps.{place}", failing)
+        finding = found(model, prepared)[check]
+    assert (finding.check, finding.status) == (check, "failed") and finding.why and finding.remedy
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_an_error_that_is_none_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    model = llama()
+    monkeypatch.setattr(steps, "infer", failing)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        found(model, prepared_for(model, stories(24), tokenizer("llama")))
+
+
+def test_a_folder_that_nothing_can_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    model = llama()
+    monkeypatch.setattr(saving.tempfile, "mkdtemp", refused)
+    out = check_training(
+        model, "default", prepared_for(model, stories(12), tokenizer("llama")), TrainingConfig(), tmp_path / "run"
+    )
+    assert out[-1].status == "failed" and str(tmp_path / "run") in out[-1].said and "Permission denied" in out[-1].said
+
+
+def test_an_end_is_asked_of_every_answer() -> None:
+    """Of both answers of a pair, and of each of a conversation's, not of what stands last alone."""
+    model, tokens = llama(), tokenizer("llama")
+    rows = [{"prompt": r["prompt"], "chosen": "cat here", "rejected": "dog now"} for r in stories(12)]
+    prepared = prepared_for(model, rows, tokens)
+    assert found(model, prepared)["answers end with a stop token"].status == "passed"
+    for example in prepared.train.examples[:2]:
+        prompt, chosen, _ = example["branches"]
+        example["labels"][prompt + chosen - 1] = 9  # the chosen answer's end
+    assert found(model, prepared)["answers end with a stop token"].said.startswith("7 of 9 examples do")
+    prepared.train.examples[2]["labels"] = [-100] * len(prepared.train.examples[2]["labels"])
+    assert found(model, prepared)["answers end with a stop token"].status == "note", "an example without any is told"
+
+
+def lora(*arguments: Any) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_command_and_training_with_checks_and_without(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     base = save_base(tmp_path / "base", "llama")
     write_jsonl(tmp_path / "data.jsonl", stories(24))
     common = ["--model", base, "--data", "data.jsonl", "--dtype", "float32", "--max-steps", 2]
-    done = lora("check", *common, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "14 modules, all finite" in done.stdout and "passed" in done.stdout and "1 skipped" in done.stdout
-    listed = json.loads(lora("check", *common, "--json", cwd=tmp_path).stdout)["default"]
-    assert {"check", "status", "said", "why", "remedy"} == set(listed[0]) and len(listed) == 14
+    assert lora("check", *common) == 0
+    shown = capfd.readouterr().out
+    assert "14 modules, all finite" in shown and "passed" in shown and "1 skipped" in shown
+    assert lora("check", *common, "--json") == 0
+    listed = json.loads(capfd.readouterr().out)["default"]
+    assert {"check", "status", "said", "why", "remedy"} == set(listed[0]) and len(listed) == 15
     assert not any(path.name not in ("base", "data.jsonl") for path in tmp_path.iterdir()), "nothing is written"
-    with_checks = lora("train", *common, "--output", "with", cwd=tmp_path)
-    assert "checks before training in" in with_checks.stderr
-    without = lora("train", *common, "--no-check", "--output", "without", cwd=tmp_path)
-    assert without.returncode == with_checks.returncode == 0 and "checks before" not in without.stderr
+    capfd.readouterr()
+    assert lora("check", *common, "--output", "data.jsonl") == 2, "as training would"
+    assert "output: data.jsonl is a file" in capfd.readouterr().err
+    assert lora("train", *common, "--output", "with") == 0
+    assert "checks before training in" in capfd.readouterr().err
+    assert lora("train", *common, "--no-check", "--output", "without") == 0
+    assert "checks before" not in capfd.readouterr().err
     weights = [tmp_path / run / "adapter/adapter_model.safetensors" for run in ("with", "without")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     # No end token: refused before a step, and the folder is not made.
@@ -253,10 +348,11 @@ def test_the_command_and_training_with_checks_and_without(tmp_path: Path) -> Non
         settings = json.loads((base / file).read_text())
         settings["eos_token_id"] = None
         (base / file).write_text(json.dumps(settings))
-    refused = lora("train", *common, "--output", "third", cwd=tmp_path)
-    assert refused.returncode == 2 and "answers end with a stop token: 0 of" in refused.stderr
-    assert not (tmp_path / "third").exists() and "Traceback" not in refused.stderr
-    assert lora("check", *common, cwd=tmp_path).returncode == 2
+    assert lora("train", *common, "--output", "third") == 2
+    refused = capfd.readouterr().err
+    assert "answers end with a stop token: 0 of" in refused and "Traceback" not in refused
+    assert not (tmp_path / "third").exists()
+    assert lora("check", *common) == 2
 
 
 def test_layers_are_recomputed_as_the_run_will() -> None:

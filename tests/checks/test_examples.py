@@ -12,8 +12,9 @@ from rich.console import Console
 
 from chat_tokenizer import byte_tokenizer
 from lora.checks.drawing_examples import Way, draw_examples
-from lora.checks.examples import Choice, Example, Piece, Stretch, Viewer, by_learning, choose
+from lora.checks.examples import Choice, Example, Viewer, choose
 from lora.checks.remarks import Part
+from lora.checks.stretches import Piece, Stretch, by_learning
 from lora.data.rendering import IGNORED
 from lora.data.rows import located
 from lora.errors import ConfigError
@@ -152,6 +153,8 @@ def test_which_examples_are_shown() -> None:
 def test_learning_cuts_a_text() -> None:
     made = [Piece(char, [0], char.isupper(), False) for char in "abCDe"]
     assert [(one.name, text(one)) for one in by_learning(made)] == [("prompt", "ab"), ("answer", "CD"), ("prompt", "e")]
+    made[-1] = Piece("\n", [0], False, False)  # behind the last answer, as templates write it
+    assert [(one.name, text(one)) for one in by_learning(made)] == [("prompt", "ab"), ("answer", "CD\n")]
 
 
 def drawn(example: Example, colour: bool, full: bool = False, width: int = 60) -> str:
@@ -185,3 +188,13 @@ def test_line_breaks_never_part_a_marked_token() -> None:
     made = [Piece("token", [0], True, False)] * 30
     lines = Way(False).text(made, 20).plain.splitlines()
     assert all(len(line) <= 21 and set(line.strip("⟦⟧").split("|")) == {"token"} for line in lines)
+
+
+def test_a_call_of_a_tool_is_the_assistants() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+    turns = [{"role": "user", "content": "1 + 1?"}, call, {"role": "tool", "content": "2"},
+             {"role": "assistant", "content": "It is 2."}]  # fmt: skip
+    task = ChatTask(messages="messages", template="chatml").with_tokenizer(byte_tokenizer())
+    (example,) = views(task, [{"messages": turns}], byte_tokenizer())
+    assert [one.name for one in example.stretches] == ["user", "assistant", "tool", "assistant"]
+    assert '"name": "add"' in text(example.stretches[1]) and any(piece.learned for piece in example.stretches[1].pieces)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,13 +24,8 @@ from small_base import labelled, save_base, stories, write_jsonl
 
 def shape(layers: int = 2, **settings: Any) -> Any:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(num_hidden_layers=layers, **{**sizes, "vocab_size": 512, **settings})
-
-    def make() -> Any:
-        with torch.device("meta"):
-            return LlamaForCausalLM(config)
-
-    return make
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **{**sizes, "vocab_size": 512, **settings}))
 
 
 def role(length: int = 64, batch: int = 4, rank: int = 4, **training: Any) -> dict[str, Role]:
@@ -76,6 +70,33 @@ def test_what_takes_less_takes_less() -> None:
     assert rehearse(shape(), role(128, 8), True).kept < 0.6 * plain.kept
     assert rehearse(shape(), role(128, 4), False).kept == pytest.approx(plain.kept / 2, rel=0.05)
     assert rehearse(shape(), role(128, 8, rank=8), False).state == 2 * plain.state
+
+
+@pytest.mark.parametrize("packing", [None, False])
+def test_kl_to_the_base_takes_the_bases_part_of_a_pass(packing: bool | None) -> None:
+    """As many tokens again, whose activations lie beside the adapter's; memory needed of the largest batch alike."""
+    plain, held = (rehearse(shape(), role(64, 8, packing=packing, kl=kl), False) for kl in (0.0, 1.0))
+    assert held.tokens == 2 * plain.tokens and held.needs.tokens == 2 * plain.needs.tokens
+    assert held.kept > 1.4 * plain.kept and held.phases["pass"].peak > 1.3 * plain.phases["pass"].peak
+    assert held.operations > 1.3 * plain.operations
+    without, needed = (found.needs.memory(1e12, False).needed(found.needs.tokens, 1) for found in (plain, held))
+    assert needed > 1.3 * without
+
+
+def test_replay_is_planned_with(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", "llama")
+    data = write_jsonl(tmp_path / "data.jsonl", stories(40))
+    general = write_jsonl(tmp_path / "general.jsonl", [{"text": "red sun here now " * 10}] * 9)
+    settings = {"model": str(tmp_path / "base"), "data": {"train": str(data), "held_out": 0, "max_length": 50},
+                "training": {"batch_size": 4}}  # fmt: skip
+    plain = lora.plan(RunConfig.make(settings), search=False)
+    settings["data"]["replay"] = {"path": str(general), "share": 0.2}  # type: ignore[index]
+    settings["training"].update(kl=1.0, kl_on="replay")  # type: ignore[attr-defined]
+    replayed = lora.plan(RunConfig.make(settings), search=False)
+    assert plain.steps == 30 and replayed.steps == 39  # 10 and 12.5 batches an epoch
+    assert plain.length < replayed.length == 41
+    settings["data"].pop("train")  # type: ignore[attr-defined]
+    assert lora.plan(RunConfig.make(settings), length=32, search=False).tokens == 2 * 4 * 32
 
 
 def test_several_adapters_share_a_pass() -> None:
@@ -132,10 +153,12 @@ def test_what_does_not_fit_comes_with_remedies(tmp_path: Path, monkeypatch: Any)
 
 def test_rows_of_another_length_have_all_that_a_row_has() -> None:
     rows = made_up("classification", 5, 3, held=2)
-    rows.train.examples[0] = {"input_ids": [7] * 5, "token_type_ids": [0] * 5, "label": "0"}
+    rows.train.examples[0] = {"input_ids": [7] * 6, "token_type_ids": [0] * 6, "label": "0"}
     made = longer(rows, 9, TrainingConfig(batch_size=4, eval_batch_size=6))
-    assert made.train.examples[3] == {"input_ids": [1] * 9, "token_type_ids": [0] * 9, "label": "0"}
+    assert made.train.examples[3] == {"input_ids": [7] * 9, "token_type_ids": [0] * 9, "label": "0"}
     assert made.train.lengths == [9] * 4 and made.held is not None and len(made.held) == 6
+    accumulated = longer(rows, 9, TrainingConfig(batch_size=4, accumulation=3))
+    assert len(accumulated.train) == 8, "gradients are there while a second batch runs"
 
 
 def test_of_much_data_a_sample_is_tokenised(tmp_path: Path, monkeypatch: Any) -> None:
@@ -148,6 +171,21 @@ def test_of_much_data_a_sample_is_tokenised(tmp_path: Path, monkeypatch: Any) ->
     found = lora.plan(config, search=False)
     assert "90 rows, 40 of them tokenised" in found.notes[0]
     assert (found.length, found.steps) == (whole.length, whole.steps) and found.peak == pytest.approx(whole.peak, 0.1)
+
+
+def test_the_copy_that_is_compared_after_training_is_planned_for(llama: Path) -> None:
+    """It is made where half of what is free then holds it, and only with checks."""
+    config = RunConfig(model=str(llama), training={"batch_size": 1, "dtype": "float32"}, adapter={"rank": 1})
+    config.data.held_out = 0
+    found = lora.plan(config, length=4, search=False)
+    weights = sum(size for part, size in found.memory.items() if part.startswith("base weights"))
+    assert found.phases["merging"] == pytest.approx(2 * weights + found.memory["adapters, float32"], rel=0.01)
+    assert found.peak >= found.phases["merging"]
+    config.check = False
+    assert "merging" not in lora.plan(config, length=4, search=False).phases
+    config.check = True
+    tight = (found.process + 2 * weights) / 2**30
+    assert "merging" not in lora.plan(config, length=4, search=False, device_gib=tight).phases
 
 
 def test_a_parabola_is_followed_to_where_it_ends() -> None:
@@ -171,7 +209,6 @@ def test_an_8b_model_takes_no_memory_to_speak_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "said"), [({}, "model: is needed"), ({"model": "BASE"}, "length: is needed")])
-def test_what_is_missing_is_said(settings: dict[str, Any], said: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(planning, "load_base_config", lambda *_: SimpleNamespace())
+def test_what_is_missing_is_said(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         lora.plan(RunConfig(**settings))

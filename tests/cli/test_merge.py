@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, dynamic_module_utils
 
 from lora import LoRA
 from lora.cli import main
@@ -23,8 +21,6 @@ from lora.tasks.classification import ClassificationTask
 from small_base import labelled, write_jsonl
 from tiny_models import randomise
 
-SRC = str(Path(__file__).parents[2] / "src")
-CODE = "import sys; from lora.cli import main; sys.exit(main(sys.argv[1:]))"
 OWN = """
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -110,33 +106,40 @@ def own(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lora(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: code of a model goes to a cache that is read at the start."""
-    environment = {**os.environ, "PYTHONPATH": SRC, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, input="")
-
-
-def test_its_code_runs_where_it_is_trusted_and_nowhere_else(bert: Path, own: Path, tmp_path: Path) -> None:
+def test_its_code_runs_where_it_is_trusted_and_nowhere_else(
+    bert: Path, own: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Code of a model goes to a cache whose place is read when transformers is loaded.
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     adapter = adapter_on(bert, tmp_path / "a")
     merge = ("merge", adapter, "--model", own, "--output", tmp_path / "merged")
     data = write_jsonl(tmp_path / "rows.jsonl", [row for row in labelled(30) if row["label"] != "bird"])
     predict = ("predict", adapter, "cat sun", "--model", own)
     measure = ("eval", adapter, "--data", data, "--model", own, "--no-latency", "--json")
     train = ("train", "-m", own, "-d", data, "-o", tmp_path / "run", "--max-steps", "1", "--dtype", "float32")
-    for command in (merge, ("inspect", own), predict, measure, train):
-        refused = lora(tmp_path, *command)
-        assert refused.returncode == 2 and "Traceback" not in refused.stderr
-        assert "it brings code of its own; read it, then say --trust-remote-code" in refused.stderr
+
+    def lora(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    for command in (merge, ("inspect", own), predict, measure, train, ("plan", "-m", own, "-d", data)):
+        code, _, refused = lora(*command)
+        assert code == 2 and "Traceback" not in refused
+        assert "it brings code of its own; read it, then say --trust-remote-code" in refused
     assert not (tmp_path / "merged").exists() and not (tmp_path / "run").exists()
-    said = lora(tmp_path, *predict, "--trust-remote-code")
-    assert said.returncode == 0 and json.loads(said.stdout)["label"] in ("cat", "dog"), said.stderr
-    found = lora(tmp_path, *measure, "--trust-remote-code")
-    assert found.returncode == 0 and set(json.loads(found.stdout)["metrics"]) == {"base", "tuned"}, found.stderr
-    trained = lora(tmp_path, *train, "--trust-remote-code")
-    assert trained.returncode == 0 and (tmp_path / "run" / "report.md").is_file(), trained.stderr
-    merged = lora(tmp_path, *merge, "--trust-remote-code")
-    assert merged.returncode == 0, merged.stderr
+    assert not list((tmp_path / "modules").rglob("own.py")), "nor is it copied to where it could run"
+    code, said, error = lora(*predict, "--trust-remote-code")
+    assert code == 0 and json.loads(said)["label"] in ("cat", "dog"), error
+    code, said, error = lora(*measure, "--trust-remote-code")
+    assert code == 0 and set(json.loads(said)["metrics"]) == {"base", "tuned"}, error
+    code, _, error = lora(*train, "--trust-remote-code")
+    assert code == 0 and (tmp_path / "run" / "report.md").is_file(), error
+    code, said, error = lora("plan", "-m", own, "-d", data, "--quick", "--json", "--trust-remote-code")
+    assert code == 0 and json.loads(said)["parameters"] > 0, error
+    code, _, error = lora(*merge, "--trust-remote-code")
+    assert code == 0, error
     assert (tmp_path / "merged" / "own.py").read_text() == OWN  # goes along: the model cannot be loaded without it
-    shown = lora(tmp_path, "inspect", own, "--trust-remote-code", "--json")
-    assert shown.returncode == 0 and json.loads(shown.stdout)["class"] == "OwnClassifier", shown.stderr
+    code, said, error = lora("inspect", own, "--trust-remote-code", "--json")
+    assert code == 0 and json.loads(said)["class"] == "OwnClassifier", error

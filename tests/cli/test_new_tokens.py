@@ -10,7 +10,10 @@ import torch
 
 from chat_tokenizer import byte_tokenizer
 from command import lora
-from lora import predict
+from lora import describe_data, plan, predict
+from lora.config import DataConfig, RunConfig
+from lora.errors import ConfigError
+from lora.model.vocabulary import extend
 from lora.workflow.tuned import load_tuned
 from small_base import WORDS, write_jsonl
 from tiny_models import tiny
@@ -128,3 +131,31 @@ def test_several_adapters_share_the_tokens(base: Path, data: Path, tmp_path: Pat
     assert sizes == {"a": 2, "b": 3}
     tuned, name, tokenizer, _ = load_tuned(tmp_path / "set" / "b")
     assert tuned.adapters[name].token_rows == [7, *tokenizer.convert_tokens_to_ids(TOKENS)]
+
+
+def test_plan_and_look_use_the_tokens_of_the_run(base: Path, run: Path, data: Path) -> None:
+    """Else a template that writes them would be refused, or its tokens counted letter by letter."""
+    options = DataConfig(train=str(data), options={"template": "chatml"}, held_out=0)
+    report = describe_data(str(data), str(base), config=options, new_tokens=TOKENS)
+    assert [piece.text for piece in report.examples[0].stretches[0].pieces if piece.special] == TOKENS
+    gone_on = describe_data(str(data), config=DataConfig(held_out=0), start=run)
+    assert gone_on.lengths.tokens.total == report.lengths.tokens.total
+    with pytest.raises(ConfigError, match="which training starts from, has no rows for <new>"):
+        describe_data(str(data), start=run, new_tokens=["<new>"])
+    with pytest.raises(ConfigError, match="does not know as one token"):
+        describe_data(str(data), str(base), config=options)
+    planned = plan(RunConfig(model=str(base), data=options, new_tokens=TOKENS), search=False)
+    assert planned.length == report.lengths.longest
+    width = json.loads((base / "config.json").read_text())["hidden_size"]
+    assert planned.trainable["single rows"] == 2 * len(TOKENS) * width, "at the entrance and at the head"
+
+
+def test_a_known_token_stays_what_it_is() -> None:
+    tokenizer = byte_tokenizer(MERGES, extra=[])
+    before, known = tokenizer("now no")["input_ids"], tokenizer.convert_tokens_to_ids("now")
+    ids = extend(tokenizer, ["now", "<a>", "<b c>", " <d>"])
+    assert ids == [known, len(tokenizer) - 3, len(tokenizer) - 2, len(tokenizer) - 1]
+    assert tokenizer("now no")["input_ids"] == before and "now" not in tokenizer.all_special_tokens
+    assert extend(tokenizer, ["<a>"]) == [ids[1]] and tokenizer("<b c>")["input_ids"] == [ids[2]]
+    assert tokenizer(" <d>")["input_ids"] == [ids[3]]
+    assert extend(tokenizer, []) == []

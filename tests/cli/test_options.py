@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lora import registry
 from lora.cli.options import ConfigCommand, _keys, _option_names, config_options, parse_value
-from lora.config import AdapterConfig, RunConfig, TrainingConfig
+from lora.config import AdapterConfig, DataConfig, RunConfig, TrainingConfig
 from lora.overrides import load_config
 
 
@@ -137,6 +137,15 @@ def test_an_unknown_option_names_the_nearest() -> None:
     result = run("--learning-rat", "1")
     assert result.exit_code == 2
     assert "--learning-rate" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("general.txt", "general.txt"), ("a, b {c}.txt", "a, b {c}.txt"), ("null", None),
+     ("{path: general.txt, share: 0.2}", {"path": "general.txt", "share": 0.2})],
+)  # fmt: skip
+def test_a_group_of_settings_is_a_name_or_a_table(text: str, expected: Any) -> None:
+    assert parse_value(DataConfig.model_fields["replay"].annotation, text) == expected
 
 
 def test_broken_yaml_is_a_usage_error() -> None:

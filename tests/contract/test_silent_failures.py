@@ -54,7 +54,7 @@ def test_01_nothing_is_supervised() -> None:
         CHATML.encode([{"messages": TALK}, {"messages": TALK[:1]}], byte_tokenizer(), 100)
     prepared = ready(llama())
     prepared.train.supervised[3] = 0
-    assert "1 of 9 examples have no supervised token" in row_checks.supervised(prepared.train, prepared.task).said
+    assert "1 of 9 examples has no supervised token" in row_checks.supervised(prepared.train, prepared.task).said
 
 
 def test_02_the_end_is_never_learned() -> None:
@@ -78,7 +78,7 @@ def test_03_another_template_or_tokenizer_than_in_training() -> None:
         task.with_tokenizer(byte_tokenizer(extra=["<|im_end|>", "<|im_start|>"]))
     doubled = [{"input_ids": [1, 1, 5], "labels": [-100, -100, 5]}]
     prepared: Any = SimpleNamespace(tokenizer=byte_tokenizer(), train=Encoded(doubled, [3], [1]))
-    assert "1 of 1 examples begin with two" in row_checks.beginnings(prepared).said
+    assert "1 of 1 example begins with two" in row_checks.beginnings(prepared).said
 
 
 def test_04_merging_into_quantised_weights() -> None:
@@ -239,7 +239,7 @@ def test_19_truncation_that_nobody_sees() -> None:
     assert encoded.truncated == 1 and "was left out: an answer is never cut" in encoded.notes[0]
     long = [{"messages": [*TALK, {"role": "user", "content": "x" * 90}, {"role": "assistant", "content": "no"}]}]
     notes = CHATML.encode(long, byte_tokenizer(), 60).notes
-    assert any("1 answers do not fit in 60 tokens" in note and "never cut" in note for note in notes)
+    assert any("1 answer does not fit in 60 tokens" in note and "never cut" in note for note in notes)
 
 
 def test_what_is_told_is_json() -> None:

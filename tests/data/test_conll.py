@@ -51,7 +51,7 @@ def test_broken_lines(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_file(put(tmp_path / "a.conll", "a O\nb\n\nc x O\n"))
     message = str(caught.value)
-    for part in ("a.conll: 2 rows cannot be read", "line 2: 1 columns where the first has 2: b", "line 4: 3 columns"):
+    for part in ("a.conll: 2 rows cannot be read", "line 2: 1 column where the first has 2: b", "line 4: 3 columns"):
         assert part in message
     with pytest.raises(DataError, match="holds nothing"):
         read_file(put(tmp_path / "b.conll", "-DOCSTART- O\n\n"))

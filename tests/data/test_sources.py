@@ -11,6 +11,7 @@ import pytest
 
 from lora import hub
 from lora.config import DataConfig
+from lora.data.readers import STREAMED, stream_file
 from lora.data.rows import SourceRow
 from lora.data.sources import load_rows, load_splits
 from lora.errors import DataError
@@ -49,11 +50,17 @@ def refusal(source: str, split: str | None = None) -> str:
         ("a.csv", "text,label\ngood,a\n\nbad,b\n"),
         ("a.csv", '\ufefftext,label\r\n"good",a\r\nbad,"b"\r\n'),
         ("a.csv", "text;label\ngood;a\nbad;b"),
+        ("a.csv", "text\tlabel\ngood\ta\nbad\tb"),
+        ("a.csv", "text,label\rgood,a\rbad,b\r"),
+        ("a.ndjson", jsonl(ROWS)),
         ("a.tsv", "text\tlabel\ngood\ta\nbad\tb\n"),
     ],
 )
 def test_a_file_gives_its_rows(tmp_path: Path, name: str, content: str) -> None:
-    assert load_rows(put(tmp_path / name, content)) == ROWS
+    path = put(tmp_path / name, content)
+    assert load_rows(path) == ROWS
+    if Path(name).suffix in STREAMED:
+        assert list(stream_file(Path(path))) == ROWS
 
 
 def test_line_separators_inside_a_json_string_do_not_end_the_line(tmp_path: Path) -> None:
@@ -89,6 +96,19 @@ def test_parquet_of_hugging_face_gets_class_names_back(tmp_path: Path) -> None:
     assert [row["label"] for row in load_rows(str(tmp_path / "a.parquet"))] == ["pos", "neg", None]
     data.save_to_disk(str(tmp_path / "saved"))
     assert [row["label"] for row in load_rows(str(tmp_path / "saved"))] == ["pos", "neg", None]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_arrow(tmp_path: Path, stream: bool) -> None:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(ROWS * 700)
+    path = tmp_path / "a.arrow"
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), table.schema) as writer:
+        writer.write_table(table)
+    rows = load_rows(str(path))
+    assert rows == ROWS * 700 == list(stream_file(path)) and rows[1300].number == 1301
+    assert load_rows(f"{path}#3") == [*ROWS, ROWS[0]]
 
 
 def test_txt_is_one_document_per_block_or_per_end_mark(tmp_path: Path) -> None:
@@ -138,6 +158,11 @@ def test_limit(tmp_path: Path) -> None:
     assert load_rows(path + "#1") == ROWS[:1]
     assert load_rows(path + "#2") == ROWS, "what lies behind the limit is not read"
     assert "'#0' takes no row" in refusal(path + "#0")
+    for wrong in ("-1", "x-1", "2.5"):
+        assert (
+            f"behind # stands a number of rows (#500), a weight (#x2) or both (#500x2), and not '{wrong}'"
+            in refusal(f"{path}#{wrong}")
+        )
     strange = put(tmp_path / "a.jsonl#1", "")
     assert "no such file" not in refusal(strange) and "type .jsonl#1" in refusal(strange), "a real file wins"
 
@@ -155,6 +180,9 @@ def test_limit(tmp_path: Path) -> None:
         ("a.jsonl", "x\n" * 9, ["9 rows cannot be read", "line 5:", "… and 4 more"]),
         ("a.jsonl", "[\n" + jsonl(ROWS) + "]", ["rename the file to .json"]),
         ("a.jsonl", "[" * 100_000, ["line 1"]),
+        ("a.jsonl", '{"text": %s}' % ("9" * 5000), ["line 1: a number of thousands of digits"]),
+        ("a.json", '{"text": [%s]}' % ("9" * 5000), ["a number of thousands of digits"]),
+        ("a.arrow", b"ARROW1 nonsense", ["not a readable arrow file"]),
         ("a.json", '[{"a": 1},\n {"a" 2}]', ["line 2, column 7", '{"a" 2}']),
         ("a.json", '[{"a": 1}, 3]', ["element 2: a number, not an object"]),
         ("a.json", "[]", ["holds nothing"]),

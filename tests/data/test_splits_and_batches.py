@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ from hypothesis import given, settings
 
 from lora.data.batches import BatchPlan, in_order
 from lora.data.rows import located, places
-from lora.data.splits import hold_out, hold_out_text
+from lora.data.splits import hold_out, hold_out_text, row_key
 from lora.errors import DataError
 
 QUICK = settings(max_examples=60, deadline=None)
+BY_TEXT = partial(row_key, columns=["text"])
 
 
 def split(rows: list[dict], *arguments) -> tuple[list[int], list[int], str]:
@@ -47,7 +50,7 @@ def test_every_row_once_and_no_input_on_both_sides(
     classes = "label" if stratified else None
 
     def drawn() -> tuple[list[int], list[int], str]:
-        return split(rows, ["text"], share, seed, classes)
+        return split(rows, BY_TEXT, share, seed, classes)
 
     every = {row["label"] for row in rows}
     try:
@@ -81,10 +84,10 @@ def test_every_row_once_and_no_input_on_both_sides(
 def test_enough_is_left_to_train_on(labels: list[str], classes: str | None, share: float | None, words: str) -> None:
     rows = located(labelled(labels), "a.csv")
     if not words:
-        assert split(rows, ["text"], share, 0, classes)[0]
+        assert split(rows, BY_TEXT, share, 0, classes)[0]
         return
     with pytest.raises(DataError) as caught:
-        hold_out(rows, ["text"], share, 0, classes)
+        hold_out(rows, BY_TEXT, share, 0, classes)
     assert str(caught.value).startswith("a.csv: ") and words in str(caught.value)
 
 
@@ -92,7 +95,7 @@ def test_enough_is_left_to_train_on(labels: list[str], classes: str | None, shar
 @given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=8), seed=st.integers(0, 5))
 def test_stratified(sizes: list[int], seed: int) -> None:
     rows = labelled([str(label) for label, size in enumerate(sizes) for _ in range(size)])
-    train, held, note = split(rows, ["text"], 0.25, seed, "label")
+    train, held, note = split(rows, BY_TEXT, 0.25, seed, "label")
     for label, size in enumerate(sizes):
         inside = sum(rows[index]["label"] == str(label) for index in held)
         assert abs(inside - size * len(held) / len(rows)) <= 1.5
@@ -105,20 +108,20 @@ def test_stratified(sizes: list[int], seed: int) -> None:
 )
 def test_default_size(count: int, expected: int) -> None:
     rows = [{"text": str(number)} for number in range(count)]
-    assert len(split(rows, ["text"], None, 0)[1]) == expected
+    assert len(split(rows, BY_TEXT, None, 0)[1]) == expected
 
 
 def test_classes_of_a_single_row_are_trained_on() -> None:
     rows = labelled(["a"] * 20 + ["b"] * 20 + ["lonely", "alone"])
-    train, _, note = split(rows, ["text"], 0.2, 0, "label")
+    train, _, note = split(rows, BY_TEXT, 0.2, 0, "label")
     assert {40, 41} <= set(train) and "2 classes of a single row went to training" in note
 
 
 def test_too_few_rows_for_every_class_is_said() -> None:
-    note = split(labelled([str(n // 2) for n in range(40)]), ["text"], 0.1, 0, "label")[2]
+    note = split(labelled([str(n // 2) for n in range(40)]), BY_TEXT, 0.1, 0, "label")[2]
     assert "one of each class at least (asked: 4)" in note
     repeated = [{"text": "same", "label": "ab"[n % 2]} for n in range(30)] + labelled(["a", "b"])
-    train, held, note = split(repeated, ["text"], 0.1, 0, "label")
+    train, held, note = split(repeated, BY_TEXT, 0.1, 0, "label")
     assert set(held) <= {30, 31} and set(range(30)) <= set(train) and "no class has two inputs" in note
 
 
@@ -126,13 +129,13 @@ def test_an_input_that_fills_the_data_is_training_data() -> None:
     rows = [{"prompt": "", "completion": str(n)} for n in range(90)] + [
         {"prompt": str(n), "completion": ""} for n in range(10)
     ]
-    train, held, _ = split(rows, ["prompt"], 0.1, 0)
+    train, held, _ = split(rows, partial(row_key, columns=["prompt"]), 0.1, 0)
     assert set(range(90)) <= set(train) and 1 <= len(held) <= 10
 
 
 def test_references_of_one_prompt_stay_together() -> None:
     rows = [{"prompt": str(n // 4), "context": "", "completion": str(n)} for n in range(100)]
-    train, held, note = split(rows, ["prompt", "context"], 0.2, 1)
+    train, held, note = split(rows, partial(row_key, columns=["prompt", "context"]), 0.2, 1)
     assert not {n // 4 for n in train} & {n // 4 for n in held} and len(held) == 20 and "(75 repeated)" in note
 
 
@@ -206,7 +209,7 @@ def test_whole_texts_where_they_are_many() -> None:
 
 
 def test_texts_that_cannot_be_cut() -> None:
-    with pytest.raises(DataError, match="1 texts too short to hold out the end of one"):
+    with pytest.raises(DataError, match="1 text too short to hold out the end of one"):
         hold_out_text([{"text": "Donaudampfschifffahrt"}], "text", None, 0)
     train, held, _ = split_text([{"text": "word"}, {"text": "two words"}], "text", None, 0)
     assert [row["text"] for row in train] == ["word", "two "] and [row["text"] for row in held] == ["words"]

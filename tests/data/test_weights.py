@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 
 from lora.config import DataConfig, Source
 from lora.data.batches import BatchPlan, rows_taken
-from lora.data.sources import load_splits, named_sources
-from lora.data.splits import hold_out
+from lora.data.naming import named_sources
+from lora.data.sources import load_splits
+from lora.data.splits import hold_out, row_key
 from lora.errors import ConfigError, DataError
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -147,7 +149,9 @@ def test_held_out_in_proportion_and_no_input_on_both_sides(
 ) -> None:
     rows = [{"text": str(n * 7 % inputs), "label": "ab"[n % 2]} for n in range(sum(sizes))]
     try:
-        selection, note = hold_out(rows, ["text"], share, seed, "label" if stratified else None, sizes)
+        selection, note = hold_out(
+            rows, partial(row_key, columns=["text"]), share, seed, "label" if stratified else None, sizes
+        )
     except DataError:
         return
     held = set(selection.held)

@@ -10,15 +10,19 @@ import pytest
 import torch
 from tiny_rows import LABELS, labelled, texts, with_adapters, word_tokenizer
 
+from chat_base import CHAT, loaded_model, save_adapters, save_chat_base
+from chat_tokenizer import byte_tokenizer
 from lora.core.routing import BASE
 from lora.errors import ConfigError
 from lora.evaluation.answers import questions
 from lora.evaluation.evaluate import Evaluation, evaluate
+from lora.evaluation.generation import ends_of
 from lora.evaluation.report import write_report
 from lora.evaluation.text_metrics import text_metrics
 from lora.model.lora import LoRA
 from lora.tasks import TASKS, Encoded
 from lora.tasks.causal import CausalTask
+from lora.tasks.chat import ChatTask
 from lora.tasks.classification import ClassificationTask
 from tiny_models import randomise, tiny
 
@@ -58,12 +62,38 @@ def test_prompts_are_taken_evenly(words: Any) -> None:
     ]  # fmt: skip
 
 
-def test_of_several_turns_the_last_is_the_answer() -> None:
-    """As a conversation has them, whose task learns every answer."""
+def test_every_turn_is_an_answer() -> None:
     example = {"input_ids": [1, 5, 6, 7, 8, 9, 2], "labels": [-100, -100, 6, 7, -100, 9, 2], "row": 3}
-    assert super(CausalTask, TASK).asked(example) == ({"input_ids": [1, 5, 6, 7, 8], "row": 3}, [9, 2])
+    assert super(CausalTask, TASK).asked(example) == [
+        ({"input_ids": [1, 5], "row": 3}, [6, 7]), ({"input_ids": [1, 5, 6, 7, 8], "row": 3}, [9, 2])
+    ]  # fmt: skip
     trailing = {"input_ids": [1, 5, 6, 7], "labels": [-100, 5, 6, -100]}
-    assert super(CausalTask, TASK).asked(trailing) == ({"input_ids": [1]}, [5, 6])
+    assert super(CausalTask, TASK).asked(trailing) == [({"input_ids": [1]}, [5, 6])]
+    unasked = {"input_ids": [5, 6], "labels": [5, 6]}
+    assert super(CausalTask, TASK).asked(unasked) == [], "nothing to begin with"
+
+
+def test_of_dialogues_any_turn_is_scored() -> None:
+    known = byte_tokenizer()
+    task = ChatTask(messages="messages", template="chatml").with_tokenizer(known)
+    talks = [
+        [{"role": role, "content": f"{role[0]}{row}{turn}"} for turn in range(4) for role in ("user", "assistant")]
+        for row in range(12)
+    ]
+    encoded = task.encode([{"messages": messages} for messages in talks], known, 1000)
+    (end,) = task.ends()
+
+    def asked(wanted: int | None) -> list[str]:
+        found = questions(task, encoded, known, [end], wanted)
+        assert all(known.decode(q.example["input_ids"]).endswith("<|im_start|>assistant\n") for q in found)
+        return [q.references[0] for q in found]
+
+    assert asked(None) == [m["content"] for messages in talks for m in messages if m["role"] == "assistant"]
+    for wanted in (6, 12):
+        some = asked(wanted)
+        assert some == asked(wanted) and len({answer[1:-1] for answer in some}) == wanted, "one of each conversation"
+        assert len({answer[-1] for answer in some}) > 2, "any of its turns"
+    assert set(asked(12)) < set(asked(20)) and len(asked(20)) == 20 and asked(99) == asked(None)
 
 
 def test_tasks_that_write_say_so() -> None:
@@ -180,8 +210,8 @@ def test_the_report_shows_answers_side_by_side(writer: LoRA, words: Any, tmp_pat
 
 
 def test_labels_hold_no_answers() -> None:
-    assert ClassificationTask(LABELS).asked({"input_ids": [1], "label": 0}) is None
-    assert PLAIN.asked({"input_ids": [1, 2], "labels": [-100, 2]}) is None
+    assert ClassificationTask(LABELS).asked({"input_ids": [1], "label": 0}) == []
+    assert PLAIN.asked({"input_ids": [1, 2], "labels": [-100, 2]}) == []
 
 
 def test_no_weights_are_touched(writer: LoRA, words: Any) -> None:
@@ -190,3 +220,17 @@ def test_no_weights_are_touched(writer: LoRA, words: Any) -> None:
     writer.train()
     evaluate(writer, ROWS, tokenizer=words, latency=False, generate=True, max_new_tokens=3)
     assert writer.training and all(torch.equal(a, b) for a, b in zip(before, writer.parameters(), strict=True))
+
+
+def test_the_end_of_a_template_ends_answers_and_references(tmp_path: Path) -> None:
+    base = save_chat_base(tmp_path / "base")
+    model, known = loaded_model(base, save_adapters(base, tmp_path / "adapters", {"a": CHAT}))
+    end = known.convert_tokens_to_ids("<|im_end|>")
+    task = CHAT.with_tokenizer(known)
+    assert end in ends_of(model, known, task) and end not in ends_of(model, known, TASK)
+    talk = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "sun moon"}]
+    found = evaluate(
+        model, [{"messages": [*talk, *talk]}], tokenizer=known, latency=False, generate=True, max_new_tokens=3
+    )
+    assert found.generation is not None and found.generation.reference_length == 2
+    assert [answer["references"] for answer in found.generation.answers] == [["sun moon"]] * 2

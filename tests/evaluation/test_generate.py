@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from chat_base import CHAT, SINGLE, loaded_model, save_adapters, save_chat_base, sentences
-from lora import generate
+from lora import generate, predict
 from lora.config import SamplingConfig
 from lora.errors import ConfigError, DataError, RoutingError
 from lora.evaluation import decoding
@@ -132,3 +133,31 @@ def test_a_base_whose_rows_cannot_be_told_apart(several: tuple[LoRA, Any], monke
 def test_an_adapter_that_writes_nothing(classifier: LoRA, tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match="'tuned' was trained for the task classification, which writes no text"):
         generate(classifier, ["w1"], tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"repetition_penalty": 50.0}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(5, 30))},
+        {"min_new_tokens": 9}, {"do_sample": True, "temperature": 9.0}, {"num_beams": 3, "length_penalty": 9.0},
+        {"num_return_sequences": 2, "do_sample": True}, {"max_length": 3}, {"stop_strings": ["a"]},
+    ],
+)  # fmt: skip
+def test_a_checkpoints_own_settings_change_no_text(
+    several: tuple[LoRA, Any], setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever command writes it: what is compared differs by the adapter alone."""
+    model, tokenizer = several
+    prompts = sentences(5)
+
+    def written() -> list[str]:
+        texts = generate(model, prompts, adapters="single", tokenizer=tokenizer, max_new_tokens=9, batch_size=2)
+        others = predict(model, prompts, adapter="single", tokenizer=tokenizer, max_new_tokens=9, batch_size=3)
+        assert [text["completion"] for text in texts] == [other["completion"] for other in others]
+        return [text["completion"] for text in texts]
+
+    plain = written()
+    config: Any = copy.deepcopy(model.base.generation_config)
+    config.update(**setting)
+    monkeypatch.setattr(model.base, "generation_config", config)
+    assert written() == plain

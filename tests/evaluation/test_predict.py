@@ -12,8 +12,11 @@ from tiny_rows import LABELS, by_hand, labelled, texts, with_adapters, word_toke
 
 from lora.errors import ConfigError, DataError, RoutingError
 from lora.evaluation import predict as module
+from lora.evaluation.generation import asked_with
 from lora.evaluation.predict import predict, predict_iter
 from lora.model.lora import LoRA
+from lora.tasks.causal import CausalTask
+from lora.tasks.chat import ChatTask
 from lora.tasks.multilabel import MultiLabelTask
 from lora.tasks.regression import RegressionTask
 from tiny_models import tiny
@@ -87,6 +90,29 @@ def test_row_numbers_count_over_all_chunks(classifier: LoRA, tokenizer: Any, mon
     told: list[str] = []
     predict(classifier, texts(9), tokenizer=tokenizer, max_length=3, on_note=told.append)
     assert [note.partition(":")[0] for note in told] == ["Rows 1 to 4", "Rows 5 to 8", "Rows 9 to 9"]
+
+
+def test_row_numbers_go_on_where_one_goes_on(classifier: LoRA, tokenizer: Any) -> None:
+    told: list[str] = []
+    rows: list[Any] = ["w1 w2 w3 w4", "w1", {"text": None}]
+    answers = predict_iter(
+        classifier, rows, first=10, tokenizer=tokenizer, at_once=2, max_length=4, on_note=told.append
+    )
+    assert len([next(answers), next(answers)]) == 2 and told[0].startswith("Rows 11 to 12: 1 of 2 rows")
+    with pytest.raises(DataError, match="text is missing: row 13"):
+        next(answers)
+
+
+@pytest.mark.parametrize("role", ["assistant", "gpt", "bot", "model", "chatgpt", "Assistant"])
+@pytest.mark.parametrize("spelled", [False, True])
+def test_the_datas_own_answer_is_not_what_was_asked(role: str, spelled: bool) -> None:
+    asked = [{"from": "human", "value": "Hi"}, {"from": role, "value": "Yes?"}, {"from": "human", "value": "So?"}]
+    cell: Any = [*asked, {"from": role, "value": "Bye"}]
+    row, chat = {"messages": json.dumps(cell) if spelled else cell}, ChatTask(messages="messages")
+    assert asked_with(chat, row) == {"messages": asked}
+    assert asked_with(chat, {"messages": "[1] Hi"}) == {"prompt": "[1] Hi"}
+    text = json.dumps(cell)  # is a text to one who reads texts
+    assert asked_with(CausalTask(prompt="messages", completion="c"), {"messages": text}) == {"prompt": text}
 
 
 def test_a_list_is_checked_before_anything_is_answered(

@@ -147,7 +147,7 @@ def test_many_classes_show_the_most_confused_pairs() -> None:
     lines = confused.splitlines()
     assert len([line for line in lines if line.startswith("| class")]) == 15
     assert lines[2] == "| class 2 | class 3 | 3 | 75% |"
-    assert "3 more pairs, each with 1 rows or fewer." in confused
+    assert "3 more pairs, each with 1 row or fewer." in confused
     assert text.index("| class 0 | 4 |") < text.index("| class 19 | 4 |")  # the worst first
     assert "No row was taken for another class." in classes(20).to_markdown()
     assert "| true ↓ predicted → | class 0 | class 1 | class 2 |" in classes(3, spoiled=1).to_markdown()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,3 +111,35 @@ def test_groups(tmp_path: Path) -> None:
     path = tmp_path / "part"
     path.write_text("1\n2\n3\n4\n5\n")
     assert [complete_lines(path, size) for size in (1, 2, 3, 6)] == [(5, 10), (4, 8), (3, 6), (0, 0)]
+
+
+HOLD = """
+import sys
+from lora.io.lines import LinesFile
+with LinesFile(sys.argv[1]).open({"data": "abc", "--n": 2}, 1) as out:
+    out.write({"n": 0})
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    early = LinesFile(path)  # of one who looked before the other had begun
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+    )  # fmt: skip
+    assert other.stdout is not None and other.stdout.readline() == "open\n"
+    for file in (early, LinesFile(path, resume=True), LinesFile(path, overwrite=True)):
+        with pytest.raises(ConfigError, match="is being written by another process; wait for it, or name another file"):
+            write(file, range(3))
+    assert numbers(tmp_path / "out.jsonl.part") == [0]
+    other.kill()
+    other.wait()
+    with pytest.raises(ConfigError, match="was not finished; go on with it"):
+        write(early, range(3))
+    assert write(LinesFile(path, resume=True), range(3), at_once=1) == 1, "the lock of one that was killed is none"
+    assert numbers(path) == [0, 1, 2] and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ConfigError, match="is there already"):
+        write(early, range(3))

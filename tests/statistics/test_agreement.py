@@ -20,7 +20,7 @@ from lora.statistics.metric import Metric
 from lora.statistics.rows import Rows
 from lora.tasks.spans import Span, scores
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+QUICK = settings(max_examples=30, deadline=None, derandomize=True)
 SAME = {"rel": 1e-9, "abs": 1e-9, "nan_ok": True}
 
 

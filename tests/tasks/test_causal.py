@@ -120,7 +120,7 @@ def test_blocks_learn_every_token_once(by_habit: list[Any], text: str, habit: in
     assert all(example["labels"] == [-100, *example["input_ids"][1:]] for example in encoded.examples)
     assert encoded.truncated == int(len(whole) > limit)
     if encoded.truncated:
-        assert f"1 of 1 rows was longer than {limit} tokens and became {len(encoded)} examples." in encoded.notes
+        assert f"1 of 1 row was longer than {limit} tokens and became {len(encoded)} examples." in encoded.notes
 
 
 def test_long_prompts_and_long_completions(make_tokenizer: Callable[..., Any]) -> None:

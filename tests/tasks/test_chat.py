@@ -15,6 +15,7 @@ from lora.errors import ConfigError, DataError
 from lora.tasks import from_state
 from lora.tasks.chat import ChatTask
 from lora.tasks.inputs import task_for, with_columns
+from lora.training.prepare import read_rows
 
 TOKENIZER = byte_tokenizer()
 
@@ -122,7 +123,28 @@ def test_long_conversations_lose_no_answer_that_fits(sizes: list[int], system: b
     assert learned(chat(), {"messages": messages}, length) == fitting
     notes = " ".join(chat().encode([{"messages": messages}], TOKENIZER, length).notes)
     lost = len(sizes) - len(fitting)
-    assert (f"{lost} answers do not fit" in notes) == bool(lost)
+    assert ("1 answer does not fit" if lost == 1 else f"{lost} answers do not fit") in notes or not lost
+    assert "not fit" not in notes or lost
+
+
+def test_only_what_was_cut_is_said_to_be() -> None:
+    """A template that leaves out earlier reasoning makes several examples of a short conversation too."""
+    forgetful = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}A:{% if loop.last %}<think>{% endif %}{{ m.content }}"
+        "<|im_end|>{% else %}U:{{ m.content }}|{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A:{% endif %}"
+    )
+    task = ChatTask(messages="messages", template=forgetful).with_tokenizer(TOKENIZER)
+    short = task.encode([{"messages": talk("a", "b", "c", "d")}], TOKENIZER, 100)
+    assert len(short) == 2 and short.truncated == 0 and not short.notes
+    long = {"messages": talk("a", "b" * 50, "c", "d" * 50)}
+    alone = {"messages": talk("a", "b" * 140)}
+    made = chat().encode([{"messages": talk("a", "b")}, long, alone], TOKENIZER, 120)
+    assert made.truncated == 2 and made.notes[:2] == [
+        "1 of 3 conversations has more than 120 tokens and became several (2 examples).",
+        "1 answer does not fit in 120 tokens with the message before it and was left out: an answer is never cut. "
+        "So 1 of 3 conversations is left out whole.",
+    ]
 
 
 def test_prompts_for_generation() -> None:
@@ -135,7 +157,7 @@ def test_prompts_for_generation() -> None:
     assert (
         TOKENIZER.decode(short.examples[0]["input_ids"]) == "<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert "lost their beginning" in short.notes[-1]
+    assert "1 of 1 conversation has more than 40 tokens and lost its beginning" in short.notes[-1]
 
 
 def test_the_format_is_kept_and_held_to() -> None:
@@ -157,9 +179,13 @@ def test_options_by_their_names() -> None:
     rows = [ROW, ROW]
     config = DataConfig.make({"options": {"learn": "last", "template": "chatml"}})
     task, how = task_for(rows, config)
-    assert isinstance(task, ChatTask) and (task.learn, task.template) == ("last", "chatml") and "Task chat" in how
+    assert (
+        isinstance(task, ChatTask)
+        and (task.settings.learn, task.settings.template) == ("last", "chatml")
+        and "Task chat" in how
+    )
     again = with_columns(task, DataConfig.make({"options": {"learn": "all"}}))
-    assert (again.learn, again.template) == ("all", "chatml")
+    assert (again.settings.learn, again.settings.template) == ("all", "chatml")
     with pytest.raises(ConfigError, match="data.options.lern: unknown setting; did you mean 'learn'"):
         task_for(rows, DataConfig.make({"options": {"lern": "last"}}))
     with pytest.raises(ConfigError, match="data.options: the task classification has none"):
@@ -170,3 +196,26 @@ def test_a_tokenizer_without_end_is_told() -> None:
     silent = byte_tokenizer(extra=[], eos_token=None)
     encoded = ChatTask(messages="messages").with_tokenizer(silent).encode([ROW], silent, 1000)
     assert any("has an end token" in note for note in encoded.notes)
+
+
+ASKED = [f"Question {number // 4}" for number in range(80)]
+CONVERSATIONS = [talk("Hi", "Hello", asked, f"answer {number}") for number, asked in enumerate(ASKED)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": its} for its in CONVERSATIONS],
+        [{"messages": json.dumps([{"from": one["role"], "value": one["content"]} for one in its])}
+         for its in CONVERSATIONS],
+        [{"chosen": its, "rejected": [*its[:-1], {**its[-1], "content": "no"}]} for its in CONVERSATIONS],
+        [{"prompt": its[:-1], "completion": its[-1]["content"]} for its in CONVERSATIONS],
+        [{"prompt": its[:-1], "chosen": its[-1]["content"], "rejected": "no"} for its in CONVERSATIONS],
+    ],
+    ids=["messages", "json", "chosen", "prompt", "pairs"],
+)  # fmt: skip
+def test_another_answer_to_a_held_out_question_is_not_trained_on(rows: list[dict[str, Any]]) -> None:
+    found = read_rows(rows, None, DataConfig(held_out=0.2), 0)
+    sides = [{ASKED[place] for place, row in enumerate(rows) if row in side} for side in (found.train, found.held)]
+    assert not sides[0] & sides[1] and len(found.held) == 16
+    assert any("rows of the same input stay together (60 repeated)" in note for note in found.notes)

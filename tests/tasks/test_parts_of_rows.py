@@ -12,7 +12,7 @@ import pytest
 
 from chat_tokenizer import byte_tokenizer
 from lora.config import DataConfig
-from lora.data import readers, stored, streams
+from lora.data import stored, streams, tables
 from lora.data.streams import RowStream
 from lora.errors import DataError
 from lora.io.cache import Cache
@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is kept, in small pieces."""
     for module, name, value in (
         (encoding, "FEWEST", 1), (streams, "CHUNK", 3), (streams, "SAMPLE", 9), (stored, "BATCH", 4),
-        (readers, "BATCH", 4),
+        (tables, "BATCH", 4),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
 

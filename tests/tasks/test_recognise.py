@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +13,10 @@ from lora import registry
 from lora.config import DataConfig
 from lora.data.columns import Claim, Columns, Sign, Table
 from lora.errors import ConfigError, DataError
-from lora.tasks import TASKS
+from lora.tasks import TASKS, Task
 from lora.tasks.causal import CausalTask
 from lora.tasks.recognise import recognise
+from lora.training.prepare import read_rows
 
 
 def rows(*names: str, label: Any = None, count: int = 60) -> list[dict[str, Any]]:
@@ -270,3 +274,58 @@ def test_refusals(data: list[dict], config: dict[str, Any], parts: list[str]) ->
         recognise(data, DataConfig(**config))
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["json", "python"])
+def test_lists_that_a_csv_file_holds_as_text(write: Any, tmp_path: Path) -> None:
+    """As datasets and pandas write them. Else a list of labels is one class, and white space parts a list of tags."""
+
+    def task_of(*rows: dict[str, Any]) -> Task:
+        with (tmp_path / "rows.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            for row in rows:
+                table.writerow({key: cell if isinstance(cell, str) else write(cell) for key, cell in row.items()})
+        return read_rows(str(tmp_path / "rows.csv"), False, DataConfig(), 0).task
+
+    labels = task_of({"text": "a", "labels": ["x"]}, {"text": "b", "labels": ["x", "it's y"]})
+    assert labels.name == "multi-label" and labels.state()["labels"] == ["it's y", "x"]
+    tags = task_of({"tokens": ["New York", "sun"], "tags": ["B-P", "O"]}, {"tokens": ["a"], "tags": ["O"]})
+    assert tags.name == "token-classification" and tags.state()["labels"] == ["B-P", "I-P", "O"]
+    numbers = task_of({"tokens": ["New York", "sun"], "tags": [1, 0]}, {"tokens": ["a"], "tags": [0]})
+    assert numbers.name == "token-classification" and numbers.state()["labels"] == ["0", "1"]
+    turns = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "so"}]
+    assert task_of({"messages": turns}).name == "chat"
+    assert task_of({"text": "a", "label": "[x]"}, {"text": "b", "label": "[y]"}).name == "classification"
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "words"),
+    [
+        (
+            ("text", "label"), {"task": "classification", "text_column": "text", "label_column": "text"},
+            "'text' would be read as text and as label",
+        ),
+        (
+            ("prompt", "completion"), {"prompt_column": "prompt", "completion_column": "prompt"},
+            "would be read as prompt and as completion",
+        ),
+        (("a", "b"), {"columns": {"chosen": "a", "rejected": "a", "prompt": "b"}}, "read as chosen and as rejected"),
+        (
+            ("text", "label", "other"), {"task": "classification", "prompt_column": "other"},
+            r"the task classification does not read data.prompt_column \('other'\); it reads: text, text_pair, label",
+        ),
+    ],
+)  # fmt: skip
+def test_columns_named_twice_or_for_another_task_are_refused(
+    names: tuple[str, ...], config: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        recognise(rows(*names), DataConfig.make(config))
+
+
+def test_a_task_that_reads_all_that_is_named_is_meant() -> None:
+    """Prompts are read by several tasks, and another has a completion."""
+    named = {"prompt": "prompt", "chosen": "good", "rejected": "bad"}
+    found = recognise(rows("prompt", "completion", "good", "bad"), DataConfig(columns=named))
+    assert roles(found) == {"task": "preference", **named}

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers as hf
 
-from lora import LoRA, evaluate, fit, predict
-from lora.config import DataConfig, TrainingConfig
+from lora import LoRA, evaluate, fit, generate, predict
+from lora.chat.session import Session
+from lora.config import DataConfig, SamplingConfig, TrainingConfig
 from lora.core.variant import variants
 from lora.errors import ConfigError, DataError, ModelError
 from lora.tasks import from_state
@@ -18,6 +19,7 @@ from lora.tasks.inference import collated
 from lora.tasks.inputs import task_for
 from lora.tasks.recognise import recognise
 from lora.tasks.seq2seq import Seq2SeqTask
+from lora.workflow import choose, load_several
 from small_base import WORDS, stories, tokenizer
 from tiny_models import HIDDEN, VOCABULARY, randomise, tiny
 
@@ -66,13 +68,16 @@ def test_sources_are_cut_and_targets_are_not() -> None:
         {"prompt": "red", "completion": "cat dog bird"},
     ]
     encoded = TASK.encode(rows, tokenizer("t5"), 4)
-    assert [example["row"] for example in encoded.examples] == [0, 2] and encoded.truncated == 1
+    assert [example["row"] for example in encoded.examples] == [0, 2] and encoded.truncated == 2
     assert encoded.examples[0]["input_ids"] == ids("red green blue"), "cut on the right, the end token kept"
     assert encoded.answers == ["cat", "cat dog bird"]
     assert encoded.notes == [
         "1 of 3 rows was longer than 4 tokens with the target alone and was left out: an answer is never cut.",
         "1 of 3 rows was longer than 4 tokens and lost the end of their sources.",
     ]
+    both = {"prompt": "red green blue sun moon", "completion": "cat dog bird runs"}
+    left_out = TASK.encode([both, rows[2]], tokenizer("t5"), 4)
+    assert left_out.truncated == 1 and len(left_out.notes) == 1, "a row that is left out lost no end of its source"
     with pytest.raises(DataError, match="None is left; raise data.max_length"):
         TASK.encode(rows[1:2], tokenizer("t5"), 4)
     with pytest.raises(DataError, match="completion"):
@@ -136,7 +141,7 @@ def test_what_else_the_columns_may_say() -> None:
 
 def test_options_are_kept_with_the_task() -> None:
     task, _ = task_for(table("text", "summary"), DataConfig(options={"prefix": "summarize: "}), T5)
-    assert isinstance(task, Seq2SeqTask) and task.prefix == "summarize: "
+    assert isinstance(task, Seq2SeqTask) and task.settings.prefix == "summarize: "
     assert from_state(task.state()).state() == task.state()
     with pytest.raises(ConfigError, match="prefx"):
         task_for(table("text", "summary"), DataConfig(options={"prefx": "x"}), T5)
@@ -187,7 +192,41 @@ def test_answers_one_by_one(arch: str) -> None:
         with torch.no_grad(), model.using("default"):
             out = model.generate(input_ids=given, max_new_tokens=6, do_sample=False, num_beams=1)[0]
         assert answer == {"prompt": prompt, "completion": words.decode(out, skip_special_tokens=True)}
+    texts = generate(
+        model, prompts, adapters=["default", "base"], tasks={"default": TASK}, tokenizer=words, max_new_tokens=6,
+        batch_size=4,
+    )  # fmt: skip
+    assert [text["completion"] for text in texts[::2]] == [answer["completion"] for answer in found]
+    drawn = [
+        generate(model, prompts, tasks={"default": TASK}, tokenizer=words, max_new_tokens=6, temperature=1.5,
+                 repetition_penalty=1.2, batch_size=size)
+        for size in (1, 3)
+    ]  # fmt: skip
+    assert drawn[0] == drawn[1], "what is drawn does not depend on the batch"
     assert len({answer["completion"] for answer in found}) > 1
+
+
+def test_generating_and_talking(t5: Any, tmp_path: Any) -> None:
+    """An adapter of an encoder-decoder and its base, as the commands load them."""
+    model = LoRA(hf.AutoModelForSeq2SeqLM.from_pretrained(t5), name="a")
+    randomise(model.adapter_parameters("a").values())
+    model.notes["a"] = {"task": TASK.state(), "training": {"dtype": "float32"}}
+    folder = model.save_adapter("a", tmp_path / "a")
+    loaded = load_several(choose([str(folder), "base"], [], str(t5)), chat=True)
+    options: dict[str, Any] = {"tokenizer": loaded.tokenizer, "max_new_tokens": 5}
+    texts = generate(loaded.model, ["red sun", "cat"], adapters=loaded.names, tasks=loaded.tasks, **options)
+    wanted = predict(loaded.model, ["red sun", "cat"], adapter="a", **options)
+    assert [text["completion"] for text in texts[::2]] == [answer["completion"] for answer in wanted]
+    assert {text["adapter"] for text in texts} == {"a", "base"}
+    session, pieces = Session(loaded, SamplingConfig(max_new_tokens=5)), list[str]()
+    for prompt, text in zip(("red sun", "cat"), texts[::2], strict=True):
+        pieces.clear()
+        answer = session.ask(prompt, pieces.append)
+        assert answer.text == "".join(pieces) == text["completion"] and answer.kept == 0
+    compared = session.compare(["a", "base"], "cat")
+    assert [answer.text for answer in compared] == [text["completion"] for text in texts[2:]]
+    bare = load_several(choose([str(t5)], [], None), chat=True)
+    assert isinstance(bare.tasks["base"], Seq2SeqTask) and not bare.notes
 
 
 def _numbers() -> Any:

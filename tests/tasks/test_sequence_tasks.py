@@ -17,6 +17,8 @@ from sklearn.metrics import f1_score
 
 from lora.errors import DataError
 from lora.tasks import TASKS, Task, from_state
+from lora.tasks.classification import ClassificationTask
+from lora.tasks.multilabel import MultiLabelTask
 from lora.tasks.recognise import recognise
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -78,6 +80,8 @@ def test_classes_are_sorted_and_come_back_in_their_own_type(
         (["01", "1", "2", "20", "020"], "'01' and '1', '020' and '20'"),
         (["a  b", "a b", "ab", "¹", "1"], "'a  b' and 'a b'."),
         ([1, 2, 1.0], ""),
+        ([1, "1.0", True, 2], "'1' and '1.0' and 'True'"),
+        (["caf\u00e9", "cafe\u0301", "cafe"], r"'cafe\u0301' and 'caf\xe9'."),
         ([True, False], ""),
     ],
 )
@@ -350,6 +354,8 @@ def test_regression_metrics() -> None:
     flat = task.metrics([1.0], [2.0], 1.0, 1)
     assert flat["r2"] is None and flat["pearson"] is None and flat["rmse"] == 1.0
     assert task.metrics([math.nan], [2.0], 1.0, 1)["rmse"] == math.inf
+    huge = task.metrics([1e308, 0.0], [-1e308, 1.0], 1.0, 2)  # finite, but for their squares
+    assert huge["rmse"] == math.inf and huge["r2"] is None and huge["pearson"] is None
 
 
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the shared data sets are not on this machine")
@@ -372,3 +378,33 @@ def test_real_data(folder: str, name: str, classes: int, tokenizer: Any) -> None
     sums, counts = task.row_losses(outputs(logits), batch)
     metrics = task.metrics(predictions, task.targets(encoded.examples), float(sums.sum()), int(counts.sum()))
     assert metrics["loss"] == pytest.approx(math.log(classes) if name == "classification" else math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "words"),
+    [
+        ([1, "1", 2], ["1", "2"], "types (int, str) and taken as they are written; one label each are 1 and '1'."),
+        ([1.0, "1", 2.0], ["1", "1.0", "2.0"], "alike are taken as different ones: '1' and '1.0'."),
+        (
+            [True, "true", "no"],
+            ["True", "no", "true"],
+            "(bool, str) and taken as they are written. Labels",
+        ),
+        ([True, "True", "no"], ["True", "no"], "one label each are True and 'True'."),
+        ([1, 1.0, 2], ["1.0", "2.0"], ""),
+        (["1", "2"], ["1", "2"], ""),
+        (["1.0", "1", "01", "1e0"], ["01", "1", "1.0", "1e0"], "different ones: '01' and '1' and '1.0' and '1e0'."),
+    ],
+)
+def test_labels_of_several_types_are_told(labels: list[Any], classes: list[str], words: str) -> None:
+    """From several files, say: one CSV and one JSON."""
+    rows = [{"text": "a", "label": label} for label in labels]
+    for lists in (False, True):
+        given = [{"text": "a", "labels": [row["label"]]} for row in rows] if lists else rows
+        column = "labels" if lists else "label"
+        kind = MultiLabelTask if lists else ClassificationTask
+        for task in (kind.from_rows(given, {"text": "text", "label": column}),
+                     kind.from_chunks([given[:1], given[1:]], {"text": "text", "label": column})):  # fmt: skip
+            assert task.labels == classes
+            told = " ".join(task.remarks())
+            assert words in told and bool(told) == bool(words)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora import Job, LoRA, TrainingConfig, fit
+from lora.core import free
 from lora.errors import ConfigError
 from lora.training import memory
 from lora.training.memory import Kept, Memory, Plan, gib, largest_batch, measure, plan, training_mode
@@ -97,8 +98,8 @@ def test_the_default_budget_is_a_share_of_what_is_free(monkeypatch: Any) -> None
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_container_has_less(version: int, tmp_path: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
-    assert memory._left_in_container() == math.inf
+    monkeypatch.setattr(free, "CONTROL_GROUPS", tmp_path)
+    assert free.left_in_container() == math.inf
     folder = tmp_path if version == 2 else tmp_path / "memory"
     folder.mkdir(exist_ok=True)
     limit, used, cache = (
@@ -109,9 +110,9 @@ def test_a_container_has_less(version: int, tmp_path: Any, monkeypatch: Any) -> 
     (folder / used).write_text("700\n")
     (folder / "memory.stat").write_text(f"anon 600\n{cache} 50\n")
     (folder / limit).write_text("max\n")
-    assert memory._left_in_container() == math.inf
+    assert free.left_in_container() == math.inf
     (folder / limit).write_text("1000\n")
-    assert memory._left_in_container() == 350
+    assert free.left_in_container() == 350
     assert memory.free_memory(LoRA(nn.Linear(2, 2), name=None)) == 350
 
 

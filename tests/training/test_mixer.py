@@ -77,12 +77,12 @@ def test_where_layouts_do_not_mix_like_ones_go_on_sharing() -> None:
 def test_the_knee(monkeypatch: pytest.MonkeyPatch, floor: float, memory: int, expected: int) -> None:
     """A pass of b tokens takes max(floor, b·1e-5) seconds: nothing is gained beyond floor/1e-5, or beyond memory."""
     monkeypatch.setattr(mixer, "_timed", lambda passes, larger: max(floor, larger.tokens * 1e-5))
-    monkeypatch.setattr(mixer, "replace", lambda first, examples: share_of(examples))
+    monkeypatch.setattr(mixer, "replace", lambda first, indices: share_of(indices))
     monkeypatch.setattr(mixer, "LONGEST", 1e9)
 
-    def share_of(examples: list[int]) -> Any:
+    def share_of(indices: list[int]) -> Any:
         trainee = SimpleNamespace(begin_step=lambda: None)
-        return SimpleNamespace(examples=examples, tokens=100 * len(examples), trainee=trainee)
+        return SimpleNamespace(indices=indices, tokens=100 * len(indices), trainee=trainee)
 
     passes: Any = Recorded()
     assert find_knee(passes, share_of([0]), memory).tokens == expected

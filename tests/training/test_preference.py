@@ -14,6 +14,7 @@ from lora import LoRA, evaluate, fit
 from lora.config import DataConfig
 from lora.core.attention import per_document
 from lora.core.routing import BASE
+from lora.errors import ConfigError
 from lora.tasks import TASKS, from_state
 from lora.tasks.inference import forward
 from lora.training.job import Job
@@ -59,13 +60,14 @@ def test_packed_is_as_each_answer_behind_a_prompt_of_its_own(arch: str, loss: st
     own = list(model.adapter_parameters("a").values())
     with per_document(model.base):
         losses = Packing(model).losses([examples], ["a"], {"a": 3}, [0.0], [task.reference])
-        packed = task.packed_loss(losses[0], examples, losses[1] if task.reference else None, 0.1)
+        smoothing = 0.1 if loss == "sigmoid" else 0.0
+        packed = task.packed_loss(losses[0], examples, losses[1] if task.reference else None, smoothing)
         found = torch.autograd.grad(packed, own)
     batch = task.collate(examples, 0)
     with torch.no_grad():
         base = forward(model, batch, BASE)
     compared = {"reference": base} if task.reference else {}
-    expected = task.row_losses(forward(model, batch, "a"), batch, 0.1, **compared)[0].sum()
+    expected = task.row_losses(forward(model, batch, "a"), batch, smoothing, **compared)[0].sum()
     torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-5)
     for mine, other in zip(found, torch.autograd.grad(expected, own), strict=True):
         assert float((mine - other).abs().max()) <= 2e-4 * float(other.abs().max())
@@ -79,7 +81,7 @@ def test_the_margin_grows_and_the_base_does_not_move(packing: bool | None) -> No
                  packing=packing, progress=False)  # fmt: skip
     first = next(line["loss"] for line in result.history if "loss" in line)
     assert first == pytest.approx(0.6931, abs=1e-3), "at the start adapter and base are one"
-    found = evaluate(model, pairs(12, 1), tokenizer=TOKENS)
+    found = evaluate(model, pairs(24), tokenizer=TOKENS)
     tuned, base = found["default"], found[BASE]
     assert tuned["accuracy"] > 0.9 and tuned["margin"] > 0.1
     assert base["accuracy"] == 0.5 and base["margin"] == 0.0
@@ -109,6 +111,22 @@ def test_together_as_each_alone(packing: bool | None, dropout: float) -> None:
     for name, parameters in together.items():
         alone = run([name], packing, dropout)[name]
         assert all(torch.equal(alone[key], parameters[key]) for key in alone), name
+
+
+@pytest.mark.parametrize(
+    "options, smoothing, match",
+    [
+        ({"loss": "robust"}, 0.5, "to the loss robust it is the share of pairs"),
+        ({"loss": "hinge"}, 0.1, "the loss hinge has none; leave it out"),
+        ({"loss": "orpo"}, 0.1, "the loss orpo has none"),
+        ({"loss": "sigmoid", "gamma": 0.5}, 0.0, "data.options: gamma 0.5 is the margin of simpo"),
+    ],
+)
+def test_settings_that_the_loss_has_not(options: dict[str, Any], smoothing: float, match: str) -> None:
+    model = LoRA(tiny("llama", **SIZE), rank=4)
+    with pytest.raises(ConfigError, match=match):
+        fit(model, pairs(8), False, tokenizer=TOKENS, max_steps=1, label_smoothing=smoothing, progress=False,
+            data=DataConfig(options=options))  # fmt: skip
 
 
 def test_a_reward_model_learns_and_scores(tmp_path: Any) -> None:

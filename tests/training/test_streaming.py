@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lora import DataConfig, LoRA, Source, fit
-from lora.data import readers, stored, streams
+from lora.data import stored, streams, tables
 from lora.data.streams import RowStream
 from lora.errors import DataError, SaveError
 from lora.io.cache import Cache
@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         (streams, "CHUNK", 7),
         (streams, "SAMPLE", 25),
         (stored, "BATCH", 4),
-        (readers, "BATCH", 6),
+        (tables, "BATCH", 6),
     ):
         monkeypatch.setattr(module, name, value)
 

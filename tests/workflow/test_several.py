@@ -67,6 +67,7 @@ def test_loading(base: Path, adapters: dict[str, Path]) -> None:
     assert loaded.names == ["a", "base"]
     loaded = load_several(choose([str(base)], [], None), chat=True)
     assert loaded.names == ["base"] and isinstance(loaded.tasks["base"], ChatTask) and loaded.notes == []
+    assert (loaded.tasks["base"].tools, loaded.tasks["base"].system) == ("tools", "system"), "rows may bring them"
     bare = load_several(choose([str(save_chat_base(base.parent / "bare", template=False))], [], None), chat=True)
     assert "its tokenizer has no chat template" in bare.notes[0]
 

@@ -10,13 +10,15 @@ from lora.chat.screen import Screen
 from lora.chat.session import Session
 from lora.config import SamplingConfig
 from lora.core.routing import BASE
-from lora.data.conversations import holds_messages, read_messages
+from lora.data.columns import MESSAGES
+from lora.data.conversations import holds_messages, read_messages, read_tools
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError
 from lora.io.atomic import write_text
 from lora.io.places import file_to_write
+from lora.plural import number_of
 from lora.registry import unknown
-from lora.tasks.chat import MESSAGES
+from lora.tasks.templated import named_error
 
 # name -> (what follows it, what it does); the order is that of /help.
 COMMANDS = {
@@ -86,7 +88,12 @@ class Commands:
         names, text = self._names_and_text(rest)
         if not text:
             raise ConfigError("/compare [NAME ...] [--] TEXT: the text is missing")
-        self._answered(lambda: self.screen.answers(self.session.compare(names, text)))
+        self._answered(lambda: self._compare(names, text))
+
+    def _compare(self, names: list[str], text: str) -> None:
+        with self.screen.comparing(names) as piece:
+            answers = self.session.compare(names, text, piece)
+        self.screen.compared(answers)
 
     def _names_and_text(self, rest: str) -> tuple[list[str], str]:
         """Names as long as words are some, or up to ``--``; without any all there are."""
@@ -120,17 +127,12 @@ class Commands:
 
     def do_undo(self, rest: str) -> None:
         count = self.session.undo()
-        self.screen.note(f"{count} messages taken back" if count else "there is nothing to take back")
+        self.screen.note(f"{number_of(count, 'message')} taken back" if count else "there is nothing to take back")
 
     def do_retry(self, rest: str) -> None:
-        taken = self.session.take_answer_back()
-        if taken and not self.session.sampling.temperature:
+        if self.session.answered and not self.session.sampling.temperature:
             self.screen.note("the temperature is 0, so the same answer comes again; /set temperature 0.7")
-        try:
-            self._answered(lambda: self._show(lambda: self.session.answer(self.screen.piece)))
-        except BaseException:
-            self.session.messages.extend(taken)
-            raise
+        self._answered(lambda: self._show(lambda: self.session.retry(self.screen.piece)))
 
     def do_clear(self, rest: str) -> None:
         self.session.clear()
@@ -161,7 +163,8 @@ class Commands:
             raise ConfigError(f"/save: {path} holds something else than conversations; name another file")
         if before and not before.endswith("\n"):
             before += "\n"
-        write_text(path, before + json.dumps({"messages": self.session.whole()}, ensure_ascii=False) + "\n")
+        row = {"messages": self.session.whole(), **({"tools": self.session.tools} if self.session.tools else {})}
+        write_text(path, before + json.dumps(row, ensure_ascii=False) + "\n")
         self.screen.note(f"{path}: {count + 1} conversation{'s' if count else ''}")
 
     def do_load(self, rest: str) -> None:
@@ -173,18 +176,19 @@ class Commands:
         rows = load_rows(place)
         which = int(number) if number else len(rows)
         if not 1 <= which <= len(rows):
-            raise DataError(f"{place} holds {len(rows)} conversations; {which} is none of them")
+            raise DataError(f"{place} holds {number_of(len(rows), 'conversation')}; {which} is none of them")
         row = rows[which - 1]
         column = next((name for name in MESSAGES if holds_messages(row.get(name))), None)
         if column is None:
             raise DataError(f"{place}: row {which} has no messages (it has: {', '.join(row)})")
         try:
-            self.session.replace(read_messages(row[column]))
+            self.session.replace(named_error(column, read_messages, row), named_error("tools", read_tools, row))
         except ValueError as error:
-            raise DataError(f"{place}: row {which}: {column}: {error}") from None
+            raise DataError(f"{place}: row {which}: {error}") from None
         messages = self.session.messages
+        tools = f", {number_of(len(self.session.tools), 'tool')}" if self.session.tools else ""
         waits = bool(messages) and messages[-1]["role"] != "assistant"
-        self.screen.note(f"{len(messages)} messages{'; /retry answers the last' if waits else ''}")
+        self.screen.note(f"{number_of(len(messages), 'message')}{tools}{'; /retry answers the last' if waits else ''}")
 
     def do_help(self, rest: str) -> None:
         width = max(len(f"/{name} {what}") for name, (what, _) in COMMANDS.items())

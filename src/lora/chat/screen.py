@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from lora.chat.session import Answer
+from lora.chat.answer import Answer
+from lora.plural import number_of
 
 STOPS = {"end": "ended by itself", "length": "reached max-new-tokens", "stopped": "stopped by you"}
 NARROW = 32  # characters of a column, below which answers stand one after another
@@ -61,45 +63,66 @@ class Screen:
         sys.stdout.flush()
         self._line_open = True
 
-    def done(self, answer: Answer) -> None:
-        """The answer is there."""
+    def head(self, name: str) -> None:
+        """What stands above the answer of ``name``, of several."""
+        self._console.print(f"{name}:", style="bold cyan")
+
+    def end_line(self) -> None:
+        """The text of an answer is there."""
         print(flush=True)
         self._line_open = False
+
+    def done(self, answer: Answer) -> None:
+        """The answer is there."""
+        self.end_line()
         for note in answer.notes:
             self.note(note)
         speed = answer.tokens / max(answer.seconds, 1e-9)
         kept = f", {answer.kept} of them from before" if answer.kept else ""
-        self.note(
-            f"{answer.tokens} tokens, {speed:.1f} tokens/s, {STOPS[answer.stop]}; prompt {answer.prompt} tokens{kept}"
-        )
+        own, prompt = number_of(answer.tokens, "token"), number_of(answer.prompt, "token")
+        self.note(f"{own}, {speed:.1f} tokens/s, {STOPS[answer.stop]}; prompt {prompt}{kept}")
 
-    def answers(self, answers: Sequence[Answer]) -> None:
-        """Several answers to the same, side by side where there is room."""
+    @contextmanager
+    def comparing(self, names: Sequence[str]) -> Iterator[Callable[[int, str | None], None]]:
+        """Show pieces of answers of ``names``, by their places, as they come: side by side where there is room, else
+        one after another, of which the first that is not whole yet is written on while the others wait."""
+        texts = [""] * len(names)
+        if self.terminal and self._console.width // len(names) >= NARROW:
+            from rich.live import Live
+
+            with Live(
+                console=self._console, get_renderable=lambda: self._table(names, texts), refresh_per_second=8,
+                vertical_overflow="visible",
+            ) as live:  # fmt: skip
+
+                def add(place: int, piece: str | None) -> None:
+                    texts[place] += piece or ""
+
+                yield add
+                live.refresh()
+            return
+        shown = _InTurn(self, names)
+        yield shown.put
+        shown.close()
+
+    def compared(self, answers: Sequence[Answer]) -> None:
+        """What is to be said of answers that `comparing` has shown."""
         for note in dict.fromkeys(note for answer in answers for note in answer.notes):
             self.note(note)
-        if self.terminal and self._console.width // len(answers) >= NARROW:
-            self._console.print(self._table(answers))
-        else:
-            for answer in answers:
-                self._console.print(f"{answer.name}:", style="bold cyan")
-                self.say(answer.text)
-                self.note(f"{answer.tokens} tokens, {STOPS[answer.stop]}")
+        for answer in answers:
+            self.note(f"{answer.name}: {number_of(answer.tokens, 'token')}, {STOPS[answer.stop]}")
         seconds = max(answers[0].seconds, 1e-9)
         total = sum(answer.tokens for answer in answers)
-        self.note(f"{total} tokens in one batch, {total / seconds:.1f} tokens/s")
+        self.note(f"{number_of(total, 'token')} in one batch, {total / seconds:.1f} tokens/s")
 
-    def _table(self, answers: Sequence[Answer]) -> Any:
+    def _table(self, names: Sequence[str], texts: Sequence[str]) -> Any:
         from rich.table import Table
         from rich.text import Text
 
         table = Table(expand=True)
-        for answer in answers:
-            table.add_column(
-                Text(answer.name), ratio=1, overflow="fold", header_style="bold cyan",
-                footer=Text(f"{answer.tokens} tokens, {STOPS[answer.stop]}", style="dim"),
-            )  # fmt: skip
-        table.show_footer = True
-        table.add_row(*[Text(self._safe(answer.text)) for answer in answers])
+        for name in names:
+            table.add_column(Text(name), ratio=1, overflow="fold", header_style="bold cyan")
+        table.add_row(*[Text(self._safe(text)) for text in texts])
         return table
 
     def _close_line(self) -> None:
@@ -109,3 +132,30 @@ class Screen:
 
     def _safe(self, text: str) -> str:
         return _CONTROL.sub("", text) if self.terminal else text
+
+
+class _InTurn:
+    """Answers that come at once, shown one after another: the first that is not whole as it comes, the others then."""
+
+    def __init__(self, screen: Screen, names: Sequence[str]) -> None:
+        self._screen, self._names = screen, names
+        self._waiting, self._whole, self._now = [""] * len(names), set[int](), 0
+        screen.head(names[0])
+
+    def put(self, place: int, piece: str | None) -> None:
+        if piece is None:
+            self._whole.add(place)
+        elif place == self._now:
+            self._screen.piece(piece)
+        else:
+            self._waiting[place] += piece
+        while self._now in self._whole:
+            self._screen.end_line()
+            self._now += 1
+            if self._now < len(self._names):
+                self._screen.head(self._names[self._now])
+                self._screen.piece(self._waiting[self._now])
+
+    def close(self) -> None:
+        for place in range(self._now, len(self._names)):
+            self.put(place, None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lora.chat.answer import Answer
 from lora.chat.kept import Kept
 from lora.chat.stream import Stream
 from lora.config import CHAT_LENGTH, SamplingConfig
@@ -25,28 +27,6 @@ if TYPE_CHECKING:
 WHOLE = 1 << 30  # tokens: nothing is cut
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What was answered, and how.
-
-    Attributes:
-        stop: ``end`` (an end token), ``length`` (no room for more) or ``stopped`` (by the user).
-        tokens: written.
-        prompt: tokens of the prompt.
-        kept: of them, those whose keys and values were there from the turn before.
-        notes: what a user should know, in full sentences.
-    """
-
-    name: str
-    text: str
-    stop: str
-    tokens: int
-    seconds: float
-    prompt: int
-    kept: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
 class Session:
     """A conversation.
 
@@ -58,6 +38,7 @@ class Session:
 
     Attributes:
         messages: without the system message.
+        tools: functions that the assistant may call, as JSON schemas; None: there are none.
         name: who answers.
         stopping: set to leave the answer in the making at what there is.
     """
@@ -71,6 +52,7 @@ class Session:
         self.voices: dict[str, Voice] = voices_of(self.model, names, self.tokenizer, loaded.tasks)
         self.name = loaded.names[0]
         self.messages: list[Message] = []
+        self.tools: list[Any] | None = None
         self.stopping = False
         self._length = length
         self.sampling = sampling
@@ -125,14 +107,31 @@ class Session:
         Raises DataError where the adapter cannot be asked with it; the conversation is then as it was.
         """
         self.messages.append({"role": "user", "content": text})
+        return self._or_as_before(lambda: self.answer(on_text), self.undo, "this exchange is not kept")
+
+    def retry(self, on_text: Callable[[str], None]) -> Answer:
+        """Another answer in place of the last one, which stays where the new one is empty or fails.
+
+        Raises ConfigError: there is nothing to answer.
+        """
+        taken = self.take_answer_back()
+        kept = "the one before it stays" if taken else "it is not kept"
+        return self._or_as_before(lambda: self.answer(on_text), lambda: self.messages.extend(taken), kept)
+
+    def _or_as_before(self, answer: Callable[[], Answer], undo: Callable[[], object], then: str) -> Answer:
         try:
-            return self.answer(on_text)
+            made = answer()
         except BaseException:
-            self.undo()
+            undo()
             raise
+        if made.text.strip():
+            return made
+        undo()
+        return replace(made, notes=[*made.notes, f"The answer is empty; {then}."])
 
     def answer(self, on_text: Callable[[str], None]) -> Answer:
-        """The answer to the conversation as it is, which ends with a message to be answered."""
+        """The answer to the conversation as it is, which ends with a message to be answered. It becomes part of the
+        conversation, unless it is empty: neither templates nor training take such, nor two messages of one role."""
         ids, notes = self._prompt(self.voice)
         begun = time.monotonic()
         stream = Stream(self.tokenizer, self.voice.ends, on_text)
@@ -140,8 +139,8 @@ class Session:
         try:
             (written,) = decode(
                 self.model, [ids], [self.name], [self.voice.ends], self.sampling, [self._seed()],
-                pad_token_id=pad_token_id(self.tokenizer, self.model.base), cache=cache, on_token=stream.put,
-                stop=lambda: self.stopping,
+                pad_token_id=pad_token_id(self.tokenizer, self.model.base), cache=cache,
+                on_token=lambda _, token: stream.put(token), stop=lambda: self.stopping,
             )  # fmt: skip
         except BaseException:
             if self._kept:
@@ -152,13 +151,15 @@ class Session:
         text = stream.close()
         if text.strip():
             self.messages.append({"role": "assistant", "content": text})
-        else:  # neither templates nor training take an empty answer, nor two messages of one role
-            self.undo()
-            notes = [*notes, "The answer is empty; this exchange is not kept."]
         return self._made(self.name, written, ids, text, time.monotonic() - begun, kept, notes)
 
-    def compare(self, names: Sequence[str], text: str) -> list[Answer]:
-        """Answers of several to the same conversation with ``text`` behind it, in one batch; it stays as it is."""
+    def compare(
+        self, names: Sequence[str], text: str, on_text: Callable[[int, str | None], None] = lambda *_: None
+    ) -> list[Answer]:
+        """Answers of several to the same conversation with ``text`` behind it, in one batch; it stays as it is.
+
+        ``on_text``: called with the place in ``names`` and each piece of that answer, as they come; None: it is whole.
+        """
         voices = [self.voices[self.known(name)] for name in names]
         start = self._start
         self.messages.append({"role": "user", "content": text})
@@ -167,27 +168,34 @@ class Session:
         finally:
             self.messages.pop()
             self._start = start
+        streams = [Stream(self.tokenizer, voice.ends, partial(on_text, place)) for place, voice in enumerate(voices)]
+
+        def put(place: int, token: int) -> None:
+            streams[place].put(token)
+            if token in voices[place].ends:
+                streams[place].close()
+                on_text(place, None)
+
         begun, seed = time.monotonic(), self._seed()
         written = decode(
             self.model, [ids for ids, _ in asked], list(names), [voice.ends for voice in voices], self.sampling,
             [seed] * len(names), pad_token_id=pad_token_id(self.tokenizer, self.model.base),
-            stop=lambda: self.stopping,
+            on_token=put, stop=lambda: self.stopping,
         )  # fmt: skip
         seconds = time.monotonic() - begun
+        texts = [stream.close() for stream in streams]
+        for place, its in enumerate(written):
+            if its.stop != "end":
+                on_text(place, None)
         return [
-            self._made(name, its, ids, self._text(its.ids), seconds, 0, notes)
-            for name, its, (ids, notes) in zip(names, written, asked, strict=True)
+            self._made(name, its, ids, text, seconds, 0, notes)
+            for name, its, text, (ids, notes) in zip(names, written, texts, asked, strict=True)
         ]
 
     def _made(
         self, name: str, written: Written, ids: list[int], text: str, seconds: float, kept: int, notes: list[str]
     ) -> Answer:
         return Answer(name, text, written.stop, len(written.ids), seconds, len(ids), kept, notes)
-
-    def _text(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
 
     def _seed(self) -> int:
         self._turn += 1
@@ -208,6 +216,8 @@ class Session:
             alone = f"{voice.name} is asked with a bare text: each message is answered by itself."
             return ids, self._once(alone) if len(self.messages) > 1 else []
         start, room, notes = min(self._start, len(self.messages) - 1), self.room, list[str]()
+        if self.tools and not voice.tools:
+            notes.append(f"{voice.name} was trained without tools: it is not told which there are.")
         while len(ids := self._ids(voice, self._asked(start))) > room:
             room = self.room * 3 // 4
             later = [i for i in range(start + 1, len(self.messages)) if self.messages[i]["role"] == "user"]
@@ -216,10 +226,11 @@ class Session:
                     raise DataError(self._too_long(len(ids)))
                 break
             start = later[0]
-            notes = [
+            told = (
                 f"The conversation is longer than the {self.room} tokens there is room for: "
                 "its oldest exchanges are no longer read by the model."
-            ]
+            )
+            notes += [told] if told not in notes else []
         self._start = start
         return ids, self._once(*notes)
 
@@ -232,8 +243,11 @@ class Session:
         return [*system, *self.messages[start:]]
 
     def _ids(self, voice: Voice, asked: Any) -> list[int]:
+        cells = {voice.column: asked}
+        if self.tools and voice.tools:
+            cells[voice.tools] = self.tools
         try:
-            (ids,), _ = voice.prompts([{voice.column: asked}], self.tokenizer, WHOLE)
+            (ids,), _ = voice.prompts([cells], self.tokenizer, WHOLE)
         except DataError as error:
             # Of the one row the reason alone: a conversation has no file and no lines.
             lines = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
@@ -255,6 +269,11 @@ class Session:
         self._start = min(self._start, max(len(self.messages) - 1, 0))
         return before - len(self.messages)
 
+    @property
+    def answered(self) -> bool:
+        """Whether the conversation ends with an answer."""
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+
     def take_answer_back(self) -> list[Message]:
         """Take back what stands behind the last message to be answered, and give it. Raises ConfigError."""
         last = [i for i, message in enumerate(self.messages) if message["role"] in ("user", "tool")]
@@ -267,6 +286,7 @@ class Session:
     def clear(self) -> None:
         """Begin a new conversation; the system message stays."""
         self.messages.clear()
+        self.tools = None
         self._start = 0
         self._told.clear()
 
@@ -274,9 +294,9 @@ class Session:
         """All messages, the system message first."""
         return self._asked()
 
-    def replace(self, messages: Sequence[Message]) -> None:
-        """Go on with ``messages``, the system message among them or none."""
+    def replace(self, messages: Sequence[Message], tools: list[Any] | None = None) -> None:
+        """Go on with ``messages``, the system message among them or none, and with ``tools``."""
         head = 1 if messages and messages[0]["role"] == "system" else 0
         self._system = messages[0]["content"] if head else None
         self.clear()
-        self.messages = list(messages[head:])
+        self.messages, self.tools = list(messages[head:]), tools

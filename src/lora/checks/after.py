@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from lora.checks.finding import Finding
-from lora.checks.probe import measure_probe
+from lora.checks.outputs import AGAIN, apart, inputs_of, logits_of
 from lora.core.routing import BASE
 from lora.errors import LoraError
-from lora.tasks.inference import collated, evaluating, forward, to_device
+from lora.evaluation.forgetting import Forgetting
 from lora.training.memory import free_memory, gib
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
     from lora.training.prepare import Prepared
 
-AGAIN = "check: read again"
 # Of the largest output. Read again, an adapter is the same to the bit; a merged weight is rounded to the base's type.
 SAME, MERGED, ROUGH = 1e-6, 1e-3, 5e-2
 # Share by which the probe's loss may grow: above, what the base could do has suffered.
@@ -28,19 +27,19 @@ FORGOTTEN = 0.05
 
 
 def check_trained(
-    model: LoRA, name: str, folder: Path, prepared: Prepared, texts: list[str] | None = None
+    model: LoRA, name: str, folder: Path, prepared: Prepared, forgetting: Forgetting | str
 ) -> list[Finding]:
     """Verify adapter ``name``, saved in ``folder``. The model is left as it is.
 
     Args:
-        texts: of the probe of general ability; None: the built-in ones.
+        forgetting: what base and adapter were found to give on general text; or why nothing was measured.
     """
     row = min(range(len(prepared.train)), key=lambda i: prepared.train.lengths[i])
-    own = _logits(model, name, prepared, row)
+    own = logits_of(model, name, prepared, row)
     return [
         _reloaded(model, folder, prepared, row, own),
         _merged(model, name, prepared, row, own),
-        _probed(model, name, prepared, texts),
+        _probed(name, forgetting),
     ]
 
 
@@ -50,14 +49,14 @@ def _reloaded(model: LoRA, folder: Path, prepared: Prepared, row: int, own: Tens
     remedy = "Train again from the newest checkpoint (--resume), and report it with the model's name."
     try:
         model.load_adapter(folder, AGAIN, trainable=False)
-        apart = _apart(own, _logits(model, AGAIN, prepared, row))
+        off = apart(own, logits_of(model, AGAIN, prepared, row))
     except LoraError as error:
         return Finding(check, "failed", f"{folder} cannot be read ({error})", why, remedy)
     finally:
         if AGAIN in model.adapters:
             model.remove_adapter(AGAIN)
-    status: Any = "passed" if apart <= SAME else "failed"
-    return Finding(check, status, f"outputs differ by {apart:.0e} of the largest", *_if_not(status, why, remedy))
+    status: Any = "passed" if off <= SAME else "failed"
+    return Finding(check, status, f"outputs differ by {off:.0e} of the largest", *_if_not(status, why, remedy))
 
 
 def _merged(model: LoRA, name: str, prepared: Prepared, row: int, own: Tensor) -> Finding:
@@ -69,52 +68,36 @@ def _merged(model: LoRA, name: str, prepared: Prepared, row: int, own: Tensor) -
         merged = model.merge(name).eval()
     except (LoraError, NotImplementedError) as error:
         return Finding(check, "skipped", f"this adapter is not merged ({error})")
-    inputs = {key: value for key, value in _batch(model, prepared, row).items() if key != "labels"}
+    inputs = {key: value for key, value in inputs_of(model, prepared, row).items() if key != "labels"}
     with torch.no_grad():
-        apart = _apart(own, merged(**inputs).logits.float())
+        off = apart(own, merged(**inputs).logits.float())
     limit = MERGED if next(model.base.parameters()).dtype in (torch.float32, torch.float64) else ROUGH
-    status: Any = "passed" if apart <= limit else "note"
+    status: Any = "passed" if off <= limit else "note"
     return Finding(
-        check, status, f"outputs differ by {apart:.0e} of the largest",
+        check, status, f"outputs differ by {off:.0e} of the largest",
         *_if_not(status, "The merged weights are rounded to the base's type, and small updates are lost in that.",
                  "Serve the adapter unmerged, or merge in float32 (lora merge --dtype float32)."),
     )  # fmt: skip
 
 
-def _probed(model: LoRA, name: str, prepared: Prepared, texts: list[str] | None) -> Finding:
+def _probed(name: str, forgetting: Forgetting | str) -> Finding:
     check = "general ability"
-    losses = measure_probe(model, prepared, [BASE, name], texts)
-    if losses is None:
+    if isinstance(forgetting, str) or "loss" not in forgetting.adapters[BASE]:
         return Finding(check, "skipped", "the base predicts no next tokens")
-    before, after = losses[BASE], losses[name]
-    said = f"loss per token on general text {before:.3f} before, {after:.3f} after ({after / before - 1:+.1%})"
+    before, after = (forgetting.adapters[each]["loss"] for each in (BASE, name))
+    kl = forgetting.adapters[name]["kl"]["value"]
+    said = (
+        f"loss per token on general text {before:.3f} before, {after:.3f} after ({after / before - 1:+.1%}); "
+        f"KL to the base {kl:.3f} per token"
+    )
     status: Any = "note" if after > (1 + FORGOTTEN) * before else "passed"
     return Finding(
         check, status, said,
         *_if_not(status, "The adapter has unlearned some of what the base could do.",
-                 "Where that matters: fewer steps, a lower rate, a smaller rank, or general text among the data."),
+                 "Where that matters: general text beside the data (data.replay), KL to the base (training.kl), fewer "
+                 "steps, a lower rate."),
     )  # fmt: skip
 
 
 def _if_not(status: str, why: str, remedy: str) -> tuple[str, str]:
     return ("", "") if status == "passed" else (why, remedy)
-
-
-def _batch(model: LoRA, prepared: Prepared, row: int) -> dict[str, Tensor]:
-    examples = [prepared.train.examples[row]]
-    batch = collated(model, prepared.task, examples, prepared.pad_token_id, prepared.padding_side)
-    return to_device(batch, model)
-
-
-@torch.no_grad()
-def _logits(model: LoRA, name: str, prepared: Prepared, row: int) -> Tensor:
-    with evaluating(model):
-        logits: Tensor = forward(model, _batch(model, prepared, row), name).logits.float()
-    return logits
-
-
-def _apart(own: Tensor, other: Tensor) -> float:
-    """The largest difference, of the largest output; infinite where shapes differ."""
-    if own.shape != other.shape:
-        return float("inf")
-    return float((own - other).abs().max() / own.abs().max().clamp(min=1e-9))

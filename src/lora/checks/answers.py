@@ -12,8 +12,6 @@ from lora.checks.lengths import Spread, spread
 from lora.checks.remarks import Level, Part, Remark, counted, found, share
 from lora.checks.texts import Said, plain
 from lora.tasks import Row, Task
-from lora.tasks.pairs import PairTask
-from lora.tasks.sequence import SequenceTask
 
 FEW = 10  # rows of a class: with fewer its share of a tenth held out is no row
 NAMED = 6  # classes that a finding names
@@ -51,16 +49,6 @@ class Answers:
     systems: int = 0
 
 
-def kind_of(task: Task) -> Kind:
-    """What kind of answer ``task`` learns."""
-    if isinstance(task, PairTask):
-        return "pairs"
-    if getattr(task, "labels", None):
-        # What a task takes for the classes of its rows has one value a row.
-        return "label" if task.classes() else "labels"
-    return "number" if isinstance(task, SequenceTask) else "written"
-
-
 def several_answers(kind: Kind) -> Level:
     """How bad different answers to one input are."""
     levels: dict[Kind, Level] = {"label": "mend", "labels": "look", "number": "look"}
@@ -69,14 +57,14 @@ def several_answers(kind: Kind) -> Level:
 
 def look_at_answers(parts: Sequence[Part], said: Sequence[Sequence[Said]], task: Task) -> tuple[Answers, list[Remark]]:
     """What the rows of ``parts`` teach; the first is training, and ``said`` is what each row says."""
-    out, findings = Answers(kind_of(task)), list[Remark]()
+    out, findings = Answers(task.learns), list[Remark]()
     examples = parts[0].encoded.examples
     if out.kind in ("label", "labels"):
         findings += _labels(out, parts, task)
     elif out.kind == "number":
         out.values = spread([float(value) for value in task.targets(examples)], whole=False)
     elif out.kind == "pairs":
-        findings += _pairs(out, parts[0], said[0])
+        findings += _pairs(out, parts[0], said[0], task)
     if any(row.messages for row in said[0]):
         findings += _conversations(out, parts[0].rows, said[0])
     return out, findings
@@ -118,8 +106,8 @@ def _listed(names: list[str], counts: Counter[str]) -> str:
     return ", ".join(f"{name} ({counts[name]})" for name in names[:NAMED]) + more
 
 
-def _pairs(out: Answers, part: Part, said: Sequence[Said]) -> list[Remark]:
-    both = [_answer_lengths(example) for example in part.encoded.examples]
+def _pairs(out: Answers, part: Part, said: Sequence[Said], task: Any) -> list[Remark]:
+    both = [task.answer_lengths(example) for example in part.encoded.examples]
     out.chosen, out.rejected = spread([one for one, _ in both]), spread([other for _, other in both])
     longer = sum((one > other) + (one == other) / 2 for one, other in both) / len(both)
     out.longer = longer
@@ -134,14 +122,6 @@ def _pairs(out: Answers, part: Part, said: Sequence[Said]) -> list[Remark]:
         what = f"{counted(len(same), 'pair')} that differ in case or white space alone"
         findings.append(found("same", "look", what, "is that what is preferred?", part.rows, same))
     return findings
-
-
-def _answer_lengths(example: dict[str, Any]) -> tuple[int, int]:
-    """Tokens of the chosen and of the rejected answer (of whole conversations that share a prompt, with it)."""
-    if "branches" in example:
-        _, chosen, rejected = example["branches"]
-        return chosen, rejected
-    return len(example["chosen"]), len(example["rejected"])
 
 
 def _conversations(out: Answers, rows: Sequence[Row], said: Sequence[Said]) -> list[Remark]:

@@ -45,8 +45,12 @@ def check_training(
             }
         )
     assert settings.learning_rate is not None
+    vocabulary = rows.vocabulary(model, prepared)
+    if vocabulary.status == "failed":  # no row can be tried
+        return [vocabulary]
     refuse_misfit(model, name, prepared)
     found = [
+        vocabulary,
         rows.supervised(prepared.train, prepared.task),
         rows.stops(model, prepared),
         rows.beginnings(prepared),
@@ -55,8 +59,14 @@ def check_training(
         rows.rate(model, name, settings.learning_rate),
         _targets(model, name),
     ]
-    trial = steps.Trial(model, name, prepared, settings)
-    recompute = trial.recomputes(memory_gib)
+    try:
+        return found + _computed(steps.Trial(model, name, prepared, settings), output, memory_gib)
+    except (MemoryError, RuntimeError) as error:
+        return [*found, steps.too_large("training fits", "not even a short batch does", error)]
+
+
+def _computed(trial: steps.Trial, output: Path | None, memory_gib: float | None) -> list[Finding]:
+    found, recompute = list[Finding](), trial.recomputes(memory_gib)
     computed: list[Callable[[], Finding]] = [
         lambda: steps.accumulation(trial),
         lambda: steps.longest(trial, recompute),
@@ -68,8 +78,7 @@ def check_training(
             for check in computed:
                 found.append(check())
                 trial.trainee.begin_step()
-        found += saving.save(trial, output)
-    return found
+        return found + saving.save(trial, output)
 
 
 def _targets(model: LoRA, name: str) -> Finding:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lora.checks.answers import Answers, kind_of, look_at_answers, several_answers
+from lora.checks.answers import Answers, look_at_answers, several_answers
 from lora.checks.characters import look_at_characters, scripts
 from lora.checks.duplicates import Duplicates, look_for_duplicates
 from lora.checks.examples import Choice, Example, Viewer, choose, ids_of, special_ids
@@ -99,7 +99,7 @@ def look(
     said = [[read(task, row) for row in part.rows] for part in parts]
     train = parts[0]
     lengths, findings = look_at_lengths(train, task, tokenizer, max_length, pad_token_id, training)
-    duplicates, more = look_for_duplicates(parts, said, near, several_answers(kind_of(task)))
+    duplicates, more = look_for_duplicates(parts, said, near, several_answers(task.learns))
     findings += more
     answers, more = look_at_answers(parts, said, task)
     findings += more

@@ -41,14 +41,17 @@ def period_of(layers: Sequence[Any]) -> int | None:
 
 def cut(base: nn.Module, depth: int) -> nn.Module:
     """A copy of ``base``, its configuration included, with the first layers alone."""
-    base = copy.deepcopy(base)
-    text = text_config(getattr(base, "config", None))
-    for layers in _lists(base):
-        for key in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
-            if getattr(text, key, None) == len(layers):
-                setattr(text, key, depth)
-        del layers[depth:]
-    return base
+    lists = _lists(base)
+    memo = {id(layer): None for layers in lists for layer in layers[depth:]}  # a copy of them would be thrown away
+    short = copy.deepcopy(base, memo)
+    text, whole = text_config(getattr(short, "config", None)), len(lists[0])
+    for key in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
+        if getattr(text, key, None) == whole:
+            setattr(text, key, depth)
+    for module in short.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == whole:
+            del module[depth:]
+    return short
 
 
 def extended(low: Any, high: Any, times: float) -> Any:

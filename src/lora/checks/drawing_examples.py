@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lora.checks.characters import visible
-from lora.checks.examples import Example, Piece, Stretch
+from lora.checks.examples import Example
 from lora.checks.remarks import counted
+from lora.checks.stretches import Piece, Stretch
 
 HEAD, TAIL = 40, 20  # tokens shown of a longer run
 RUN = 80  # tokens of a run that is still shown whole

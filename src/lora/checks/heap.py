@@ -156,6 +156,12 @@ def resident(events: Iterable[int], spans: Iterable[tuple[int, int]]) -> list[in
     return [max(held[start : stop + 1]) for start, stop in spans]
 
 
+def gives_back() -> bool:
+    """Whether the environment has freed memory go back at once."""
+    fixed = _fixed()
+    return fixed is not None and fixed <= _MMAP_THRESHOLD
+
+
 def _fixed() -> int | None:
     value = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
     return int(value) if value.isdigit() else None

@@ -1,137 +1,70 @@
-"""``lora plan``: what a training run will need, before anything is loaded."""
+"""What a training run will need, before anything is loaded: runs rehearsed until all is known."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from lora.checks.heap import gives_back, is_glibc
+from lora.checks.ledger import Phase
+from lora.checks.pace import device, measure
+from lora.checks.planned_base import PlannedBase
 from lora.checks.rehearsal import Rehearsed, Role, rehearse
+from lora.checks.run_plan import RunPlan, parts_of
 from lora.checks.stand_in import longer, rows_for
 from lora.config import RunConfig
-from lora.core.configs import text_config
 from lora.errors import ConfigError
-from lora.model.base import load_base_config, shape_of_base
-from lora.overrides import each_adapter, load_config
+from lora.model.base import positions_of
+from lora.model.vocabulary import train_rows
+from lora.overrides import each_adapter
 from lora.tasks import Task
 from lora.training.device import choose_dtype
 from lora.training.memory import MEMORY_SHARE, decide, free_bytes
 
-SLOWER = 2.5  # times the products alone: what a step takes at the most, as seen in benchmarks/README.md
 MOST_ROWS, LONGEST = 1024, 1 << 17  # rows of a batch and tokens of a row that are looked for
 
-# What a phase other than a pass is to a reader.
-PEAKS = {
-    "loading": "making the adapters", "probe": "trying the longest rows in several ways before training",
-    "measurement": "measuring before training", "evaluation": "an evaluation", "saving": "saving",
-}  # fmt: skip
 
-
-@dataclass
-class RunPlan:
-    """What a run needs; sizes in bytes, times in seconds.
-
-    Attributes:
-        fits: whether ``peak`` is within ``available``.
-        memory: part -> bytes; they add up to ``peak``.
-        peak: above what the process has before the base is loaded.
-        process: what that is.
-        available: memory there is for ``peak``.
-        phases: the most that tensors take in each.
-        parameters, trainable: numbers; ``trainable`` by kind of module.
-        recompute: whether layers are recomputed in the backward, as settings or `fit` itself will have it.
-        says: what `fit` will say of the memory.
-        batch, length: of the largest batch: rows, tokens of the longest.
-        operations: of a token, forward and backward.
-        speed: operations a second of a matrix product of the model's own shape, measured here; None: not for here.
-        step_seconds: least and most that a step may take.
-        disk: adapter, checkpoint, and the whole run with the checkpoints that it keeps.
-        largest_batch, largest_length: at this length and at this batch; 0: none fits.
-        remedies: (what to change beside those before, peak that results), until it fits.
-        notes: where the figures come from.
-    """
-
-    model: str
-    fits: bool
-    peak: float
-    process: float
-    available: float
-    memory: dict[str, float]
-    phases: dict[str, float]
-    parameters: int
-    trainable: dict[str, int]
-    packed: bool
-    recompute: bool
-    says: str | None
-    adapters: int
-    at_once: int
-    batch: int
-    length: int
-    tokens: int
-    operations: float
-    speed: float | None
-    step_seconds: tuple[float, float] | None
-    steps: int | None
-    disk: dict[str, float]
-    largest_batch: int | None = None
-    largest_length: int | None = None
-    remedies: list[tuple[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-def plan(
-    config: RunConfig | str | Path, *, length: int | None = None, device_gib: float | None = None, search: bool = True
-) -> RunPlan:
-    """What the run of ``config`` will need. Nothing is loaded: of the base its configuration is read.
-
-    >>> lora.plan("run.yaml").peak
-    >>> lora.plan(RunConfig(model="BASE"), length=1024, device_gib=24).largest_batch
+class Planner:
+    """The runs that are rehearsed for one plan.
 
     Args:
-        config: as for ``lora train``, or its YAML file; data may be left out.
-        length: tokens of a row, in place of those of the data.
-        device_gib: memory of a device that one does not have here; None: what is free here.
-        search: look for the largest batch and length, and for what makes it fit.
+        config: ``model`` is set.
+        length, device_gib: see `lora.plan`.
+        start: the folder of an adapter that training goes on from.
+        task: which that was trained for.
+        vocabulary: tokens that it needs.
 
     Raises:
         ConfigError, DataError, ModelError: as training would.
     """
-    config = load_config(config) if isinstance(config, (str, Path)) else config.model_copy(deep=True)
-    return _Planner(config, length, device_gib).plan(search)
 
-
-class _Planner:
-    """The runs that are rehearsed for one plan."""
-
-    def __init__(self, config: RunConfig, length: int | None, device_gib: float | None) -> None:
-        if config.start:
-            raise ConfigError(
-                "start: a plan is of a fresh adapter; leave it out, and give the model and its adapter's rank"
-            )
-        if not config.model:
-            raise ConfigError("model: is needed")
+    def __init__(
+        self, config: RunConfig, length: int | None, device_gib: float | None, start: Path | None = None,
+        task: Task | None = None, vocabulary: int = 0,
+    ) -> None:  # fmt: skip
         self.config, self.device_gib = config, device_gib
         self._peaks: dict[Any, float] = {}
         self.configs = each_adapter(config) if config.adapters else {"default": config}
-        self.rows = {name: rows_for(each, length) for name, each in self.configs.items()}
+        self.rows = {name: rows_for(each, length, task, start) for name, each in self.configs.items()}
         self.at_once = min(config.at_once or len(self.configs), len(self.configs))
         self.process = _resident()
-        first = next(iter(self.rows.values()))
-        self.task: Task = first.prepared.task
-        self.base = load_base_config(config.model, config.trust_remote_code)
-        for key, value in self.task.model_options().items():
-            setattr(self.base, key, value)
+        self.task = _common_task({name: rows.prepared.task for name, rows in self.rows.items()})
         self.dtype = choose_dtype(config.training.dtype)
-        self.available = (2**30 * device_gib - self.process) if device_gib else free_bytes(_device())
+        self.base = PlannedBase(config, self.task)
+        tokenizer = next(iter(self.rows.values())).prepared.tokenizer
+        new = self.base.add_tokens(config.new_tokens, tokenizer, vocabulary)
+        for each in self.configs.values():
+            train_rows(each.adapter, new)
+        self.base.refuse_misfit(next(iter(self.configs)), self.dtype)
+        self.goes_on = start is not None
+        if start is not None:
+            config.adapter = self.base.adapter_in(start, self.dtype)
+        self.available = max(0.0, 2**30 * device_gib - self.process) if device_gib else free_bytes(device())
 
     def _roles(self, change: Mapping[str, Any]) -> dict[str, Role]:
         """The adapters with ``change``: batch, length, rank, targets."""
@@ -142,7 +75,7 @@ class _Planner:
             training.batch_size = change.get("batch", training.batch_size)
             training.eval_batch_size = change.get("evaluation", training.eval_batch_size)
             if "batch" in change or "length" in change:
-                prepared = longer(prepared, change.get("length", max(prepared.train.lengths)), training)
+                prepared = longer(prepared, change.get("length", rows.length), training)
             if "rank" in change:
                 adapter.rank = min(adapter.rank, change["rank"])
             if "targets" in change:
@@ -150,16 +83,13 @@ class _Planner:
             out[name] = Role(prepared, adapter, training)
         return out
 
-    def run(self, recompute: bool, change: Mapping[str, Any] | None = None, brief: bool = False) -> Rehearsed:
+    def run(
+        self, recompute: bool, change: Mapping[str, Any] | None = None, brief: bool = False, proved: bool = False
+    ) -> Rehearsed:
         """Rehearse with ``change``."""
         change = change or {}
-        dtype = change.get("dtype", self.dtype)
-
-        def shape() -> Any:
-            name, remote = self.config.model or "", self.config.trust_remote_code
-            return shape_of_base(name, self.base, self.task.auto_class, dtype, remote)
-
-        return rehearse(shape, self._roles(change), recompute, self.at_once, brief)
+        shape = self.base.shape(change.get("dtype", self.dtype))
+        return rehearse(shape, self._roles(change), recompute, self.at_once, brief, proved)
 
     def _chosen(self) -> bool | None:
         """What the settings say of recomputing layers; see `lora.training.memory.plan`."""
@@ -177,6 +107,9 @@ class _Planner:
         decided = decide(found.needs, budget, self.at_once, chosen, "the base", found.recomputes, several)
         if decided.recompute and not chosen:
             found = self.run(True)
+        # What was tried for packed rows once need not be tried again, unless that is what takes most.
+        self._proved = found.packed and found.highest != "probe"
+        self._with_merged_copy(found)
         out = self._told(found, decided.recompute, decided.note)
         if search:
             again = decided.recompute or (chosen is None and found.recomputes)
@@ -202,7 +135,7 @@ class _Planner:
         if key == "batch":
             most, tried = MOST_ROWS, [start // 2, start] if start > 1 else [1, 2]
         else:
-            most = getattr(text_config(self.base), "max_position_embeddings", None) or LONGEST
+            most = positions_of(SimpleNamespace(config=self.base.config)) or LONGEST  # type: ignore[arg-type]
             tried = [start // 4, start // 2, start] if start >= 256 else [start, 2 * start, 4 * start]
         found = [(n, self._peak(recompute, {**fixed, key: n})) for n in sorted({min(n, most) for n in tried})]
         return _root(found, self.available, most)
@@ -211,34 +144,37 @@ class _Planner:
         """Of a run with ``change``, by few layers."""
         key = (recompute, *sorted((name, str(value)) for name, value in change.items()))
         if key not in self._peaks:
-            self._peaks[key] = self.run(recompute, change, brief=True).held
+            self._peaks[key] = self.run(recompute, change, brief=True, proved=self._proved).held
         return self._peaks[key]
 
     def _told(self, found: Rehearsed, recompute: bool, note: str | None) -> RunPlan:
-        name, rows = max(self.rows.items(), key=lambda item: max(item[1].prepared.train.lengths))
+        name, rows = max(self.rows.items(), key=lambda item: item[1].length)
         settings = self.configs[name].training
         files, checkpoints = found.files, settings.keep_checkpoints
         # While a checkpoint is written the one that it takes the place of is still there.
         run = files[0] * 2 + files[1] * (checkpoints + 1)
-        speed = None if self.device_gib else _speed(self.base, self.dtype, found.tokens)
         per_token = found.operations / max(1, found.tokens)
-        seconds = None
-        if speed is not None:
-            least = (
-                per_token * sum(r.tokens for r in self.rows.values()) / len(self.rows) * settings.accumulation / speed
-            )
-            seconds = (least, SLOWER * least)
+        pace = None
+        if not self.device_gib:
+            row = rows.tokens / settings.batch_size
+            pace = measure(self.base.shape(self.dtype), self._roles({})[name], recompute, row, per_token)
+        step = run_time = None
+        if pace is not None:
+            every = [(r.tokens * self.configs[key].training.accumulation, r.steps) for key, r in self.rows.items()]
+            step = pace.of(rows.tokens * settings.accumulation)
+            if all(steps for _, steps in every):
+                run_time = pace.of(sum(tokens * (steps or 0) for tokens, steps in every))
         return RunPlan(
             model=self.config.model or "", fits=found.held <= self.available, peak=found.held, process=self.process,
-            available=self.available, memory=_parts(found), parameters=int(found.parameters),
+            available=self.available, memory=parts_of(found), parameters=int(found.parameters),
             phases={phase: value.peak for phase, value in found.phases.items()},
             trainable={kind: int(count) for kind, count in found.trainable.items()}, packed=found.packed,
             recompute=recompute, says=note, adapters=len(self.configs), at_once=self.at_once,
-            batch=settings.batch_size, length=max(rows.prepared.train.lengths), tokens=found.tokens,
-            operations=per_token, speed=speed, step_seconds=seconds,
+            batch=settings.batch_size, length=rows.length, tokens=found.tokens,
+            operations=per_token, pace=pace, step_seconds=step, run_seconds=run_time,
             steps=max((r.steps for r in self.rows.values() if r.steps), default=None),
             disk={"adapter": files[0], "checkpoint": files[1], "run": run * len(self.configs)},
-            notes=self._notes(found),
+            notes=self._notes(found), warnings=self._warnings(recompute),
         )  # fmt: skip
 
     def _notes(self, found: Rehearsed) -> list[str]:
@@ -253,6 +189,23 @@ class _Planner:
         if self.device_gib:
             notes.append("Reckoned as on this machine's device: another may keep other tensors for its attention.")
         return notes
+
+    def _with_merged_copy(self, found: Rehearsed) -> None:
+        """Count the copy of the base that is compared after training; it is left out where half of what is free then
+        would not hold it."""
+        loaded, copy_ = found.phases["loading"].after, sum(found.weights.values())
+        if self.config.check and copy_ <= (self.available - loaded) / 2:
+            peak = int(loaded + copy_)
+            found.phases["merging"] = Phase(loaded, peak, held=peak)
+
+    def _warnings(self, recompute: bool) -> list[str]:
+        if not recompute or device().type != "cpu" or self.device_gib or not is_glibc() or gives_back():
+            return []
+        return [
+            "Layers are recomputed, and there this system's C library (glibc) holds on to freed memory: the run may "
+            "take up to 2.6 times the peak that is told here. With MALLOC_MMAP_THRESHOLD_=65536 in the environment of "
+            "plan and training it takes what is told."
+        ]
 
     def _remedies(self, plan: RunPlan, found: Rehearsed) -> list[tuple[str, float]]:
         """Changes one on top of the other, until it fits."""
@@ -282,8 +235,8 @@ class _Planner:
         rank = max(each.adapter.rank for each in self.configs.values())
         for key, new, words, of_use in (
             ("dtype", torch.bfloat16, "dtype: bfloat16", self.dtype == torch.float32),
-            ("rank", 8, "rank: 8", rank > 8),
-            ("targets", "attention", "targets: attention", True),
+            ("rank", 8, "rank: 8", rank > 8 and not self.goes_on),
+            ("targets", "attention", "targets: attention", not self.goes_on),
         ):
             if of_use:
                 change[key] = new
@@ -292,24 +245,16 @@ class _Planner:
         return out
 
 
-def _parts(found: Rehearsed) -> dict[str, float]:
-    """What the peak is made of, by when it comes."""
-    name, phase = found.highest, found.phases[found.highest]
-    parts: dict[str, float] = {f"base weights, {kind}": size for kind, size in found.weights.items()}
-    parts["adapters, float32"] = found.adapters
-    rest = phase.peak - sum(parts.values())
-    if name in ("pass", "forward", "update"):
-        parts |= {"gradients": found.state / 3, "optimiser state": found.state * 2 / 3}
-        parts["activations kept for the backward"] = found.kept
-        if found.packed:
-            # Of few supervised positions there is less than a whole chunk.
-            parts["chunk of the head's logits"] = min(found.needs.head, max(0, phase.peak - sum(parts.values())))
-        # Not all of them are there when the peak comes: gradients are still to be made, or the chunk is gone.
-        parts["what comes and goes, less what is not there at the peak"] = phase.peak - sum(parts.values())
-    else:
-        parts[f"{PEAKS[name]}, where the peak is"] = rest
-    parts["held on to by the C library"] = phase.held - phase.peak
-    return {part: size for part, size in parts.items() if size}
+def _common_task(tasks: dict[str, Task]) -> Task:
+    """The first of ``tasks``. Raises ConfigError where others need another model."""
+    first, *others = tasks
+    for name in others:
+        if tasks[name].auto_class != tasks[first].auto_class:
+            raise ConfigError(
+                f"adapters {first!r} and {name!r} need different models of the same base ({tasks[first].auto_class} "
+                f"and {tasks[name].auto_class}); plan and train them as two runs"
+            )
+    return tasks[first]
 
 
 def _root(points: list[tuple[int, float]], available: float, most: int) -> int:
@@ -336,29 +281,7 @@ def _root(points: list[tuple[int, float]], available: float, most: int) -> int:
     return below
 
 
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
-
-
 def _resident() -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss)
-
-
-def _speed(config: Any, dtype: torch.dtype, tokens: int) -> float:
-    """Operations a second of a product as a layer of the base computes it, within a second."""
-    text = text_config(config)
-    width = min(4096, getattr(text, "hidden_size", None) or 512)
-    inner = min(4096, getattr(text, "intermediate_size", None) or 4 * width)
-    rows = max(16, min(tokens, 1024))
-    x, weight = (torch.ones(shape, dtype=dtype, device=_device()) for shape in ((rows, width), (inner, width)))
-    best, end = math.inf, time.perf_counter() + 1
-    torch.nn.functional.linear(x, weight)
-    while time.perf_counter() < end:
-        begun = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        best = min(best, time.perf_counter() - begun)
-    return 2 * rows * width * inner / best

@@ -9,35 +9,36 @@ and so does every further layer. Where layers are not alike, all of them run.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora.checks.depth import cut, extended, layers_of, period_of
-from lora.checks.heap import is_glibc, resident
+from lora.checks.heap import is_glibc
 from lora.checks.ledger import Ledger, Phase
 from lora.checks.shells import Shells
+from lora.checks.tally import adapter_bytes, highest_phases, trainable_by_kind, weights_by_type
 from lora.config import AdapterConfig, TrainingConfig
-from lora.core.loss import fewer_blocks
+from lora.core.divergence import fewer_blocks
 from lora.io.peft import adapter_tensors
 from lora.model.lora import LoRA
-from lora.model.targets import block_part
-from lora.model.tree import unwrapped_modules
 from lora.tasks import Encoded
 from lora.tasks.inference import infer
 from lora.training.checks import untouched_modules
 from lora.training.memory import Needs, can_recompute, needs, recomputed_layers, recomputing, training_mode
 from lora.training.mixer import Mixer
+from lora.training.packing import Packing
 from lora.training.participant import Participant
 from lora.training.passes import Passes, Share
 from lora.training.prepare import Prepared
 from lora.training.processes import Processes
+from lora.training.trainee import Trainee
 
 STEPS = 2
 SHALLOW = 12  # layers; with so many or fewer all of them are rehearsed
@@ -106,27 +107,29 @@ class Rehearsed:
 
 
 def rehearse(
-    shape: Callable[[], nn.Module], roles: Mapping[str, Role], recompute: bool, at_once: int | None = None,
-    brief: bool = False,
+    base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None = None, brief: bool = False,
+    proved: bool = False,
 ) -> Rehearsed:  # fmt: skip
     """Run a run on shells.
 
     Args:
-        shape: makes the base on the meta device.
+        base: on the meta device; it stays as it is.
         recompute: whether layers are recomputed in the backward.
         at_once: how many adapters train at the same time, with a batch of each in one pass; None: all.
         brief: of a deep model still fewer layers, which says less of what the C library holds.
+        proved: all rows go without padding, so that nothing is tried for that.
 
     Raises:
         ConfigError, TargetError, ModelError: as training would.
     """
-    layers = layers_of(shape())
+    layers = layers_of(base)
     period = period_of(layers)
     alike = not any(_tells_layers_apart(role.adapter) for role in roles.values())
-    if len(layers) <= max(SHALLOW, 3 * (period or 0)) or period is None or not alike:
-        return _rehearse(shape(), roles, recompute, at_once)
+    few = max(4 if brief else SHALLOW, 3 * (period or 0))
+    if len(layers) <= few or period is None or not alike:
+        return _rehearse(copy.deepcopy(base), roles, recompute, at_once, proved)
     depth, more = (period, 2 * period) if period > 1 else (1, 3) if brief else (2, 6)
-    shallow, deeper = (_rehearse(cut(shape(), count), roles, recompute, at_once) for count in (depth, more))
+    shallow, deeper = (_rehearse(cut(base, count), roles, recompute, at_once, proved) for count in (depth, more))
     found: Rehearsed = extended(shallow, deeper, (len(layers) - depth) / (more - depth))
     # What the C library holds beside tensors is no line in the layers: in proportion to a pass, as with the deeper one.
     sample, loaded = deeper.phases["pass"], deeper.phases["loading"].after
@@ -151,9 +154,19 @@ def _tells_layers_apart(adapter: AdapterConfig) -> bool:
 
 
 class _Watched(Passes):
-    """Passes that say when their forward is over: what is there then is kept for the backward."""
+    """Passes that say when their forward is over: what is there then is kept for the backward.
+
+    ``proved``: it is known already that rows go without padding.
+    """
 
     ledger: Ledger
+    proved: bool
+
+    def why_padded(self, trainee: Trainee, prepared: Prepared) -> str | None:
+        if not self.proved:
+            return super().why_padded(trainee, prepared)
+        self._packing = Packing(self.model)
+        return None
 
     def _packed(self, shares: Sequence[Share]) -> list[Tensor]:
         with self.ledger.phase("forward"):
@@ -168,7 +181,9 @@ class _Watched(Passes):
             return super()._in_blocks(shares)
 
 
-def _rehearse(base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None) -> Rehearsed:
+def _rehearse(
+    base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None, proved: bool
+) -> Rehearsed:
     shells, processes = Shells(), Processes()
     ledger = shells.ledger
     with ledger.phase("loading"):
@@ -178,7 +193,7 @@ def _rehearse(base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_on
             for name, role in roles.items():
                 model.add_adapter(name, role.adapter.model_copy(deep=True), seed=role.training.seed)
     passes = _Watched(model)
-    passes.ledger = ledger
+    passes.ledger, passes.proved = ledger, proved
     with shells, fewer_blocks():
         participants, why = _participants(model, passes, roles, processes)
         places = participants[: at_once or len(participants)]
@@ -190,12 +205,12 @@ def _rehearse(base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_on
                 tokens, supervised, operations = _steps(passes, places, states)
         files = max(_end(model, participant, ledger) for participant in participants)
     on_cpu = processes.device.type == "cpu"
-    phases = _phases(ledger, on_cpu and is_glibc())
-    active = _bytes(places)
+    phases = highest_phases(ledger, on_cpu and is_glibc())
+    active = adapter_bytes(places)
     return Rehearsed(
-        phases=phases, weights=_by_type(base, model), parameters=model.base_parameter_count(),
-        trainable=_by_kind(model), adapters=_bytes(participants), state=3 * active,
-        best=_bytes([p for p in places if p.evaluate is not None]),
+        phases=phases, weights=weights_by_type(base, model), parameters=model.base_parameter_count(),
+        trainable=trainable_by_kind(model), adapters=adapter_bytes(participants), state=3 * active,
+        best=adapter_bytes([p for p in places if p.evaluate is not None]),
         kept=phases["forward"].after - phases["forward"].before, files=files, tokens=tokens, supervised=supervised,
         operations=operations, needs=measured, packed=all(p.packed for p in participants),
         why=why, recomputes=can_recompute(model),
@@ -274,44 +289,3 @@ def _end(model: LoRA, participant: Participant, ledger: Ledger) -> tuple[int, in
     with ledger.phase("saving"):
         adapter = sum(t.numel() * t.element_size() for t in adapter_tensors(model, participant.name).values())
     return adapter, adapter + sum(t.numel() * t.element_size() for t in trainee.tensors().values())
-
-
-# -- what came of it ---------------------------------------------------------------------------------------------------
-
-
-def _phases(ledger: Ledger, glibc: bool) -> dict[str, Phase]:
-    """Of each name the most."""
-    out: dict[str, Phase] = {}
-    spans = [(phase.start, phase.stop) for _, phase in ledger.phases]
-    held = resident(ledger.events, spans) if glibc else [phase.peak for _, phase in ledger.phases]
-    for (name, phase), most in zip(ledger.phases, held, strict=True):
-        phase.held = max(most, phase.peak)
-        before = out.get(name)
-        if before is not None:
-            phase.held = max(phase.held, before.held)
-        out[name] = phase if before is None or phase.peak >= before.peak else replace(before, held=phase.held)
-    return out
-
-
-def _bytes(participants: Sequence[Participant]) -> int:
-    return sum(t.numel() * t.element_size() for p in participants for t in p.trainee.parameters.values())
-
-
-def _by_type(base: nn.Module, model: LoRA) -> dict[str, int]:
-    own = {id(p) for name in model.adapters for p in model.adapter_parameters(name).values()}
-    tensors = {id(t): t for t in (*base.parameters(), *base.buffers()) if id(t) not in own}
-    out: Counter[str] = Counter()
-    for tensor in tensors.values():
-        out[re.sub(r"^torch\.", "", str(tensor.dtype))] += tensor.numel() * tensor.element_size()
-    return dict(out)
-
-
-def _by_kind(model: LoRA) -> dict[str, int]:
-    """Parameters in training of all adapters by where they are: attention, mlp, other layers, trained in full."""
-    modules, out = unwrapped_modules(model.base), Counter[str]()
-    for name in model.adapters:
-        for path, slot in model.slots(name).items():
-            out[block_part(path, modules) or "outside of layers"] += sum(p.numel() for p in slot.parameters())
-        for module in model.owned(name).values():
-            out["trained in full"] += sum(p.numel() for p in module.parameters())
-    return dict(out)

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora.data.rows import Row, SourceRow, origins, places
+from lora.plural import number_of
 from lora.tasks import Encoded
+
+counted = number_of
 
 # mend: results would be wrong or worthless; look: often a mistake, sometimes meant; note: good to know.
 Level = Literal["mend", "look", "note"]
@@ -73,10 +76,6 @@ def where(rows: Sequence[Row], indices: Sequence[int]) -> str:
         for name, shorter in short.items():
             text = text.replace(name, shorter)
     return text
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def share(part: float, whole: float) -> str:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora.checks.examples import ids_of
 from lora.checks.finding import Finding
 from lora.data.rendering import IGNORED
-from lora.evaluation.generation import end_tokens
+from lora.evaluation.generation import ends_of
 from lora.model.heads import input_embedding
+from lora.plural import noun, number_of
 from lora.tasks import Encoded, Task
 from lora.training.schedule import default_learning_rate
 
@@ -23,18 +25,37 @@ LITTLE = 0.02  # of the tokens learned: rarely meant
 SLOW, FAST = 1 / 15, 15
 
 
+def vocabulary(model: LoRA, prepared: Prepared) -> Finding:
+    """Whether the base has an embedding for every token of the rows, held-out ones included."""
+    name = "the base knows every token"
+    base: Any = model.base
+    embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    size = getattr(embedding, "num_embeddings", None)
+    if size is None:
+        return Finding(name, "skipped", "the base has no embedding of tokens")
+    parts = [part for part in (prepared.train, prepared.held) if part is not None]
+    largest = max(max(ids_of(example), default=0) for part in parts for example in part.examples)
+    if largest < size:
+        return Finding(name, "passed", f"{size:,} in its vocabulary, {largest:,} is the largest of the rows")
+    return Finding(
+        name, "failed", f"the rows hold token {largest:,}, and its vocabulary has {size:,}",
+        "The run would end at the first row with such a token.",
+        "Take the tokenizer that belongs to this base; for tokens of your own name them with new_tokens.",
+    )  # fmt: skip
+
+
 def supervised(data: Encoded, task: Task) -> Finding:
     """Whether every example has something to learn, and how much of it."""
     empty = sum(1 for count in data.supervised if not count)
     name = "something to learn in every example"
     if empty:
         return Finding(
-            name, "failed", f"{empty} of {len(data)} examples have no supervised token",
+            name, "failed", f"{_of(empty, len(data), 'has', 'have')} no supervised token",
             "They cost time and teach nothing, while the loss of the others looks healthy.",
             "Look at them with `lora data show` and correct or remove them.",
         )  # fmt: skip
     if not task.generates:
-        return Finding(name, "passed", f"{len(data)} examples")
+        return Finding(name, "passed", number_of(len(data), "example"))
     labels = [sum(label != IGNORED for label in example["labels"]) for example in data.examples]
     share = sum(labels) / max(1, sum(data.lengths))
     said = f"{sum(labels):,} of {sum(data.lengths):,} tokens are learned ({share:.0%}), {min(labels)} at least"
@@ -52,13 +73,11 @@ def stops(model: LoRA, prepared: Prepared) -> Finding:
     name = "answers end with a stop token"
     if not task.generates or task.inputs()[0].divisible:
         return Finding(name, "skipped", "the task has no answers" if not task.generates else "running text has no end")
-    known = {*end_tokens(model, prepared.tokenizer), *task.ends()}
+    known = ends_of(model, prepared.tokenizer, task)
     # One example at a time, here and below: all of them may be more than memory holds.
-    ended = sum(
-        next(label for label in reversed(example["labels"]) if label != IGNORED) in known for example in data.examples
-    )
+    ended = sum(bool(last := task.last_tokens(example)) and known.issuperset(last) for example in data.examples)
     shown = ", ".join(repr(prepared.tokenizer.decode([token])) for token in sorted(known)) or "none is known"
-    said = f"{ended} of {len(data)} examples do ({shown})"
+    said = f"{_of(ended, len(data), 'does', 'do')} ({shown})"
     if ended == len(data):
         return Finding(name, "passed", said)
     return Finding(
@@ -77,18 +96,24 @@ def beginnings(prepared: Prepared) -> Finding:
     twice = begin is not None and sum(one.get("input_ids", [])[:2] == [begin, begin] for one in examples)
     if twice:
         return Finding(
-            name, "failed", f"{twice} of {len(examples)} examples begin with two",
+            name, "failed", f"{_of(twice, len(examples), 'begins', 'begin')} with two",
             "A server sends one, so the model would be asked in a form that it was not trained in.",
             "Take the token out of the data's text, or out of the template.",
         )  # fmt: skip
     return Finding(name, "passed", "no example begins with two")
 
 
+def _of(number: int, total: int, one: str, many: str) -> str:
+    """Some of the examples and a verb."""
+    return f"{number:,} of {number_of(total, 'example')} {noun(number, one, many)}"
+
+
 def cut(prepared: Prepared) -> Finding:
     """How many rows were longer than the length."""
     count, kept = prepared.train.truncated, len(prepared.train)
     name = "rows fit the length"
-    said = f"{count} rows have more than {prepared.max_length} tokens; {kept} examples are left to train on"
+    long, left = ("row has" if count == 1 else "rows have"), ("example is" if kept == 1 else "examples are")
+    said = f"{count:,} {long} more than {prepared.max_length:,} tokens; {kept:,} {left} left to train on"
     if count > kept / 10:
         return Finding(
             name, "note", said, "What was cut is not learned; the run's notes say what became of it.",

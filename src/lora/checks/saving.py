@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from lora.checks.finding import Finding
+from lora.checks.outputs import AGAIN, apart, logits_of
 from lora.checks.steps import Trial
 from lora.core.routing import BASE
 from lora.errors import LoraError
-from lora.tasks.inference import collated, evaluating, forward, to_device
 from lora.training.memory import gib
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
-AGAIN = "check: read again"
 TIMES = 4  # a checkpoint holds parameters, two moments, and perhaps the best parameters
 
 
@@ -35,34 +34,51 @@ def save(trial: Trial, output: Path | None) -> list[Finding]:
     Args:
         output: where the run will write; None: a temporary folder.
     """
-    model, name, place = trial.model, trial.name, _existing(output)
-    with _with_effect(model, name), tempfile.TemporaryDirectory(dir=place, prefix=".check-") as folder:
-        before = _logits(trial, name)
+    place = _existing(output)
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".check-") as folder:
+            return _save(trial, Path(folder))
+    except OSError as error:
+        return [_refused(f"{output or 'a temporary folder'} cannot be written to ({error.strerror or error})")]
+
+
+def _save(trial: Trial, folder: Path) -> list[Finding]:
+    model, name, prepared = trial.model, trial.name, trial.prepared
+    (row,) = trial.short_rows(1)
+    with _with_effect(model, name):
+        before = logits_of(model, name, prepared, row)
+        comparable = bool(torch.isfinite(before).all())
         begun = time.perf_counter()
         try:
-            model.save_adapter(name, Path(folder) / "adapter")
+            model.save_adapter(name, folder / "adapter")
         except (LoraError, OSError) as error:
-            return [Finding(
-                "the adapter can be saved", "failed", str(error), "Hours of training would be lost with it.",
-                "Make room, or choose another output folder.",
-            )]  # fmt: skip
+            return [_refused(str(error))]
         seconds = time.perf_counter() - begun
-        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-        found = [_room(trial, size, Path(folder), seconds)]
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        found = [_room(trial, size, folder, seconds)]
         try:
-            model.load_adapter(Path(folder) / "adapter", AGAIN)
-            after = _logits(trial, AGAIN)
+            model.load_adapter(folder / "adapter", AGAIN)
+            after = logits_of(model, AGAIN, prepared, row)
         except LoraError as error:
             return [*found, _lost(f"it cannot be read again ({error})")]
         finally:
             if AGAIN in model.adapters:
                 model.remove_adapter(AGAIN)
-        base = _logits(trial, BASE)
-    difference = float((before - after).abs().max() / before.abs().max().clamp(min=1e-9))
+        base = logits_of(model, BASE, prepared, row)
+    if not comparable:
+        return [*found, Finding("what is saved is what was trained", "skipped", "outputs are not finite")]
+    difference = apart(before, after)
     if not difference <= 1e-6:
         return [*found, _lost(f"outputs differ by {difference:.0e} of the largest after saving and reading")]
     found.append(Finding("what is saved is what was trained", "passed", f"outputs differ by {difference:.0e}"))
     return [*found, _effect(before, base)]
+
+
+def _refused(said: str) -> Finding:
+    return Finding(
+        "the adapter can be saved", "failed", said, "Hours of training would be lost with it.",
+        "Make room, or choose another output folder.",
+    )  # fmt: skip
 
 
 def _room(trial: Trial, size: int, folder: Path, seconds: float) -> Finding:
@@ -92,18 +108,6 @@ def _effect(own: Tensor, base: Tensor) -> Finding:
         name, "failed", "outputs with and without it are the same", "It would be trained and served in vain.",
         "Choose other targets: those matched take no part in this task.",
     )  # fmt: skip
-
-
-@torch.no_grad()
-def _logits(trial: Trial, name: str) -> Tensor:
-    """(rows, ...) in fp32 of a short example."""
-    (row,) = trial.short_rows(1)
-    prepared = trial.prepared
-    examples = [trial.trainee.data.examples[row]]
-    batch = collated(trial.model, prepared.task, examples, prepared.pad_token_id, prepared.padding_side)
-    with evaluating(trial.model):
-        logits: Tensor = forward(trial.model, to_device(batch, trial.model), name).logits.float()
-    return logits
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora.checks.finding import Finding
 from lora.errors import TrainingError
+from lora.plural import number_of
 from lora.tasks import Encoded
 from lora.tasks.inference import evaluating, infer
 from lora.training.memory import largest_batch, plan, recomputing, training_mode
@@ -81,7 +82,7 @@ class Trial:
         made = self.passes.next_share(self.trainee, self.prepared, self.packed)
         assert made is not None, "nobody has begun"
         # The number seeds what is dropped: alike for all, so that only the order of additions differs.
-        return Share(self.trainee, 0, [self.trainee.data.examples[i] for i in rows], self.packed, made.collate)
+        return Share(self.trainee, 0, list(rows), self.packed, made.collate)
 
     def short_rows(self, count: int) -> list[int]:
         """Rows to try things on: short ones, but no shorter than need be."""
@@ -103,6 +104,12 @@ def gradients(trial: Trial, recompute: bool) -> Finding:
     wild = [path for path, its in modules.items() if any(g is not None and not torch.isfinite(g).all() for g in its)]
     idle = [path for path, its in modules.items() if not any(g is not None and bool(g.any()) for g in its)]
     why = "What receives no gradient stays as it began: the adapter would be without effect there."
+    broken = [key for key, p in trial.model.base.named_parameters() if not torch.isfinite(p).all()] if wild else []
+    if broken:
+        return Finding(
+            name, "failed", f"the base itself holds NaN or infinity ({_some(broken)})", "Training would end in NaN.",
+            "Download or convert the base again; no setting mends its weights.",
+        )  # fmt: skip
     if wild:
         return Finding(
             name, "failed", f"that of {_some(wild)} is not finite", "Training would end in NaN.",
@@ -151,13 +158,10 @@ def longest(trial: Trial, recompute: bool) -> Finding:
     try:
         with training_mode(trial.model), recomputing(trial.model, recompute):
             trial.passes.run([trial.share(rows)])
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _too_large(name, f"{len(rows)} rows with {tokens:,} tokens do not", error)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        return _too_large(name, f"{len(rows)} rows with {tokens:,} tokens do not", error)
-    return Finding(name, "passed", f"{len(rows)} rows with {tokens:,} tokens in {time.perf_counter() - begun:.1f} s")
+    except (MemoryError, RuntimeError) as error:
+        return too_large(name, f"{len(rows)} rows with {tokens:,} tokens do not", error)
+    said = f"{number_of(len(rows), 'row')} with {number_of(tokens, 'token')}"
+    return Finding(name, "passed", f"{said} in {time.perf_counter() - begun:.1f} s")
 
 
 def evaluation(trial: Trial) -> Finding:
@@ -176,14 +180,19 @@ def evaluation(trial: Trial) -> Finding:
             trial.model, trial.prepared.task, part, [trial.name], pad_token_id=trial.prepared.pad_token_id,
             batch_size=count, padding_side=trial.prepared.padding_side,
         )  # fmt: skip
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _too_large(name, f"its {len(order)} longest rows do not", error)
+    except (MemoryError, RuntimeError) as error:
+        return too_large(name, f"its {len(order)} longest rows do not", error)
     return Finding(name, "passed", f"its {len(order)} longest rows in {time.perf_counter() - begun:.1f} s")
 
 
-def _too_large(name: str, said: str, error: BaseException) -> Finding:
+def too_large(name: str, said: str, error: MemoryError | RuntimeError) -> Finding:
+    """What is found where memory ran out; any other ``error`` is raised again."""
+    short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    if not short:
+        raise error
+    error.__traceback__ = None  # its frames hold on to what was computed so far
     return Finding(
-        name, "failed", f"{said} ({str(error).splitlines()[0][:100]})",
+        name, "failed", f"{said} ({(str(error).splitlines() or ['out of memory'])[0][:100]})",
         "The run would end when it comes to them.",
         "Lower batch_size and raise accumulation, shorten max_length, or set gradient_checkpointing; `lora plan` tells "
         "what each takes.",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lora.data.conversations import Message, holds_messages, read_messages
+from lora.data.conversations import Message, holds_messages, read_messages, to_answer
 from lora.data.problems import is_missing
 from lora.tasks import Row, Task
 
@@ -60,12 +60,10 @@ def read(task: Task, row: Row) -> Said:
             (asked if column in seen else answers).append(_flat(value))
             texts += strings(value)
             continue
-        last = len(messages)
-        while last and messages[last - 1]["role"] == "assistant":
-            last -= 1
-        answer = messages[last:]
+        before = to_answer(messages)
+        answer = messages[len(before) :]
         if column in seen:
-            asked += [_line(message) for message in messages[:last]]
+            asked += map(_line, before)
             conversation = conversation or messages
         else:
             answer = answer or messages

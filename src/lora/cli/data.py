@@ -30,8 +30,8 @@ def command() -> None:
 @click.option("--adapter", metavar="NAME", help="of a file with several adapters, the one whose data are meant")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @config_options(
-    "model", "start", "trust_remote_code", "data", "training.batch_size", "training.accumulation", "training.epochs",
-    "training.max_steps", "training.packing", "training.length_grouped", "training.seed",
+    "model", "start", "new_tokens", "trust_remote_code", "data", "training.batch_size", "training.accumulation",
+    "training.epochs", "training.max_steps", "training.packing", "training.length_grouped", "training.seed",
 )  # fmt: skip
 def show(
     source: str | None, rows: str | None, shortest: bool, longest: bool, random_seed: int | None, examples: int,
@@ -64,8 +64,8 @@ def show(
     choice = Choice(numbers, shortest, longest, random_seed is not None, examples, random_seed or 0)
     report = describe_data(
         config.data.train, config.model, validation=config.data.validation, config=config.data,
-        training=config.training, start=config.start, near=near, show=choice,
-        trust_remote_code=config.trust_remote_code,
+        training=config.training, start=config.start, new_tokens=config.new_tokens,
+        near=near, show=choice, trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
     if as_json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))

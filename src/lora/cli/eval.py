@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
+from lora.cli.benchmarks import harness_options, one_adapter, run_benchmarks
 from lora.cli.options import config_options
-from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
+from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS, SPEED_SECONDS
 from lora.io.places import file_to_write
 
 
@@ -25,13 +27,18 @@ class Prompts(click.ParamType):
 
 
 @click.command()
-@click.argument("adapter", metavar="ADAPTER")
+@click.argument("adapters", nargs=-1, metavar="ADAPTER...")
 @click.option("--model", "-m", metavar="BASE", help="the base model (default: the one the adapter names)")
 @click.option("--batch-size", type=click.IntRange(min=1), default=EVAL_BATCH_SIZE, show_default=True)
 @click.option(
     "--baseline/--no-baseline", default=True, show_default=True, help="measure the base model in the same pass"
 )
 @click.option("--latency/--no-latency", default=True, show_default=True, help="time single rows and throughput")
+@click.option("--speed", is_flag=True, help="time batch sizes and lengths, merged and unmerged, and writing")
+@click.option(
+    "--speed-seconds", type=click.FloatRange(min=0, min_open=True), default=SPEED_SECONDS, show_default=True,
+    metavar="SECONDS", help="how long --speed may take",
+)  # fmt: skip
 @click.option(
     "--generate", type=Prompts(), metavar="N|all", help="let base and adapter answer so many prompts, and score that"
 )
@@ -42,23 +49,36 @@ class Prompts(click.ParamType):
     show_default=True,
     help="longest answer of --generate",
 )
+@click.option("--probe", metavar="FILE", help="measure what was forgotten, on general text of this file; or 'built-in'")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")
 @click.option("--overwrite", is_flag=True, help="replace the file that --output names")
 @click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
+@harness_options
 @config_options("data")
 def command(
-    adapter: str, model: str | None, batch_size: int, baseline: bool, latency: bool, generate: int | None,
-    max_new_tokens: int, as_json: bool, output: str | None, overwrite: bool, trust_remote_code: bool,
-    allow_other_base: bool, overrides: dict[str, object],
+    adapters: tuple[str, ...], model: str | None, batch_size: int, baseline: bool, latency: bool, speed: bool,
+    speed_seconds: float, generate: int | None, max_new_tokens: int, probe: str | None, as_json: bool,
+    output: str | None, overwrite: bool, trust_remote_code: bool, allow_other_base: bool, harness: dict[str, Any],
+    overrides: dict[str, object],
 ) -> None:  # fmt: skip
-    """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows: --data FILE.
+    """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows (--data FILE), or several on benchmarks.
 
     \b
     lora eval run --data test.jsonl
     lora eval run --data test.jsonl --generate 100
+    lora eval run other-run --harness arc_easy,gsm8k --limit 100
     """
+    if harness["tasks"]:
+        loading = {"trust_remote_code": trust_remote_code, "allow_other_base": allow_other_base}
+        run_benchmarks(
+            adapters, model, harness, loading, baseline=baseline, batch_size=batch_size, as_json=as_json,
+            output=output, overwrite=overwrite,
+            unused=(("--data", overrides), ("--generate", generate), ("--speed", speed)),
+        )  # fmt: skip
+        return
+    adapter = one_adapter(adapters, harness)
     from lora.cli import quiet_libraries
     from lora.errors import ConfigError
     from lora.overrides import load_config
@@ -72,6 +92,7 @@ def command(
     quiet_libraries()
     from lora.cli.show import say, show_evaluation
     from lora.evaluation.evaluate import evaluate
+    from lora.evaluation.speed_grid import SpeedPlan
     from lora.io.atomic import write_text
     from lora.workflow import load_tuned
 
@@ -82,6 +103,8 @@ def command(
         tuned, config.train, tokenizer=tokenizer, task=task, adapters=[name], baseline=baseline, batch_size=batch_size,
         max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
         generate=generate or False, max_new_tokens=max_new_tokens,
+        speed=SpeedPlan(seconds=speed_seconds) if speed else False,
+        probe=probe == "built-in" or probe or False,
     )  # fmt: skip
     for note in evaluation.notes:
         say(note)

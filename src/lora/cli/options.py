@@ -135,6 +135,9 @@ def parse_value(annotation: Any, text: str, key: str = "value") -> Any:
     stripped = text.strip()
     if type(None) in accepted and stripped in {"null", "~", ""}:
         return None
+    group = any(isinstance(item, type) and issubclass(item, Settings) for item in accepted)
+    if group and stripped.startswith("{") and not exists(text):  # the name of a file, or a table
+        return _read_yaml(stripped, key)
     has_list = any(typing.get_origin(item) is list for item in accepted)
     has_table = any(typing.get_origin(item) is dict for item in accepted)
     if has_list and _ITEMS.fullmatch(stripped):

@@ -11,7 +11,7 @@ import click
 from lora.cli.options import ConfigCommand, config_options
 
 if TYPE_CHECKING:
-    from lora.checks.plan import RunPlan
+    from lora.checks.run_plan import RunPlan
 
 
 @click.command(cls=ConfigCommand)
@@ -41,13 +41,15 @@ def command(
 
     config = load_config(config_file, overrides)
     quiet_libraries()
-    from lora.checks.plan import plan
+    from lora.workflow.planning import plan
 
     found = plan(config, length=length, device_gib=device_gib, search=not quick)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
         _show(found)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if not found.fits:
         print(_does_not_fit(found), file=sys.stderr)
     return 0 if found.fits else 2
@@ -83,20 +85,30 @@ def _lines(found: RunPlan, gib: Any) -> list[str]:
         + ("packed" if found.packed else "padded") + (", layers recomputed in the backward" if found.recompute else ""),
         "Disk: " + ", ".join(f"{what} {gib(size)}" for what, size in found.disk.items()),
     ]  # fmt: skip
-    if found.step_seconds is not None and found.speed is not None:
-        least, most = found.step_seconds
-        total = ""
-        if found.steps:
-            total = f"; {found.steps:,} steps: {_time(least * found.steps)} to {_time(most * found.steps)}"
-        out.append(f"Time, an estimate: {least:.3g} to {most:.3g} s a step{total}")
-        out.append(
-            f"  by {found.operations / 1e9:.3g} billion operations a token, and {found.speed / 1e9:,.0f} billion a "
-            "second in a matrix product just now; all else takes up to 1.5 times as long again"
-        )
+    out += _pace(found)
     if found.largest_batch is not None:
         out.append(f"Largest batch that fits at this length: {found.largest_batch:,}")
         out.append(f"Largest length that fits at this batch: {found.largest_length:,}")
     return out + found.notes + ([f"fit will say: {found.says}"] if found.says else [])
+
+
+def _pace(found: RunPlan) -> list[str]:
+    if found.pace is None or found.step_seconds is None:
+        return []
+    least, most = found.step_seconds
+    total = ""
+    if found.run_seconds is not None:
+        total = f"; {found.steps:,} steps: {_time(found.run_seconds[0])} to {_time(found.run_seconds[1])}"
+    out = [
+        f"Time, an estimate: {least:.3g} to {most:.3g} s a step{total}, without evaluations and saving",
+        f"  as measured here just now by {found.pace.how}",
+    ]
+    if found.pace.busy:
+        out.append(
+            f"  This machine is busy (load {found.pace.load:.1f} on {found.pace.cores} cores): with it to itself "
+            "the run goes faster, beside more work slower"
+        )
+    return out
 
 
 def _time(seconds: float) -> str:

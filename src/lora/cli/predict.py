@@ -70,7 +70,7 @@ def command(
     at_once = BATCHES * batch_size
 
     def answers(first: int, progress: RowProgress) -> Iterator[dict[str, Any]]:
-        for answer in predict_iter(tuned, rows[first:], at_once=at_once, on_note=progress.say, **options):
+        for answer in predict_iter(tuned, rows[first:], first=first, at_once=at_once, on_note=progress.say, **options):
             yield answer
             progress.advance()
 

@@ -57,6 +57,12 @@ class RowProgress:
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
+    def expect(self, count: int) -> None:
+        """``count`` more are to be done than was known."""
+        self.total += count
+        if self._bar is not None:
+            self._bar.update(self._task, total=self.total)
+
     def say(self, text: str) -> None:
         """A line above the bar."""
         if self._bar is not None:

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lora.errors import TrainingError
+from lora.plural import number_of
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
@@ -26,11 +27,16 @@ def console() -> Any:
 
 def show_evaluation(evaluation: Evaluation) -> None:
     """The table of base beside tuned, and some of the answers that were written."""
+    from lora.evaluation.speed_tables import speed_tables
     from lora.evaluation.tables import answers
 
     console().print(evaluation.table())
     if (written := answers(evaluation)) is not None:
         console().print(written.rich())
+    for grid in speed_tables(evaluation.speed_grid) if evaluation.speed_grid is not None else []:
+        console().print(grid.rich())
+    if evaluation.forgetting is not None:
+        console().print(evaluation.forgetting.grid().rich())
 
 
 def show_result(result: TrainResult) -> None:
@@ -42,7 +48,7 @@ def show_result(result: TrainResult) -> None:
         f"; best {fit.best_metric} {fit.best_value:.4f} at step {fit.best_step}" if fit.best_value is not None else ""
     )
     early = " (stopped early)" if fit.stopped_early else ""
-    print(f"{fit.steps} steps{early}, {fit.epochs:.1f} epochs in {fit.seconds:.0f} s{best}")
+    print(f"{number_of(fit.steps, 'step')}{early}, {fit.epochs:.1f} epochs in {fit.seconds:.0f} s{best}")
     print(f"adapter: {fit.output}/adapter")
     print(f"report:  {result.report}")
 

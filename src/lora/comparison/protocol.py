@@ -20,7 +20,8 @@ from lora.training.mixture import split_off
 from lora.training.prepare import Prepared, Rows, prepare, read_rows
 from lora.training.processes import Processes
 from lora.training.trainee import greater_is_better
-from lora.workflow.run import in_full, settle, train_new_tokens
+from lora.workflow.loading import settle, train_new_tokens
+from lora.workflow.places import in_full
 
 
 def settings_of(

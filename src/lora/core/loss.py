@@ -7,6 +7,9 @@ what is r wide: the gradient of A too is kept per unit of a row's loss. Where an
 weight, a B), that gradient needs the incoming one beside the logits, which are computed again in the backward: 2·h·v
 more.
 
+With a `Reference` the loss of some rows is that of the base's distribution too (`lora.core.divergence`). Its logits are
+made in chunks beside those of the rows: h·v operations more for each.
+
 A row's loss and gradient do not depend on the rows beside it: products over the vocabulary take 16 rows or more (fewer
 are padded with zeros), from where on a row's bits do not depend on their number, and what sums over rows is summed over
 the chunks of one segment.
@@ -16,44 +19,21 @@ Shapes: n supervised position, h width, v vocabulary, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lora.core.divergence import cross_sums, rows_of_block, wide
 from lora.core.functions import (
-    FEWEST_ROWS,
-    add_product,
-    add_update,
     aligned,
     autocast_dtype,
-    in_type,
-    through_update,
 )
-from lora.core.segments import Segment, draws, kept_scaling, mask_of
-
-# Bytes of a chunk's logits. On the CPU somewhat below 32 MB: up to there malloc keeps memory at hand, and larger pieces
-# are mapped anew at every call, which costs a tenth of the whole. But 128 rows at least: with fewer the weight is read
-# more often than the product hides.
-_CPU_CHUNK, _GPU_CHUNK, _GOOD_ROWS = 24 << 20, 256 << 20, 128
-
-# What one thread works on between two passes over fp32 logits: about the second-level cache.
-_BLOCK = 1 << 20
-
-
-@contextmanager
-def fewer_blocks() -> Iterator[None]:
-    """For a rehearsal that computes nothing: the same chunks in fewer pieces of work, for 3 MB more at the peak."""
-    global _BLOCK
-    _BLOCK *= 4
-    try:
-        yield
-    finally:
-        _BLOCK //= 4
+from lora.core.head import BaseHead, Call, Head, Reference, chunk_rows, even
+from lora.core.segments import Segment, draws, mask_of
 
 
 def head_cross_entropy(
@@ -66,6 +46,7 @@ def head_cross_entropy(
     scale: float = 1.0,
     label_smoothing: float = 0.0,
     chunk_bytes: int | None = None,
+    reference: Reference | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each supervised position, and whether its label has the highest logit.
 
@@ -81,123 +62,23 @@ def head_cross_entropy(
         segments: updates of an adapted head, on runs of the n rows.
         scale: of the logits: 1 / logits_scaling (Granite), logit_scale (Cohere).
         chunk_bytes: of the logits of a chunk, in the type of ``hidden``; None: chosen by device.
+        reference: rows to whose loss kl·KL(base ‖ adapter) is added; None: none.
 
     Returns losses (n,) in fp32 (fp64 for fp64) and hits (n,) bool. Of equal logits the first is the highest, as for
     argmax. Gradients go to ``hidden``, A and B, ``weight`` and ``bias``; there is no second derivative.
     """
     dtype = autocast_dtype(hidden) or torch.promote_types(hidden.dtype, weight.dtype)
     hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    call = _Call(softcap, scale, label_smoothing, _chunk_rows(hidden, weight.shape[0], chunk_bytes), tuple(segments))
+    if reference is not None:
+        hidden_, weight_, bias_ = (None if part is None else part.detach().to(dtype)
+                                   for part in (reference.hidden, reference.weight, reference.bias))  # fmt: skip
+        assert hidden_ is not None and weight_ is not None
+        reference = reference._replace(hidden=hidden_, weight=weight_, bias=bias_)
+    rows = chunk_rows(hidden, weight.shape[0], chunk_bytes)
+    call = Call(softcap, scale, label_smoothing, rows, tuple(segments), reference)
     factors = [factor for segment in segments for factor in (segment.A, segment.B)]
     losses, correct = _HeadCrossEntropy.apply(hidden, weight, bias, labels, call, torch.is_grad_enabled(), *factors)
     return losses, correct
-
-
-class _Call(NamedTuple):
-    """What is not a tensor to differentiate by."""
-
-    softcap: float | None
-    scale: float
-    smoothing: float
-    rows: int  # of a chunk, at most
-    segments: tuple[Segment, ...]
-
-
-def chunk_bytes_of(weight: Tensor) -> int:
-    """Bytes of the logits that are held at a time, for a head of ``weight`` (v, h)."""
-    return _chunk_rows(weight, weight.shape[0], None) * weight.shape[0] * weight.element_size()
-
-
-def _chunk_rows(hidden: Tensor, vocabulary: int, chunk_bytes: int | None) -> int:
-    row = vocabulary * hidden.element_size()
-    if chunk_bytes is not None:
-        return max(FEWEST_ROWS, chunk_bytes // row)
-    return max(_GOOD_ROWS, (_CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK) // row)
-
-
-def _even(start: int, stop: int, most: int) -> Iterator[slice]:
-    """``start:stop`` in as few pieces of at most ``most`` rows as will do, of even size."""
-    count = -(-(stop - start) // most)
-    for piece in range(count):
-        yield slice(start + (stop - start) * piece // count, start + (stop - start) * (piece + 1) // count)
-
-
-def _runs(rows: int, segments: Sequence[Segment]) -> Iterator[tuple[int, int, int | None]]:
-    """Runs of rows with the number of their segment; None for what lies between."""
-    done = 0
-    for number in sorted(range(len(segments)), key=lambda number: segments[number][:2]):
-        start, stop = segments[number][:2]
-        assert done <= start <= stop <= rows, "segments lie within the rows and do not overlap"
-        yield done, start, None
-        yield start, stop, number
-        done = stop
-    yield done, rows, None
-
-
-class _Update:
-    """The low-rank part of the logits of one segment, s · (m∘x)·Aᵀ·Bᵀ, as in `lora.core.functions`."""
-
-    def __init__(self, hidden: Tensor, segment: Segment, A: Tensor, B: Tensor) -> None:
-        self.rows = slice(segment.start, segment.stop)
-        self.scaling = kept_scaling(segment)
-        self.down, self.up = A.to(hidden.dtype), in_type(B, hidden.dtype)
-        self.inputs, self.mask = aligned(hidden[self.rows]), None
-        if draws(segment):
-            self.mask = mask_of(segment, hidden)
-            self.inputs = self.inputs * self.mask
-        self.low = F.linear(self.inputs, self.down).mul_(self.scaling)
-        self.dlow = torch.empty_like(self.low)
-
-    def local(self, rows: slice) -> slice:
-        """``rows`` of all as rows of the segment."""
-        return slice(rows.start - self.rows.start, rows.stop - self.rows.start)
-
-    def note(self, rows: slice, dlogits: Tensor) -> None:
-        """Keep ∂h of a chunk; ``dlogits`` (m, v)."""
-        self.dlow[self.local(rows)] = through_update(dlogits, self.up).mul_(self.scaling)
-
-    def add_gradient(self, dhidden: Tensor) -> None:
-        """Add m∘(∂h·A) to the segment's rows of ``dhidden`` (n, h)."""
-        if self.mask is None:
-            add_product(dhidden[self.rows], self.dlow, self.down)
-        else:
-            dhidden[self.rows].add_((self.dlow @ self.down).mul_(self.mask))
-
-
-class _Head:
-    """The products of a head with a chunk of rows. All chunks share one buffer: memory is slow to come by."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call, factors: Sequence[Tensor]):
-        self.hidden, self.weight, self.bias, self.call, self.factors = hidden, weight, bias, call, factors
-        self.buffer = hidden.new_empty(max(FEWEST_ROWS, min(call.rows, len(hidden))), len(weight))
-
-    def updates(self) -> Iterator[tuple[_Update | None, int | None, Iterator[slice]]]:
-        """For each run of rows its update, the number of its segment, and its chunks."""
-        for start, stop, number in _runs(len(self.hidden), self.call.segments):
-            update = None
-            if number is not None:
-                A, B = self.factors[2 * number : 2 * number + 2]
-                update = _Update(self.hidden, self.call.segments[number], A, B)
-            yield update, number, _even(start, stop, self.call.rows)
-
-    def logits(self, rows: slice, update: _Update | None) -> Tensor:
-        """(m, v) before scale and softcap; they hold until the next call."""
-        inputs = self.hidden[rows]
-        if len(inputs) < FEWEST_ROWS:
-            inputs = F.pad(inputs, (0, 0, 0, FEWEST_ROWS - len(inputs)))
-        out = self.buffer[: len(inputs)]
-        if self.bias is None:
-            torch.mm(inputs, self.weight.T, out=out)
-        else:
-            torch.addmm(self.bias, inputs, self.weight.T, out=out)
-        out = out[: rows.stop - rows.start]
-        if update is not None:
-            add_update(out, update.low[update.local(rows)], update.up)
-        return out
-
-    def gradient(self, dlogits: Tensor) -> Tensor:
-        """∂l·W (m, h); ``dlogits`` stand where the logits stood. Rows of padding hold whatever they hold."""
-        return (self.buffer[: max(len(dlogits), FEWEST_ROWS)] @ self.weight)[: len(dlogits)]
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -205,20 +86,20 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, call: _Call, graph: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, call: Call, graph: bool,
         *factors: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         needs = ctx.needs_input_grad
         ctx.again = graph and (any((*needs[1:3], *needs[7::2])) or (any(needs[6::2]) and not needs[0]))
         lows: list[Tensor | None] = [None] * len(call.segments)
         unit = torch.empty_like(hidden) if graph and ctx.needs_input_grad[0] and not ctx.again else None
-        losses = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
+        losses = hidden.new_empty(len(hidden), dtype=wide(hidden.dtype))
         correct = hidden.new_empty(len(hidden), dtype=torch.bool)
-        head = _Head(hidden, weight, bias, call, factors)
+        head, base = Head(hidden, weight, bias, call, factors), BaseHead(call)
         for update, number, chunks in head.updates():
             for rows in chunks:
                 logits = head.logits(rows, update)
-                losses[rows], correct[rows] = _score(logits, labels[rows], call, unit is not None)
+                losses[rows], correct[rows] = _score(logits, labels[rows], call, unit is not None, base.logits(rows))
                 if unit is None:
                     continue
                 unit[rows] = head.gradient(logits)
@@ -228,9 +109,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 update.add_gradient(unit)
                 lows[number] = update.dlow if needs[6 + 2 * number] else None
         ctx.mark_non_differentiable(correct)
-        ctx.call = call
+        compared, ctx.call = call.reference, call._replace(reference=None)
         kept = (unit, hidden if any(low is not None for low in lows) else None, *lows)
-        ctx.save_for_backward(*((hidden, weight, bias, labels, *factors) if ctx.again else kept))
+        if ctx.again:
+            # The base's tensors among them, so that whoever counts what is kept counts these too.
+            of_base = (None, None, None) if compared is None else (compared.hidden, compared.weight, compared.bias)
+            ctx.held_to = compared and (compared.places, compared.kl)
+            kept = (hidden, weight, bias, labels, *of_base, *factors)
+        ctx.save_for_backward(*kept)
         return losses, correct
 
     @staticmethod
@@ -238,7 +124,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dlosses: Tensor, _: Any) -> Any:
         dlosses = (dlosses * ctx.call.scale).unsqueeze(1)
         if ctx.again:
-            return _gradients(ctx.needs_input_grad, ctx.call, dlosses, *ctx.saved_tensors)
+            hidden, weight, bias, labels, *more = ctx.saved_tensors
+            call = ctx.call
+            if ctx.held_to is not None:
+                places, kl = ctx.held_to
+                call = call._replace(reference=Reference(more[0], places, more[1], more[2], kl))
+            return _gradients(ctx.needs_input_grad, call, dlosses, hidden, weight, bias, labels, *more[3:])
         unit, hidden, *lows = ctx.saved_tensors
         dfactors: list[Tensor | None] = []
         for segment, low in zip(ctx.call.segments, lows, strict=True):
@@ -257,32 +148,32 @@ def _unit_gradient(segment: Segment, hidden: Tensor, dlow: Tensor, dlosses: Tens
 
 
 def _gradients(
-    needs: Sequence[bool], call: _Call, dlosses: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+    needs: Sequence[bool], call: Call, dlosses: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     labels: Tensor, *factors: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """All gradients with the logits made anew; ``dlosses`` (n, 1), times the scale, weigh the rows.
 
     They multiply what is narrow: the rows' inputs instead of the gradient of their logits.
     """
-    wide = _wide(hidden.dtype)
+    kind = wide(hidden.dtype)
     dhidden = torch.empty_like(hidden) if needs[0] else None
-    dweight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
-    dbias = torch.zeros_like(bias, dtype=wide) if needs[2] and bias is not None else None
+    dweight = torch.zeros_like(weight, dtype=kind) if needs[1] else None
+    dbias = torch.zeros_like(bias, dtype=kind) if needs[2] and bias is not None else None
     dfactors: list[Tensor | None] = [None] * len(factors)
-    head = _Head(hidden, weight, bias, call, factors)
+    head, base = Head(hidden, weight, bias, call, factors), BaseHead(call)
     for update, number, chunks in head.updates():
         dup = None
         if update is not None and update.up.is_floating_point():
-            dup = torch.zeros(update.up.shape[::-1], dtype=wide, device=hidden.device)
+            dup = torch.zeros(update.up.shape[::-1], dtype=kind, device=hidden.device)
         for rows in chunks:
             dlogits, weights = head.logits(rows, update), dlosses[rows]
-            _score(dlogits, labels[rows], call, True)
+            _score(dlogits, labels[rows], call, True, base.logits(rows))
             if dhidden is not None:
                 dhidden[rows] = head.gradient(dlogits) * weights
             if dweight is not None:
                 dweight += dlogits.T @ (hidden[rows] * weights).to(hidden.dtype)
             if dbias is not None:
-                dbias += (dlogits.to(wide).T @ weights).squeeze(1)
+                dbias += (dlogits.to(kind).T @ weights).squeeze(1)
             if update is None:
                 continue
             local = update.local(rows)
@@ -302,24 +193,28 @@ def _gradients(
     return dhidden, dweight, dbias, None, None, None, *dfactors
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _score(logits: Tensor, labels: Tensor, call: _Call, gradient: bool) -> tuple[Tensor, Tensor]:
+def _score(
+    logits: Tensor, labels: Tensor, call: Call, gradient: bool, base: tuple[Tensor, list[int]] | None
+) -> tuple[Tensor, Tensor]:
     """Losses (m,) and hits (m,) of ``logits`` (m, v), which are overwritten: if ``gradient``, by the losses' gradient.
 
-    The many passes over fp32 are taken block by block, so that they stay in the cache.
+    The many passes over fp32 are taken block by block, so that they stay in the cache. ``base``: logits of the base,
+    and the rows that they belong to; they are overwritten too.
     """
-    wide = _wide(logits.dtype)
-    most = len(logits)
-    if logits.device.type == "cpu":
-        most = torch.get_num_threads() * max(1, _BLOCK // (logits.shape[1] * wide.itemsize))
-    losses, hits = logits.new_empty(len(logits), dtype=wide), logits.new_empty(len(logits), dtype=torch.bool)
-    for rows in _even(0, len(logits), most):
-        block = logits[rows].to(wide)  # the logits themselves where they are wide
-        losses[rows], hits[rows] = _score_block(block, labels[rows, None], call, gradient)
-        if gradient and wide != logits.dtype:
+    kind = wide(logits.dtype)
+    # On an accelerator whole chunks; beside the base's logits they would be there several times in fp32.
+    most = len(logits) if logits.device.type != "cpu" and base is None else rows_of_block(logits)
+    losses, hits = logits.new_empty(len(logits), dtype=kind), logits.new_empty(len(logits), dtype=torch.bool)
+    for rows in even(0, len(logits), most):
+        block = logits[rows].to(kind)  # the logits themselves where they are wide
+        held = None
+        if base is not None:
+            start, stop = (bisect_left(base[1], place) for place in (rows.start, rows.stop))
+            if start < stop:
+                places = torch.tensor([place - rows.start for place in base[1][start:stop]], device=logits.device)
+                held = base[0][start:stop].to(kind), places
+        losses[rows], hits[rows] = _score_block(block, labels[rows, None], call, gradient, held)
+        if gradient and kind != logits.dtype:
             logits[rows] = block
     return losses, hits
 
@@ -329,15 +224,16 @@ def _means(logits: Tensor) -> Tensor:
     return logits.expand(2, -1).mean(1, keepdim=True)[:1] if len(logits) == 1 else logits.mean(1, keepdim=True)
 
 
-def _score_block(logits: Tensor, label: Tensor, call: _Call, gradient: bool) -> tuple[Tensor, Tensor]:
+def _score_block(
+    logits: Tensor, label: Tensor, call: Call, gradient: bool, base: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """`_score` of ``logits`` (m, v) in fp32 and ``label`` (m, 1). The gradient leaves out the factor ``scale``."""
-    if call.scale != 1:
-        logits *= call.scale
-    bounded = None
-    if call.softcap is not None:
-        logits.div_(call.softcap).tanh_()
-        bounded = logits.clone() if gradient else None
-        logits *= call.softcap
+    bounded = _finished(logits, call, gradient)
+    kl = 0.0 if call.reference is None else call.reference.kl
+    if base is not None:
+        q, places = base
+        _finished(q, call, False)
+        cross = cross_sums(logits[places], q)
     # The best of the others; its place too only where it ties: argmax takes as long as the softmax.
     own = logits.gather(1, label)
     other = logits.scatter_(1, label, -torch.inf).amax(1, keepdim=True)
@@ -354,10 +250,26 @@ def _score_block(logits: Tensor, label: Tensor, call: _Call, gradient: bool) -> 
     # The highest probability is exp(0)/Σ: lse = top + log Σ, exact where the label's own probability underflows.
     lse = top - logits.amax(1, keepdim=True).log()
     losses = lse - own if mean is None else lse - (1 - call.smoothing) * own - call.smoothing * mean
+    if base is not None:
+        losses[places] += kl * (cross + lse[places])
     if gradient:
+        if base is not None:  # p + kl·(p - q); each operation rounds once, wherever a row stands in memory
+            logits[places] = (logits[places] * (1 + kl)).sub_(q.mul_(kl))
         logits.scatter_add_(1, label, torch.full_like(own, call.smoothing - 1))
         if call.smoothing:
             logits -= call.smoothing / logits.shape[1]
         if bounded is not None:
             logits *= 1 - bounded.square_()  # tanh' = 1 - tanh²
     return losses.squeeze(1), hits.squeeze(1)
+
+
+def _finished(logits: Tensor, call: Call, keep: bool) -> Tensor | None:
+    """Scale and cap ``logits`` in place; if ``keep``, and they are capped, what tanh gave."""
+    if call.scale != 1:
+        logits *= call.scale
+    if call.softcap is None:
+        return None
+    logits.div_(call.softcap).tanh_()
+    bounded = logits.clone() if keep else None
+    logits *= call.softcap
+    return bounded

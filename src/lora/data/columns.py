@@ -24,6 +24,8 @@ LABEL = (
     "label", "labels", "intent", "category", "class", "sentiment", "emotion", "emotions", "topic", "target", "score",
     "rating", "stars",
 )  # fmt: skip
+# What they call a conversation.
+MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 
 
 class Sign(IntEnum):

@@ -7,9 +7,10 @@ Keys of a template's own (``name``, ``reasoning_content``) stay as they are.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from lora.data.problems import excerpt, is_missing, text_problem
+from lora.data.problems import excerpt, is_missing, text_problem, written_list
 
 Message = dict[str, Any]
 
@@ -26,7 +27,7 @@ MARKS = ("weight", "train", "training")
 
 
 def read_messages(value: Any) -> list[Message]:
-    """The messages in a cell: a list of turns, or its JSON. Raises ValueError saying what is wrong with it."""
+    """The messages in a cell: a list of turns, also as text. Raises ValueError saying what is wrong with it."""
     if is_missing(value):
         raise ValueError("is missing")
     if isinstance(value, str):
@@ -36,6 +37,19 @@ def read_messages(value: Any) -> list[Message]:
     if not value:
         raise ValueError("has no message")
     return [_message(turn, number) for number, turn in enumerate(value, start=1)]
+
+
+def to_answer(turns: Sequence[Message]) -> list[Message]:
+    """``turns``, as data have them or read, without those of the assistant's at their end: what is to be answered."""
+    end = len(turns)
+    while end and _role(turns[end - 1]) == "assistant":
+        end -= 1
+    return list(turns[:end])
+
+
+def _role(turn: Message) -> str | None:
+    given = turn.get("role") or turn.get("from")
+    return ROLES.get(given.strip().lower()) if isinstance(given, str) else None
 
 
 def is_learned(message: Message) -> bool | None:
@@ -50,22 +64,17 @@ def without_marks(message: Message) -> Message:
 
 
 def holds_messages(value: Any) -> bool:
-    """Whether a cell is a list of turns, or its JSON."""
+    """Whether a cell is a list of turns, or one that is written as text."""
     if isinstance(value, str):
-        if not value.lstrip().startswith("["):
-            return False
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return False
+        value = written_list(value)
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
 def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ValueError(f"is text and no list of messages: {excerpt(text)}") from None
+    found = written_list(text)
+    if found is None:
+        raise ValueError(f"is text and no list of messages: {excerpt(text)}")
+    return found
 
 
 def _message(turn: Any, number: int) -> Message:

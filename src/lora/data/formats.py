@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lora.data.rendering import Renderer
-from lora.data.templates import find_template
+from lora.data.templates import DATE, find_template
 from lora.errors import DataError
 
 Format = dict[str, Any]  # {"template": str, "golden": [int], "ends": [int]}: it goes into a JSON file
@@ -44,4 +44,6 @@ def settle(
             "the model would be asked in a format that it never saw; use the base model's own tokenizer, as it was in "
             "training"
         )
-    return {"template": text, "golden": golden, "ends": sorted(renderer.ends)}, renderer, notes
+    if renderer.template != text and kept is None:
+        notes.append(f"The template writes today's date: for the adapter it is {DATE:%d %B %Y}, whatever day it is.")
+    return {"template": renderer.template, "golden": golden, "ends": sorted(renderer.ends)}, renderer, notes

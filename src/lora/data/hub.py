@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lora.data.readers import BATCH, SPLIT_NAMES, name_classes
 from lora.data.rows import Origin, Row, SourceRow, as_python, located
+from lora.data.split_names import SPLIT_NAMES
 from lora.data.streams import ListOrStream, RowStream, too_large
+from lora.data.tables import BATCH, name_classes
 from lora.errors import DataError
 from lora.hub import offline_unless_reachable
 

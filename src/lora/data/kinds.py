@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
-from lora.data.problems import is_missing
+from lora.data.problems import is_missing, written_list
 
 NUMBERS_AS_CLASSES = 50  # whole numbers of more distinct values than this (and than a tenth of the rows) are a quantity
 
@@ -36,6 +36,8 @@ def kind_of_labels(column: Iterable[Any]) -> tuple[Kind, str]:
             total += 1
             distinct_values.setdefault((type(value), str(value)), value)
     values = list(distinct_values.values())
+    if values and all(isinstance(value, str) and written_list(value) is not None for value in values):
+        return Kind.LISTS, "the labels are lists, written as text"
     numbers = [_number(value) for value in values]
     if not values or any(number is None for number in numbers) or all(isinstance(value, bool) for value in values):
         different = len({str(value) for value in values})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lora.data.rows import Row, origins, places
 from lora.errors import DataError
+from lora.plural import number_of
 
 KINDS = 8  # kinds of problem that are told; a column of texts for numbers has as many as it has texts
 
@@ -37,7 +40,7 @@ class Problems:
         known = any(source.name for source in sources)
         start = f"{sources[0].name}: " if known and len(sources) == 1 else ""
         counted = "" if known else " (rows counted from 1)"
-        lines = [f"{start}{len(bad)} of {len(self._rows)} rows cannot be used{counted}:"]
+        lines = [f"{start}{len(bad)} of {number_of(len(self._rows), 'row')} cannot be used{counted}:"]
         for what, indices in list(self._found.items())[:KINDS]:
             lines.append(f"  {what}: {places(self._rows, indices, with_names=len(sources) > 1)}")
         if len(self._found) > KINDS:
@@ -64,6 +67,19 @@ def text_problem(value: Any, blank: bool = False) -> str | None:
         except UnicodeEncodeError as error:
             # JSON's \ud800 without its other half: no tokenizer takes it, no file could hold it.
             return f"holds half a character ({value[error.start]!a} at {error.start + 1})"
+    return None
+
+
+def written_list(text: str) -> list[Any] | None:
+    """The list that a cell of a CSV file holds, written as JSON or as Python (and pandas) does; None: it is none."""
+    if not (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, list) else None
     return None
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lora.data.conversations import Message, without_marks
+from lora.data.omissions import refuse_cut_answer, refuse_omissions
+from lora.data.templates import dated
 
 IGNORED = -100  # what transformers and torch take for "no label here"
 
@@ -38,18 +41,16 @@ class Renderer:
 
     Arguments:
         tokenizer: of transformers.
-        template: Jinja text.
+        template: Jinja text; where it writes today's date, that of `dated`.
         options: further variables of the template, such as ``{"enable_thinking": False}``.
 
     Attributes:
+        template: as it is rendered, and to be kept.
         end: the token that the template puts behind an answer; None: it puts none there.
     """
 
     def __init__(self, tokenizer: Any, template: str, options: dict[str, Any] | None = None) -> None:
-        self.tokenizer, self.template, self.options = tokenizer, template, dict(options or {})
-        if "strftime_now" in template:
-            # Templates that write today's date would make other tokens tomorrow.
-            self.options.setdefault("date_string", "26 Jul 2024")
+        self.tokenizer, self.template, self.options = tokenizer, dated(template), dict(options or {})
         self.specials = set(tokenizer.all_special_ids) | {
             number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
         }
@@ -80,8 +81,11 @@ class Renderer:
         return text
 
     def prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
-        """Token ids that an answer to ``messages`` follows."""
-        return self._ids(self.render(messages, tools, prompt=True))
+        """Token ids that an answer to ``messages`` follows. Raises ValueError: the template refuses them, or leaves
+        something out."""
+        text = self.render(messages, tools, prompt=True)
+        refuse_omissions(partial(self.render, prompt=True), messages, tools, text)
+        return self._ids(text)
 
     def learned(self, messages: Sequence[Message], answers: Iterable[int], tools: list[Any] | None) -> list[Learned]:
         """Examples in which the assistant's messages at ``answers`` are learned, each once.
@@ -89,9 +93,11 @@ class Renderer:
         One example, where the template renders an answer in the middle as it does at the end; for each answer where it
         does not (such as those that leave out earlier reasoning) one of its own.
 
-        Raises ValueError: the template refuses the messages, or does not begin an answer as it prompts for one.
+        Raises ValueError: the template refuses the messages, leaves something of them out, or does not begin an answer
+        as it prompts for one.
         """
         full = self.render(messages, tools)
+        refuse_omissions(self.render, messages, tools, full)
         together, out = [], []
         for place in answers:
             before = self.render(messages[:place], tools, prompt=True)
@@ -101,6 +107,7 @@ class Renderer:
                     f"cannot be learned with this chat template: message {place + 1} does not begin as the template "
                     f"prompts for an answer ({_where_they_part(before, upto)})"
                 )
+            refuse_cut_answer(messages[place], upto[len(before) :])
             span = (len(before), len(upto))
             if full.startswith(upto):
                 together.append(span)
@@ -146,9 +153,10 @@ class Renderer:
             upto = self.render(GOLDEN[:2])
         except ValueError:
             return None  # said when the first row is rendered
-        if not upto.startswith(before):
+        said = GOLDEN[1]["content"]
+        if not upto.startswith(before) or said not in upto:
             return None
-        ids = self._ids(upto[upto.rindex(GOLDEN[1]["content"]) + len(GOLDEN[1]["content"]) :])
+        ids = self._ids(upto[upto.rindex(said) + len(said) :])
         end = next((number for number in ids if number in self.specials), None)
         if end is not None:
             self.ends.add(end)

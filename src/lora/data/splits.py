@@ -8,49 +8,50 @@ import itertools
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from lora.data.rows import Row, named
 from lora.data.streams import ListOrStream, through
 from lora.errors import DataError
+from lora.plural import number_of
 
 SHARE = 0.1
 FEWEST, MOST = 20, 2000  # fewer rows tell little; more cost time at every evaluation and tell hardly more
 LINE = 200  # characters: a line that ends so close to the cut is kept whole
+Key = Callable[[Row], int]  # of what the model is asked with: the same for rows that must stay on one side
 Draw = tuple[np.ndarray, int]  # groups in the order in which to hold them out, and how many of them
 REMEDY = "give more rows, name held-out data as data.validation, or train on all rows with data.held_out 0"
 
 
 def hold_out(
-    rows: ListOrStream, inputs: Sequence[str], share: float | None, seed: int, classes: str | None = None,
+    rows: ListOrStream, key: Key, share: float | None, seed: int, classes: str | None = None,
     sizes: Sequence[int] = (),
 ) -> tuple[Selection, str]:  # fmt: skip
     """Which of ``rows`` are held out, and a sentence about it.
 
-    Rows of the same input (the cells of the columns ``inputs``; case and white space aside) stay together: an answer
-    seen in training is no test. With a column of ``classes`` the split is stratified by its values, and each class of a
-    single input goes to training; else it is at random. ``share`` None: a tenth, at least about 20 rows (but no more
-    than a third) and at most about 2000. ``sizes``: rows of each source, one after another; each gives in proportion.
-    The same rows and ``seed`` give the same split.
+    Rows of the same input (by ``key``) stay together: an answer seen in training is no test. With a column of
+    ``classes`` the split is stratified by its values, and each class of a single input goes to training; else it is at
+    random. ``share`` None: a tenth, at least about 20 rows (but no more than a third) and at most about 2000.
+    ``sizes``: rows of each source, one after another; each gives in proportion. The same rows and ``seed`` give the
+    same split.
 
     Raises DataError where fewer than two different inputs are left to split, or too few rows would be left to train on:
     one at least, and one of each class.
     """
     keys, labels = array("Q"), list[str]()
     for row in rows:
-        keys.append(row_key(row, inputs))
+        keys.append(key(row))
         if classes is not None:
             labels.append(sys.intern(_label(row, classes)))
     group, first = _groups(keys)
     members = np.bincount(group)  # rows of each group
     if len(members) < 2:
-        raise DataError(
-            f"{named(rows)}{len(keys)} rows with {len(members)} different inputs: nothing can be held out for "
-            f"evaluation; {REMEDY}"
-        )
+        there = f"{number_of(len(keys), 'row')} with {number_of(len(members), 'different input')}"
+        raise DataError(f"{named(rows)}{there}: nothing can be held out for evaluation; {REMEDY}")
     if share is None:
         wanted = min(max(round(SHARE * len(keys)), min(FEWEST, len(keys) // 3)), MOST)
     else:
@@ -73,7 +74,7 @@ def hold_out(
     held = np.flatnonzero(np.isin(group, held_groups)).tolist()
     together = len(keys) - len(members)
     same = f"; rows of the same input stay together ({together} repeated)" if together else ""
-    return Selection(held), f"Held out {len(held)} of {len(keys)} rows for evaluation, {how}{same}."
+    return Selection(held), f"Held out {len(held):,} of {len(keys):,} rows for evaluation, {how}{same}."
 
 
 def _groups(keys: array[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,13 +133,14 @@ def hold_out_text(rows: ListOrStream, column: str, share: float | None, seed: in
     small = sizes <= part * int(sizes.sum()) / 2
     # Drawn among these, which are half of the text at least: so much of the share asked for.
     if sizes[small].sum() >= sizes.sum() / 2:
-        selection, note = hold_out(through(rows, lambda it: itertools.compress(it, small)), [column], share, seed)
+        some = through(rows, lambda it: itertools.compress(it, small))
+        selection, note = hold_out(some, partial(row_key, columns=[column]), share, seed)
         places = np.flatnonzero(small)[selection.held].tolist()
-        return Selection(places), note.replace(f"of {small.sum()} rows", f"of {len(rows)} rows")
+        return Selection(places), note.replace(f"of {small.sum():,} rows", f"of {len(rows):,} rows")
     ends = sum(1 for row in rows if _end_of_word(str(row.get(column, "")), part))
     if not ends:
-        raise DataError(f"{named(rows)}{len(rows)} texts too short to hold out the end of one; {REMEDY}")
-    which = "the document" if len(rows) == 1 else f"each of the {ends} documents, which are few or unlike in length"
+        raise DataError(f"{named(rows)}{number_of(len(rows), 'text')} too short to hold out the end of one; {REMEDY}")
+    which = "the document" if len(rows) == 1 else f"{number_of(ends, 'document')}, which are few or unlike in length"
     return Selection([], column, part), f"Held out the last {part:.0%} of {which}, for evaluation."
 
 
@@ -201,8 +203,8 @@ def _refuse_too_large(rows: Iterable[Row], share: float, wanted: int, total: int
     if left < max(classes, 1):
         why = f"there are {classes} classes and each needs a row" if classes else "at least one is needed"
         raise DataError(
-            f"{named(rows)}data.held_out {share:g} of {total} rows would leave {left} to train on, and {why}; "
-            "hold out less, or give more rows"
+            f"{named(rows)}data.held_out {share:g} of {number_of(total, 'row')} would leave {left} to train on, and "
+            f"{why}; hold out less, or give more rows"
         )
 
 
@@ -249,8 +251,13 @@ def _at_random(size: int, number: int, seed: int) -> list[int]:
 
 
 def row_key(row: Row, columns: Sequence[str]) -> int:
-    """64 bits of what stands in ``columns``, case and white space aside: rows alike have the same."""
-    cells = [" ".join(str(row.get(name, "")).casefold().split()) for name in columns]
+    """`text_key` of what stands in ``columns``."""
+    return text_key([str(row.get(name, "")) for name in columns])
+
+
+def text_key(texts: Iterable[str]) -> int:
+    """64 bits of ``texts``, case and white space aside: those alike have the same."""
+    cells = [" ".join(text.casefold().split()) for text in texts]
     digest = hashlib.blake2b("\0".join(cells).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 

@@ -6,6 +6,9 @@ bring no template; ``plain`` needs no tokens but the tokenizer's own end and is 
 
 from __future__ import annotations
 
+import datetime
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,9 @@ from lora.errors import ConfigError
 from lora.registry import unknown
 
 PLAIN = "plain"
+# The day that it is for templates that write today's: the one that Llama's fall back to.
+DATE = datetime.datetime(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(?:'([^'\\]*)'|"([^"\\]*)")\s*\)""")
 
 _PLAIN = """\
 {{- bos_token | default('', true) -}}
@@ -25,9 +31,32 @@ _PLAIN = """\
 {%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
 """
 
+# Tools as Qwen 2.5 and 3 have them, after Hermes: what is called is JSON within <tool_call>, results are the user's.
 _CHATML = """\
+{%- if tools -%}
+{{- '<|im_start|>system\\n' }}
+{%- if messages[0].role == 'system' -%}{{ messages[0].content + '\\n\\n' }}{%- endif -%}
+{{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\nYou are provided with ' }}
+{{- 'function signatures within <tools></tools> XML tags:\\n<tools>' }}
+{%- for tool in tools -%}{{ '\\n' }}{{ tool | tojson }}{%- endfor -%}
+{{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within ' }}
+{{- '<tool_call></tool_call> XML tags:\\n<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n' }}
+{{- '</tool_call><|im_end|>\\n' }}
+{%- endif -%}
 {%- for message in messages -%}
-{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- if message.role == 'tool' -%}
+{%- if loop.first or loop.previtem.role != 'tool' -%}{{ '<|im_start|>user' }}{%- endif -%}
+{{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+{%- if loop.last or loop.nextitem.role != 'tool' -%}{{ '<|im_end|>\\n' }}{%- endif -%}
+{%- elif not (tools and loop.first and message.role == 'system') -%}
+{{- '<|im_start|>' + message.role }}
+{%- if message.content or not message.tool_calls -%}{{ '\\n' + message.content }}{%- endif -%}
+{%- for call in message.tool_calls or [] -%}
+{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}{{ call.function.arguments | tojson }}
+{{- '}\\n</tool_call>' }}
+{%- endfor -%}
+{{- '<|im_end|>\\n' }}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
@@ -116,6 +145,21 @@ def find_template(wanted: str | None, tokenizer: Any) -> tuple[str, str]:
     if path.is_file():
         return path.read_text(encoding="utf-8"), str(path)
     raise ConfigError(f"data.options.template: {wanted!r} is no file, and as a name {unknown(wanted, NAMED)}")
+
+
+def dated(template: str) -> str:
+    """``template`` with a fixed day in place of today's, of which it would make other tokens tomorrow.
+
+    Raises:
+        ConfigError: it writes the date in a form that cannot be told before it is rendered.
+    """
+    made = _TODAY.sub(lambda found: json.dumps(DATE.strftime(found[1] or found[2] or ""), ensure_ascii=False), template)
+    if re.search(r"strftime_now\s*\(", made):
+        raise ConfigError(
+            "the chat template writes today's date in a form that it makes up itself: its tokens would be others "
+            "tomorrow; put a date in place of strftime_now(...) in a copy of it (data.options.template: FILE.jinja)"
+        )
+    return made
 
 
 def is_token(tokenizer: Any, text: str) -> bool:

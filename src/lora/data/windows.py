@@ -7,25 +7,38 @@ fit; each further one begins with as many of those before as fill half the lengt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora.data.conversations import Message
 from lora.data.rendering import Learned, Renderer
 
 
+class Fitted(NamedTuple):
+    """What became of a conversation.
+
+    Attributes:
+        lost: answers that fit in no example.
+        cut: whether it was too long to be learned as it is. One that is not may be several examples too.
+    """
+
+    examples: list[Learned]
+    lost: int
+    cut: bool
+
+
 def fitting(
     renderer: Renderer, messages: Sequence[Message], answers: Sequence[int], tools: list[Any] | None, length: int
-) -> tuple[list[Learned], int]:
-    """Examples of at most ``length`` tokens that learn the messages at ``answers``, and how many of these fit in none.
+) -> Fitted:
+    """Examples of at most ``length`` tokens that learn the messages at ``answers``.
 
     Raises ValueError as `Renderer.learned`.
     """
     if not answers:
-        return [], 0
+        return Fitted([], 0, False)
     messages = messages[: answers[-1] + 1]  # what follows the last answer teaches nothing
     whole = renderer.learned(messages, answers, tools)
     if all(len(example.ids) <= length for example in whole):
-        return whole, 0
+        return Fitted(whole, 0, False)
     head = 1 if messages[0]["role"] == "system" else 0
     starts = [i for i in range(head, len(messages)) if messages[i]["role"] == "user" or i == head]
     stops = [*starts[1:], len(messages)]
@@ -53,7 +66,7 @@ def fitting(
         while last + 1 < len(starts) and (more := tried(first, new, last + 1)) is not None:
             made, last = more, last + 1
         out, new = out + made, last + 1
-    return out, lost
+    return Fitted(out, lost, True)
 
 
 def _context(
@@ -70,18 +83,30 @@ def _context(
     return first
 
 
-def last_exchanges(
-    renderer: Renderer, messages: Sequence[Message], tools: list[Any] | None, length: int
-) -> tuple[list[int], bool]:
-    """Token ids that the next answer follows, and whether something was left out for them to be ``length`` at most:
-    the oldest exchanges, and of a single one the beginning."""
+class Asked(NamedTuple):
+    """What the next answer follows, of a conversation that may have been too long.
+
+    Attributes:
+        ids: token ids.
+        shortened: something was left out.
+        torn: of a single exchange the beginning too, in the midst of the template.
+    """
+
+    ids: list[int]
+    shortened: bool = False
+    torn: bool = False
+
+
+def last_exchanges(renderer: Renderer, messages: Sequence[Message], tools: list[Any] | None, length: int) -> Asked:
+    """What the next answer follows, in ``length`` tokens at most: without the oldest exchanges where it would be more,
+    and of a single one without its beginning. Raises ValueError as `Renderer.prompt`."""
     ids = renderer.prompt(messages, tools)
+    if len(ids) <= length:
+        return Asked(ids)
     head = 1 if messages[0]["role"] == "system" else 0
     starts = [i for i in range(head, len(messages)) if messages[i]["role"] == "user"]
-    if len(ids) <= length:
-        return ids, False
     for start in starts[1:]:
         ids = renderer.prompt([*messages[:head], *messages[start:]], tools)
         if len(ids) <= length:
-            break
-    return ids[-length:], True
+            return Asked(ids, shortened=True)
+    return Asked(ids[-length:], shortened=True, torn=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from dataclasses import dataclass, field
+from itertools import islice
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
-from lora.evaluation.generation import complete, end_tokens, until
+from lora.evaluation.generation import complete, ends_of, until
 from lora.evaluation.result import Generation
 from lora.evaluation.speed import spread
 from lora.evaluation.text_metrics import text_metrics
 from lora.tasks import Encoded, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from lora.model.lora import LoRA
 
@@ -37,37 +41,56 @@ class Question:
 
 def has_answers(task: Task, encoded: Encoded) -> bool:
     """Whether the rows have answers that a model can write."""
-    return task.generates and bool(len(encoded)) and task.asked(encoded.examples[0]) is not None
+    return task.generates and any(map(task.asked, islice(encoded.examples, 100)))
 
 
 def questions(
-    task: Task, encoded: Encoded, tokenizer: Any, ends: list[int], wanted: int | None = None
+    task: Task, encoded: Encoded, tokenizer: Any, ends: Collection[int], wanted: int | None = None
 ) -> list[Question]:
     """The different prompts of supervised rows, in their order, each with the answers of all its rows.
 
     Args:
         ends: ids of tokens that end an answer.
-        wanted: at most so many prompts, evenly over all of them.
+        wanted: at most so many prompts, evenly over the rows. Of a conversation, which has several, first one by lot
+            (the last is mostly a goodbye), always the same; the others where there is room.
     """
-    places: dict[tuple[int, ...], list[int]] = {}
+    places: dict[bytes, list[tuple[int, int]]] = {}  # of an example, and an answer in it
+    rounds: dict[bytes, int] = {}
     for place, example in enumerate(encoded.examples):
         asked = task.asked(example)
-        if asked is not None:
-            places.setdefault(tuple(asked[0]["input_ids"]), []).append(place)
-    groups = list(places.values())
-    chosen = groups if wanted is None else [groups[i] for i in spread(len(groups), wanted)]
-    return [_question(task, encoded, tokenizer, ends, group) for group in chosen]
+        lots = Random(place).sample(range(len(asked)), len(asked))
+        for number, ((question, _), lot) in enumerate(zip(asked, lots, strict=True)):
+            # Whole prompts of all turns would take a multiple of the data's room.
+            key = hashlib.blake2b(array("q", question["input_ids"]).tobytes(), digest_size=16).digest()
+            places.setdefault(key, []).append((place, number))
+            rounds[key] = min(lot, rounds.get(key, lot))
+    groups, turns = list(places.values()), list(rounds.values())
+    chosen = range(len(groups)) if wanted is None else _by_rounds(turns, wanted)
+    return [_question(task, encoded, tokenizer, ends, groups[i]) for i in chosen]
 
 
-def _question(task: Task, encoded: Encoded, tokenizer: Any, ends: list[int], places: list[int]) -> Question:
+def _by_rounds(turns: Sequence[int], wanted: int) -> list[int]:
+    """At most ``wanted`` places in ``turns``: those of 0 first, then of 1, …, evenly of the last that have no room."""
+    chosen = list[int]()
+    for turn in sorted(set(turns)):
+        if len(chosen) >= wanted:
+            break
+        its = [place for place, own in enumerate(turns) if own == turn]
+        chosen += [its[i] for i in spread(len(its), wanted - len(chosen))]
+    return sorted(chosen)
+
+
+def _question(
+    task: Task, encoded: Encoded, tokenizer: Any, ends: Collection[int], places: list[tuple[int, int]]
+) -> Question:
     out: Question | None = None
-    for place in places:
+    for place, number in places:
         asked = task.asked(encoded.examples[place])
-        assert asked is not None, "it was among those with an answer"
-        question, answer = asked
+        question, answer = asked[number]
         answer = list(until(answer, ends))
         out = out or Question(question)
-        own = encoded.answers[place] if encoded.answers else tokenizer.decode(answer, skip_special_tokens=True)
+        kept = encoded.answers and len(asked) == 1
+        own = encoded.answers[place] if kept else tokenizer.decode(answer, skip_special_tokens=True)
         if own not in out.references:
             out.references.append(own)
             out.lengths.append(len(answer))
@@ -89,7 +112,7 @@ def write_answers(
         the answers, and metrics of each name: those of `text_metrics`; ``stop_rate``, the share that ended with an end
         token; ``answer_length``, mean tokens.
     """
-    ends = end_tokens(model, tokenizer)
+    ends = ends_of(model, tokenizer, task)
     asked = questions(task, encoded, tokenizer, ends, wanted)
     prompts = Encoded([q.example for q in asked], [len(q.example["input_ids"]) for q in asked], [0] * len(asked))
     references = [q.references for q in asked]

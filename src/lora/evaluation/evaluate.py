@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,19 @@ import torch
 
 from lora.config import EVAL_BATCH_SIZE, LATENCY_ROWS, MAX_NEW_TOKENS, DataConfig
 from lora.core.routing import BASE
-from lora.errors import ConfigError, ModelError
+from lora.errors import ConfigError, DataError, ModelError
 from lora.evaluation.answers import has_answers, write_answers
+from lora.evaluation.forgetting import Forgetting, measure_forgetting
 from lora.evaluation.inputs import Inputs, chosen_adapters, prepare
+from lora.evaluation.probe import probe_texts
 from lora.evaluation.reference import constant_answer
 from lora.evaluation.result import Evaluation
 from lora.evaluation.speed import PeakMemory, measure_speed
+from lora.evaluation.speed_grid import SpeedPlan, speed_grid
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task
 from lora.tasks.inference import collated, evaluating, forward, infer, misfit, to_device
-from lora.tasks.inputs import check_arguments, tokenizer_of
+from lora.tasks.inputs import check_arguments, length_for, tokenizer_of
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -41,9 +44,11 @@ def evaluate(
     max_length: int | None = None,
     latency: bool = True,
     latency_rows: int = LATENCY_ROWS,
+    speed: bool | SpeedPlan = False,
     data_config: DataConfig | None = None,
     generate: int | bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    probe: bool | str | Path | Sequence[str] = False,
 ) -> Evaluation:
     """Measure adapters on labelled data, the base beside them in the same pass.
 
@@ -61,10 +66,14 @@ def evaluate(
         max_length: tokens kept of a row; default: as in training, else what the model takes.
         latency: measure speed and peak memory too (on CUDA this resets torch's peak counter).
         latency_rows: single rows that latency is measured on.
+        speed: measure latency by batch size and length, of adapters merged into the base too, and how fast texts are
+            written; True: as `SpeedPlan` says, in a minute.
         data_config: column names where they differ from those in training, and how to read rows without a stored task.
         generate: let base and adapters write answers, greedily, to so many of the different prompts, evenly over the
             data (True: to all), and score them; see docs/evaluation.md for the metrics.
         max_new_tokens: most tokens of such an answer.
+        probe: what the adapters have forgotten, on general text: a file or hub id, texts, or True for the built-in
+            ones; see `lora.evaluation.forgetting`.
 
     Raises:
         ConfigError, RoutingError: no task, several tasks, an unknown adapter, a task without answers to be written.
@@ -72,14 +81,9 @@ def evaluate(
         ModelError: the model's outputs do not fit the task.
     """
     check_arguments(model=model, task=task, data=data_config, tokenizer=tokenizer)
-    if adapters is not None and not adapters:
-        raise ConfigError("adapters: names none; leave it out to measure all")
-    least_one = {"batch_size": batch_size, "latency_rows": latency_rows, "max_new_tokens": max_new_tokens}
-    for name, value in least_one.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
-    if not isinstance(generate, int) or generate < 0:
-        raise ConfigError(f"generate is {generate!r}; it must be a number of prompts, or True for all")
+    _check(adapters, generate, batch_size=batch_size, latency_rows=latency_rows, max_new_tokens=max_new_tokens)
+    if not isinstance(speed, (bool, SpeedPlan)):
+        raise ConfigError(f"speed is {speed!r}; it must be True, False or a SpeedPlan")
     started = time.perf_counter()
     names = chosen_adapters(model, adapters, baseline)
     inputs = prepare(model, data, names, tokenizer, task, max_length, data_config)
@@ -90,11 +94,15 @@ def evaluate(
     # Without measuring, the peak counter of a surrounding training run is left alone.
     with PeakMemory(model) if latency else nullcontext() as peak:
         outcomes = infer(model, task, encoded, names, pad_token_id=inputs.pad_token_id, batch_size=batch_size)
-        speed = {}
+        speeds = {}
         if latency:
-            speed = measure_speed(
+            speeds = measure_speed(
                 model, task, encoded, names, pad_token_id=inputs.pad_token_id, batch_size=batch_size, rows=latency_rows
             )
+    measured = None
+    if speed:
+        plan = speed if isinstance(speed, SpeedPlan) else None
+        measured = speed_grid(model, task, encoded, names, plan, pad_token_id=inputs.pad_token_id)
     targets = task.targets(encoded.examples)
     metrics = {name: task.metrics(out.predictions, targets, out.loss_sum, out.count) for name, out in outcomes.items()}
     generation = None
@@ -104,6 +112,13 @@ def evaluate(
             wanted=None if generate is True else generate, batch_size=batch_size,
         )  # fmt: skip
         metrics = {name: its | scores[name] for name, its in metrics.items()}
+    forgetting = None
+    if probe is not False:
+        found = _forgotten(model, names, tokenizer or tokenizer_of(model), probe, max_length, batch_size)
+        if isinstance(found, str):
+            inputs.notes.append(f"Forgetting was not measured: {found}.")
+        else:
+            forgetting = found
     return Evaluation(
         metrics=metrics,
         rows=encoded.rows,
@@ -114,13 +129,40 @@ def evaluate(
         greater_is_better=task.greater_is_better,
         untrained_head=BASE in names and has_untrained_head(model),
         reference=constant_answer(task, outcomes[names[0]].predictions, targets),
-        speed=speed,
+        speed=speeds,
+        speed_grid=measured,
         peak_memory_bytes=peak.bytes if peak else None,
         peak_memory_kind=peak.kind if peak else None,
         generation=generation,
+        forgetting=forgetting,
         seconds=time.perf_counter() - started,
         source=inputs.source,
     )
+
+
+def _check(adapters: list[str] | str | None, generate: int | bool, **least_one: int) -> None:
+    """Raise ConfigError for arguments that ask for nothing."""
+    if adapters is not None and not adapters:
+        raise ConfigError("adapters: names none; leave it out to measure all")
+    for name, value in least_one.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if not isinstance(generate, int) or generate < 0:
+        raise ConfigError(f"generate is {generate!r}; it must be a number of prompts, or True for all")
+
+
+def _forgotten(
+    model: LoRA, names: list[str], tokenizer: Any, probe: Any, max_length: int | None, batch_size: int
+) -> Forgetting | str:
+    source = str(probe) if isinstance(probe, (str, Path)) else None
+    texts = probe_texts(source) if source is not None else None if probe is True else list(probe)
+    if texts is not None and not all(isinstance(text, str) and text.strip() for text in texts or [None]):
+        raise DataError("probe: texts are needed, none of them empty; or the name of a file, or True")
+    tuned = [name for name in names if name != BASE]
+    if not tuned:
+        return "no adapter was evaluated"
+    length = length_for(model, tuned, tokenizer, max_length)
+    return measure_forgetting(model, tuned, tokenizer, length, texts, source, batch_size)
 
 
 def has_untrained_head(model: LoRA) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 RESAMPLES = 2000  # the ends of a 95 % interval then rest on fifty of them each
 FEWEST_PAIRS = 6  # below this the interval is the range of the pairs and looks surer than it is
 
+Numbers = Sequence[float] | NDArray[np.float64]
 # (..., pairs) times of the adapter, the same of the base -> (...) factors
 Statistic = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
@@ -33,7 +34,7 @@ def rate_ratio(tuned: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray
     return np.asarray(base.sum(axis=-1) / tuned.sum(axis=-1))
 
 
-def factor(tuned: Sequence[float], base: Sequence[float], statistic: Statistic) -> dict[str, float | None]:
+def factor(tuned: Numbers, base: Numbers, statistic: Statistic) -> dict[str, float | None]:
     """``statistic`` of the pairs, and the ends of its 95 % interval: the percentile bootstrap over pairs.
 
     Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Pairs are taken as independent: what

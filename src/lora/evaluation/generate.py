@@ -12,7 +12,7 @@ from lora.core.randomness import seed_of
 from lora.data.batches import in_order
 from lora.errors import ConfigError
 from lora.evaluation.decoding import Written, decode
-from lora.evaluation.generation import prompt_length
+from lora.evaluation.generation import asked_with, prompt_length
 from lora.evaluation.inputs import chosen_adapters
 from lora.evaluation.predict import Rows, checked_rows, chunks, given_rows
 from lora.evaluation.voices import Voice, voices_of
@@ -102,7 +102,7 @@ def generate_iter(
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     tokenizer = tokenizer or tokenizer_of(model)
     voices = _voices(model, adapters, tokenizer, tasks)
-    length = prompt_length(model, tokenizer, max_length, settings.max_new_tokens)
+    length = prompt_length(model, [voice.name for voice in voices], tokenizer, max_length, settings.max_new_tokens)
     done = first
     for chunk in chunks(given_rows(rows), rows_at_once(batch_size, len(voices), n)):
         asked: list[list[Row]] = []
@@ -164,13 +164,8 @@ def _row(voice: Voice, row: Any) -> Any:
 
 
 def _answer(voice: Voice, row: Row, sample: int, written: Written, tokenizer: Any) -> dict[str, Any]:
-    asked = row[voice.column]
-    if isinstance(asked, (list, tuple)):
-        asked = list(asked)
-        while asked and asked[-1].get("role", asked[-1].get("from")) in ("assistant", "gpt"):
-            asked.pop()  # the data's own answer
     return {
-        "prompt" if isinstance(asked, str) else "messages": asked, "adapter": voice.name, "sample": sample,
+        **asked_with(voice.task, row), "adapter": voice.name, "sample": sample,
         "completion": tokenizer.decode(written.ids, skip_special_tokens=True), "stop": written.stop,
         "tokens": len(written.ids),
     }  # fmt: skip

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
-from lora.core.configs import is_encoder_decoder
 from lora.core.routing import BASE
 from lora.data.problems import Problems
 from lora.data.rows import Origin, SourceRow
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError, RoutingError
-from lora.evaluation.generation import complete, prompt_length
+from lora.evaluation.generation import asked_with, complete, prompt_length
 from lora.evaluation.inputs import chosen_adapters, stored_task
 from lora.model.base import pad_token_id
 from lora.tasks import Input, Row, Task
 from lora.tasks.inference import infer
 from lora.tasks.inputs import length_for, tokenizer_of
+from lora.tasks.sequence import REMEDY
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 Rows = Path | Iterable[Row | str]
 CHUNK = 1024  # rows tokenised and answered at a time: memory stays bounded, batches still find rows of like length
-REMEDY = "correct or remove these rows"
 
 
 def predict(
@@ -78,6 +77,7 @@ def predict_iter(
     max_length: int | None = None,
     max_new_tokens: int | None = None,
     at_once: int | None = None,
+    first: int = 0,
     on_note: Callable[[str], None] = log.warning,
     **generation: Any,
 ) -> Iterator[dict[str, Any]]:
@@ -95,12 +95,14 @@ def predict_iter(
         max_new_tokens: length of a completion; for tasks that write one, as are all further options, which go to
             ``generate``.
         at_once: rows answered at a time, so many after another: their answers come out together; default: `CHUNK`.
+        first: number of the first of ``rows``, for one who goes on: messages count from there.
         on_note: called with what a user should know (rows that were cut); default: a warning in the log.
 
     Yields:
         classification: ``{"label", "score", "probabilities": {class: p}}``; multi-label:
         ``{"labels", "probabilities"}``; regression: ``{"value"}``; token classification: ``{"words", "tags",
-        "scores", "spans"}``; causal and seq2seq: ``{"prompt", "completion"}``, the completion without the prompt.
+        "scores", "spans"}``; reward: ``{"reward"}``; tasks that write (causal, chat, preference, seq2seq): ``{"prompt",
+        "completion"}``, the completion without the prompt, of conversations ``{"messages", "completion"}``.
 
     Raises:
         ConfigError, RoutingError: no task stored, which adapter is open, options that the task does not have.
@@ -118,28 +120,28 @@ def predict_iter(
         options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
         if options["max_new_tokens"] < 1:
             raise ConfigError(f"max_new_tokens is {options['max_new_tokens']}; it must be at least 1")
-    if task.generates and not is_encoder_decoder(model.base.config):
-        length = prompt_length(model, tokenizer, max_length, options["max_new_tokens"])
+    if task.generates:
+        length = prompt_length(model, [name], tokenizer, max_length, options["max_new_tokens"])
     else:
         length = length_for(model, [name], tokenizer, max_length)
-    done, at_once = 0, at_once or CHUNK
+    done, at_once = first, at_once or CHUNK
     for chunk in chunks(given_rows(rows), at_once):
         ready = checked_rows(task, chunk, done)
         encoded = task.encode(ready, tokenizer, length, supervised=False)
         for note in encoded.notes:
-            on_note(note if len(chunk) < at_once and not done else f"Rows {done + 1} to {done + len(chunk)}: {note}")
+            of_all = len(chunk) < at_once and done == 0
+            on_note(note if of_all else f"Rows {done + 1} to {done + len(chunk)}: {note}")
         if task.generates:
-            column = task.inputs()[0].column
             completions = complete(model, task, encoded, name, tokenizer, batch_size=batch_size, **options)
             yield from (
-                {"prompt": row[column], "completion": its.text} for row, its in zip(ready, completions, strict=True)
+                {**asked_with(task, row), "completion": its.text} for row, its in zip(ready, completions, strict=True)
             )
         else:
             pad = pad_token_id(tokenizer, model.base)
             found = infer(model, task, encoded, [name], pad_token_id=pad, batch_size=batch_size, supervised=False)
             yield from task.answers(ready, encoded, found[name].predictions)
         done += len(chunk)
-    if not done:
+    if done == first:
         raise DataError("there are no rows to predict on")
 
 

@@ -14,6 +14,7 @@ import yaml
 
 import lora
 from lora.evaluation.curves import draw
+from lora.evaluation.forgetting import Forgetting
 from lora.evaluation.grid import Cell, Grid, escape
 from lora.evaluation.result import Evaluation, plain
 from lora.evaluation.tables import METRICS, Metric, headline, markdown, shown
@@ -32,7 +33,11 @@ FIRST = (
 
 
 def write_report(
-    folder: str | Path, facts: dict[str, Any], history: list[dict[str, Any]], evaluation: Evaluation | None = None
+    folder: str | Path,
+    facts: dict[str, Any],
+    history: list[dict[str, Any]],
+    evaluation: Evaluation | None = None,
+    forgetting: Forgetting | str | None = None,
 ) -> Path:
     """Write the report of a run into ``folder``; each file is whole or not there.
 
@@ -42,6 +47,7 @@ def write_report(
             ``notes``; ``versions`` are added where absent.
         history: lines of ``metrics.jsonl``.
         evaluation: None where nothing was held out.
+        forgetting: base and adapter on general text, or why there is none.
 
     Returns:
         path of ``report.md``.
@@ -57,12 +63,13 @@ def write_report(
     summary = {
         "format": 1,
         "evaluation": evaluation.to_dict() if evaluation else None,
+        "forgetting": plain(forgetting),
         "history": plain(_history(history)),
         **{key: facts[key] for key in _order(facts)},
     }
     # allow_nan=False: the word NaN is no JSON, and most readers refuse the whole file for it.
     write_text(folder / JSON, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(folder / MARKDOWN, _markdown(facts, history, evaluation, picture is not None))
+    write_text(folder / MARKDOWN, _markdown(facts, history, evaluation, forgetting, picture is not None))
     return folder / MARKDOWN
 
 
@@ -94,13 +101,21 @@ def _order(facts: dict[str, Any]) -> list[str]:
 
 
 def _markdown(
-    facts: dict[str, Any], history: list[dict[str, Any]], evaluation: Evaluation | None, picture: bool
+    facts: dict[str, Any],
+    history: list[dict[str, Any]],
+    evaluation: Evaluation | None,
+    forgetting: Forgetting | str | None,
+    picture: bool,
 ) -> str:
     parts = ["# Report", ""]
     if evaluation is not None:
         parts += [f"**{escape(headline(evaluation))}**", "", markdown(evaluation)]
     else:
         parts += ["Nothing was held out, so there is no evaluation.", ""]
+    if isinstance(forgetting, str):
+        parts += ["## Forgetting", "", escape(f"Not measured: {forgetting}."), ""]
+    elif forgetting is not None:
+        parts += [forgetting.grid().markdown()]
     parts += _course(history, picture)
     for key in _order(facts):
         if facts[key] not in (None, "", [], {}):

@@ -14,6 +14,9 @@ from lora.core.routing import BASE
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.speed_grid import SpeedGrid
+
 
 @dataclass
 class Generation:
@@ -49,8 +52,11 @@ class Evaluation:
         reference: a constant answer, ``{"name": in words, "metrics": ...}``: what is reached without reading the text.
         speed: adapter name -> ``latency_p50_ms``, ``latency_p95_ms``, ``rows_per_second``, ``tokens_per_second``, and
             ``to_base``, the factors to the base's with their intervals; see `lora.evaluation.speed`.
+        speed_grid: the same by batch size and length, merged and unmerged, and how fast texts are written, where that
+            was asked for.
         peak_memory_bytes: largest use during the evaluation; ``peak_memory_kind`` says of what.
         generation: answers that were written, where that was asked for; their metrics are among the others.
+        forgetting: base and adapters on general text, where that was asked for and can be measured.
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
         source: file, folder or hub id of the rows.
@@ -66,9 +72,11 @@ class Evaluation:
     untrained_head: bool = False
     reference: dict[str, Any] | None = None
     speed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    speed_grid: SpeedGrid | None = None
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
     generation: Generation | None = None
+    forgetting: Forgetting | None = None
     seconds: float = 0.0
     source: str | None = None
 

@@ -100,17 +100,27 @@ def _take_turns(model: LoRA, adapters: Sequence[str], batches: list[dict[str, Te
             for name in [*adapters] * (1 if shapes else WARM_UP):
                 _timed(model, name, batch, device)
             shapes.add(shape)
-        first = place % len(adapters)
-        for name in [*adapters[first:], *adapters[:first]]:
+        for name in turn(adapters, place):
             seconds[name].append(_timed(model, name, batch, device))
     return seconds
+
+
+def turn(names: Sequence[str], number: int) -> list[str]:
+    """``names`` in the order of this turn: each leads as often as the others."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
+
+
+def synchronize(device: torch.device) -> None:
+    """Kernels run behind the program; their end is what counts."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _timed(model: LoRA, name: str, batch: dict[str, Tensor], device: torch.device) -> float:
     started = time.perf_counter()
     forward(model, to_device(batch, model), name)
-    if device.type != "cpu":  # kernels run behind; their end is what counts
-        torch.accelerator.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
 from lora.evaluation.grid import Cell, Grid
+from lora.plural import number_of
 
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation
@@ -77,16 +78,12 @@ def comparison(evaluation: Evaluation) -> Grid:
     names = ([evaluation.base] if evaluation.base else []) + evaluation.tuned
     single = len(evaluation.tuned) == 1 and evaluation.base is not None
     headers = ["", *[evaluation.label(name) for name in names], *(["difference"] if single else [])]
-    grid = Grid(f"Evaluation on {counted(evaluation.rows)}", headers, [], [])
+    grid = Grid(f"Evaluation on {number_of(evaluation.rows, 'row')}", headers, [], [])
     for table, described in ((evaluation.metrics, _described(evaluation)), (evaluation.speed, SPEED)):
         if table:
             grid.rows += [_row(table, key, metric, names, single) for key, metric in described.items()]
     grid.below = remarks(evaluation)
     return grid
-
-
-def counted(rows: int) -> str:
-    return f"{rows:,} row{'s' if rows != 1 else ''}"
 
 
 def _described(evaluation: Evaluation) -> dict[str, Metric]:
@@ -229,7 +226,11 @@ def _pairs(labels: list[str], matrix: list[list[int]], name: str) -> Grid:
         [labels[i], labels[j], str(count), f"{count / sum(matrix[i]):.0%}"] for count, i, j in pairs[:PAIRS]
     ]
     hidden = len(pairs) - len(rows)
-    below = [f"{hidden} more pairs, each with {pairs[len(rows)][0]} rows or fewer."] if hidden else []
+    below = (
+        [f"{number_of(hidden, 'more pair')}, each with {number_of(pairs[len(rows)][0], 'row')} or fewer."]
+        if hidden
+        else []
+    )
     if not pairs:
         below = ["No row was taken for another class."]
     return Grid(f"Most confused: {name}", ["true", "predicted", "rows", "of the true class"], rows, below)
@@ -269,15 +270,21 @@ def headline(evaluation: Evaluation) -> str:
     base = ""
     if evaluation.base:
         base = f", {shown(evaluation[evaluation.base].get(key), metric)} with {evaluation.label(BASE)}"
-    return f"{'; '.join(parts)}{base}, on {counted(evaluation.rows)}"
+    return f"{'; '.join(parts)}{base}, on {number_of(evaluation.rows, 'row')}"
 
 
 def markdown(evaluation: Evaluation) -> str:
     """All tables in Markdown, and the notes."""
+    from lora.evaluation.speed_tables import speed_tables  # which is written with what stands here
+
     grids = [comparison(evaluation)]
     grids[0].below += evaluation.notes
     for name in evaluation.tuned:
         grids += [grid for grid in (per_class(evaluation, name), confusion(evaluation, name)) if grid]
     if (written := answers(evaluation)) is not None:
         grids.append(written)
+    if evaluation.speed_grid is not None:
+        grids += speed_tables(evaluation.speed_grid)
+    if evaluation.forgetting is not None:
+        grids.append(evaluation.forgetting.grid())
     return "\n".join(grid.markdown() for grid in grids)

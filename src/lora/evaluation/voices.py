@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora.core.configs import is_encoder_decoder
 from lora.core.routing import BASE
 from lora.errors import ConfigError
-from lora.evaluation.generation import end_tokens
+from lora.evaluation.generation import ends_of
 from lora.evaluation.inputs import stored_task
-from lora.tasks import Row, Task
-from lora.tasks.causal import CausalTask
-from lora.tasks.chat import ChatTask
+from lora.tasks import TASKS, Row, Task
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -42,6 +39,11 @@ class Voice:
         """The column of its prompt."""
         return self.task.inputs()[0].column
 
+    @property
+    def tools(self) -> str | None:
+        """The column of the functions that it may call; None: it knows of none."""
+        return getattr(self.task, "tools", None)
+
     def prompts(self, rows: list[Row], tokenizer: Any, max_length: int) -> tuple[list[list[int]], list[str]]:
         """Token ids that its text follows, of each of ``rows``, and what a user should know. Raises DataError."""
         encoded = self.task.encode(rows, tokenizer, max_length, supervised=False)
@@ -60,14 +62,15 @@ def voices_of(
         ConfigError: an adapter's task is not known, or writes no text.
         DataError: the tokenizer is not the one that an adapter was trained with.
     """
-    common, out = end_tokens(model, tokenizer), {}
+    out = {}
     for name in names:
         task = _task_of(model, name, tasks or {}, tokenizer)
-        if not task.generates or is_encoder_decoder(getattr(model.base, "config", None)):
-            what = "is answered by predict alone" if task.generates else "writes no text; use predict"
-            raise ConfigError(f"the adapter {name!r} was trained for the task {task.name}, which {what}")
+        if not task.generates:
+            raise ConfigError(
+                f"the adapter {name!r} was trained for the task {task.name}, which writes no text; use predict"
+            )
         task = task.with_tokenizer(tokenizer)
-        out[name] = Voice(name, task, frozenset([*common, *task.ends()]))
+        out[name] = Voice(name, task, ends_of(model, tokenizer, task))
     return out
 
 
@@ -76,18 +79,22 @@ def _task_of(model: LoRA, name: str, tasks: Mapping[str, Task], tokenizer: Any) 
         return tasks[name]
     if name == BASE:
         first = next(iter(model.adapters), None)
-        return _task_of(model, first, tasks, tokenizer) if first else base_task(tokenizer)
+        if first:
+            return _task_of(model, first, tasks, tokenizer)
+        return base_task(tokenizer, getattr(model.base, "config", None))
     stored = stored_task(model, [name])
     if stored is None:
         raise ConfigError(f"no task is stored with the adapter {name!r} (PEFT keeps none); pass tasks={{...}}")
     return stored
 
 
-def base_task(tokenizer: Any, chat: bool = False) -> Task:
+def base_task(tokenizer: Any, base: Any, chat: bool = False) -> Task:
     """How a base without adapters is asked: in its tokenizer's chat template, else with the bare prompt.
 
-    ``chat``: with messages in any case.
+    Args:
+        base: its configuration.
+        chat: with messages in any case, where it can be.
     """
-    if chat or getattr(tokenizer, "chat_template", None):
-        return ChatTask(messages="messages")
-    return CausalTask(prompt="prompt", completion="completion")
+    messages = chat or bool(getattr(tokenizer, "chat_template", None))
+    found = (kind.for_texts(base, messages) for kind in TASKS.values())
+    return next(task for task in found if task is not None)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from lora.errors import ConfigError
 from lora.io.atomic import saving, write_text
 from lora.io.places import file_to_write
@@ -38,6 +40,13 @@ class LinesFile:
             raise ConfigError("--resume goes on with a file and --overwrite replaces it; give one of the two")
         path = Path(place).expanduser()
         self.part, self.job_file = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
+        self._given = (place, resume, overwrite, reads)
+        self._look()
+
+    def _look(self) -> None:
+        """Whether the place may be written to, as things are. Raises ConfigError."""
+        place, resume, overwrite, reads = self._given
+        path = Path(place).expanduser()
         begun = self.part.exists()
         if resume and path.is_file() and not begun:
             raise ConfigError(f"--output: {place} is finished already; --overwrite makes it anew")
@@ -58,16 +67,41 @@ class LinesFile:
             at_once: lines that are always computed together; one goes on behind the last that are all there.
 
         Raises:
-            ConfigError: what is there is of another job.
+            ConfigError: what is there is of another job, or another process is writing it.
             SaveError: writing failed; what was written can be gone on with.
         """
+        with saving(self.path, "nothing was written"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            yield from self._opened(job, at_once)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes the file in the block; a lock of one that was killed is none. Raises ConfigError."""
+        lock = FileLock(self.part.with_name(self.part.name + ".lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ConfigError(
+                f"--output: {self.path} is being written by another process; wait for it, or name another file"
+            ) from None
+        except (NotImplementedError, OSError):  # a file system without locks
+            pass
+        try:
+            self._look()  # the other may have finished since
+            yield
+        finally:
+            if lock.is_locked:
+                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
+
+    def _opened(self, job: Mapping[str, Any], at_once: int) -> Iterator[Appender]:
         done, size = 0, 0
         if self.resume:
             self._check(job)
             done, size = complete_lines(self.part, at_once)
         comfort = f"what was written stays in {self.part}: go on with --resume"
         with saving(self.path, comfort):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.resume:
                 self.part.unlink(missing_ok=True)
                 write_text(self.job_file, json.dumps(job, indent=2, ensure_ascii=False) + "\n")

@@ -148,6 +148,14 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     return Planned(config, layers, owned, rows, _notes(stored))
 
 
+def config_on(model: LoRA, stored: Stored) -> AdapterConfig:
+    """The adapter's configuration on ``model``'s base, whose weights are not looked at.
+
+    Raises AdapterFileError: it does not fit.
+    """
+    return plan(model, stored, allow_other_base=True).config
+
+
 def place(model: LoRA, name: str, planned: Planned, trainable: bool) -> None:
     """Make the adapter and fill in its tensors. Only a name that is taken can still fail."""
     model._place(name, planned.config, exact=list(planned.layers), owned=list(planned.owned), seed=0)

@@ -12,7 +12,7 @@ import numpy as np
 from lora.errors import ConfigError
 from lora.statistics.interval import Bootstrap, wilson
 from lora.statistics.metric import Metric, evaluator
-from lora.statistics.resampling import RESAMPLES, left_out, resample, skewness
+from lora.statistics.resampling import affordable, left_out, resample, skewness
 from lora.statistics.rows import Array, Rows
 
 LEVEL = 0.95
@@ -58,7 +58,13 @@ class Estimate:
 
 
 def estimate(
-    metric: Metric, rows: Rows, *, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES, method: str = "auto"
+    metric: Metric,
+    rows: Rows,
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
+    resamples: int | None = None,
+    method: str = "auto",
 ) -> Estimate:
     """``metric`` of ``rows`` with its interval. The same rows and seed give the same interval.
 
@@ -67,6 +73,7 @@ def estimate(
     F1 macro 0.7891 (95% 0.7123 to 0.8514, n=126)
 
     Args:
+        resamples: default: 10,000, of more than 20,000 rows fewer, at least 2,000.
         method: ``auto``: Wilson's interval for a proportion of single rows, else BCa. ``bca`` and ``percentile``:
             that one. Where rows have groups, whole groups are drawn.
 
@@ -77,7 +84,7 @@ def estimate(
 
 
 def estimates(
-    metrics: Sequence[Metric], rows: Rows, *, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES,
+    metrics: Sequence[Metric], rows: Rows, *, seed: int = 0, level: float = LEVEL, resamples: int | None = None,
     method: str = "auto",
 ) -> list[Estimate]:  # fmt: skip
     """As `estimate`, of several metrics from the same resamples: hardly slower than one of them."""
@@ -93,7 +100,7 @@ def estimates(
     sampled = np.full((len(metrics), 1), np.nan)
     accelerations = np.zeros(len(metrics))
     if any(drawn) and units.drawn > 1:
-        sampled = resample(values, units, resamples, np.random.default_rng(seed))
+        sampled = resample(values, units, resamples or affordable(units), np.random.default_rng(seed))
         if method != "percentile":
             accelerations = skewness(*left_out(values, units))
     out = []
@@ -120,10 +127,10 @@ def defined(values: Array) -> Array:
     return values[~np.isnan(values)]
 
 
-def check_settings(level: float, resamples: int) -> None:
+def check_settings(level: float, resamples: int | None) -> None:
     if not 0 < level < 1:
         raise ConfigError(f"level is {level}; it must lie between 0 and 1, such as 0.95")
-    if resamples < 100:
+    if resamples is not None and resamples < 100:
         raise ConfigError(f"resamples is {resamples}; an interval needs at least 100")
 
 

@@ -9,8 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
-from scipy.stats import t as student
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from lora.statistics.rows import Array
 
@@ -41,13 +40,13 @@ class Bootstrap:
     @property
     def informative(self) -> bool:
         """Whether there is anything to be read: two units or more, whose resamples differ."""
-        return self.units > 1 and len(self.values) > 1 and bool(np.ptp(self.values) > 0)
+        return self.units > 1 and len(self.values) > 1 and bool(np.ptp(self.values) > rounding(self.values))
 
     def interval(self, level: float) -> tuple[float, float]:
         """Ends of the interval; nan where there are no resamples or one unit."""
         if self.units < 2 or not len(self.values):
             return math.nan, math.nan
-        z = float(student.ppf((1 + level) / 2, self.units - 1)) * math.sqrt(self.units / (self.units - 1))
+        z = float(stdtrit(self.units - 1, (1 + level) / 2)) * math.sqrt(self.units / (self.units - 1))
         low, high = np.quantile(self.values, [self._share(-z), self._share(z)])
         return float(low), float(high)
 
@@ -67,7 +66,7 @@ class Bootstrap:
             away / (1 + self.acceleration * away) if 1 + self.acceleration * away > 0 else math.copysign(8, away)
         )
         z = abs(stretched - self._bias) * math.sqrt((self.units - 1) / self.units)
-        return float(min(1.0, max(2 * student.sf(z, self.units - 1), 2 / (many + 1))))
+        return float(min(1.0, max(2 * float(stdtr(self.units - 1, -z)), 2 / (many + 1))))
 
     @property
     def spread(self) -> float:
@@ -92,8 +91,13 @@ class Bootstrap:
         return float(ndtr(self._bias + moved / below)) if below > 0 else float(z > 0)
 
 
+def rounding(values: Array) -> float:
+    """By how much the same value may differ where it was added up in another order."""
+    return 1e-12 * float(np.abs(values).max(initial=0.0))
+
+
 def _below(values: Array, point: float) -> float:
-    scale = 1e-12 * max(abs(point), float(np.abs(values).max(initial=0.0)))  # the same value, added up in another order
+    scale = rounding(values)
     less, equal = values < point - scale, np.abs(values - point) <= scale
     return float(less.mean() + equal.mean() / 2)
 

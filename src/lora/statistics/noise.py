@@ -19,7 +19,7 @@ from lora.statistics.noise_tables import CONTRACTIONS, FILLERS, NEIGHBOURS, OPEN
 _APOSTROPHE = re.compile("['\u2019](?=[^\\W\\d_])")
 RATE = 0.1  # share of the words that could be changed; at least one is
 _SHORT = 4  # letters a word needs for a typo: of shorter ones little is left to be known by
-_CONTRACTED = re.compile("|".join(map(re.escape, CONTRACTIONS)).replace("'", "['\u2019]"), re.IGNORECASE)
+_CONTRACTED = re.compile(rf"\b(?:{'|'.join(CONTRACTIONS)})\b".replace("'", "['\u2019]"), re.IGNORECASE)
 
 Span = tuple[int, int]
 Place = TypeVar("Place")
@@ -158,7 +158,7 @@ def _punctuation(text: str, stream: _Stream, rate: float) -> str:
 
 def _contractions(text: str, stream: _Stream, rate: float) -> str:
     """All written out."""
-    return _CONTRACTED.sub(lambda m: _cased(CONTRACTIONS[m[0].lower().replace("\u2019", "'")], m[0][:1]), text)
+    return _CONTRACTED.sub(lambda m: _cased(CONTRACTIONS[m[0].lower().replace("\u2019", "'")], m[0]), text)
 
 
 def _fillers(text: str, stream: _Stream, rate: float) -> str:

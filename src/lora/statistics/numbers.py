@@ -25,8 +25,9 @@ def number_rows(true: ArrayLike, said: ArrayLike, *, groups: Sequence[Hashable] 
     y, x = np.asarray(true, dtype=np.float64), np.asarray(said, dtype=np.float64)
     if y.shape != x.shape or y.ndim != 1:
         raise DataError(f"{NUMBERS}: true ones have shape {y.shape}, said ones {x.shape}; both must be (rows,)")
-    error = x - y
-    x, y = _centred(x), _centred(y)  # or the sums of squares would drown the variance of large numbers
+    with np.errstate(invalid="ignore"):  # infinite numbers are refused below, with their row
+        # Not centred, the sums of squares of large numbers would drown their variance.
+        error, x, y = x - y, _centred(x), _centred(y)
     columns = [np.ones_like(x), np.abs(error), error**2, x, y, x * x, y * y, x * y]
     return Rows.of(NUMBERS, np.column_stack(columns), groups=groups)
 

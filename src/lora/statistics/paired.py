@@ -9,12 +9,11 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.special import ndtri
-from scipy.stats import binom
+from scipy.special import bdtr, ndtri
 
 from lora.errors import ConfigError
 from lora.statistics.metric import Evaluator, Metric, evaluator
-from lora.statistics.resampling import AT_ONCE, RESAMPLES
+from lora.statistics.resampling import AT_ONCE, affordable
 from lora.statistics.rows import Array, Rows, Units, aligned
 
 _ALL = 14  # units up to which all 2ᵘ exchanges are gone through instead of drawn
@@ -30,9 +29,9 @@ def mcnemar(only_a: int, only_b: int, mid: bool = True) -> float:
     fewer, both = min(only_a, only_b), only_a + only_b
     if both == 0:
         return 1.0
-    p = 2 * float(binom.cdf(fewer, both, 0.5))
+    p = 2 * float(bdtr(fewer, both, 0.5))
     if mid:
-        p -= float(binom.pmf(fewer, both, 0.5))
+        p -= math.comb(both, fewer) / 2**both
     return min(1.0, p)
 
 
@@ -48,14 +47,14 @@ def bonett_price(only_a: int, only_b: int, rows: int, level: float = 0.95) -> tu
     return max(-1.0, a - b - half), min(1.0, a - b + half), error
 
 
-def exchange_test(metric: Metric, a: Rows, b: Rows, *, seed: int = 0, draws: int = RESAMPLES) -> float:
+def exchange_test(metric: Metric, a: Rows, b: Rows, *, seed: int = 0, draws: int | None = None) -> float:
     """Two-sided p-value of the paired permutation test: were it all one which system an answer comes from?
 
     The systems are exchanged in every row with probability one half (approximate randomisation: Noreen, 1989, chapter
     2); of a mean that is the sign-flip test. With few units all exchanges are gone through, and the test is exact. Rows
     of a group are exchanged together. nan where the metric is undefined.
     """
-    if draws < 100:
+    if draws is not None and draws < 100:
         raise ConfigError(f"draws is {draws}; a test needs at least 100")
     a, b = aligned(a, b)
     if not len(a):
@@ -68,7 +67,7 @@ def exchange_test(metric: Metric, a: Rows, b: Rows, *, seed: int = 0, draws: int
         return math.nan
     exhaustive = units.drawn <= _ALL
     rng = np.random.default_rng(seed)
-    parts = _every(units) if exhaustive else _drawn(units, draws, rng)
+    parts = _every(units) if exhaustive else _drawn(units, draws or affordable(units), rng)
     found = np.concatenate([_difference(values, units.sizes - moved, moved) for moved in parts])
     found = found[~np.isnan(found)]
     as_far = int((np.abs(found) >= abs(seen) - 1e-12 * max(1.0, abs(seen))).sum())

@@ -1,7 +1,7 @@
 """Resamples and left-out samples, as weights of units.
 
 A resample of n units drawn with replacement is multinomial counts that add up to n (Efron, 1979, Bootstrap methods:
-another look at the jackknife). Equal units share an entry, whose count is then multinomial with its share: this is exact.
+another look at the jackknife). Equal units share an entry, whose count is then multinomial with its share, exactly.
 Poisson weights would be a little faster, but draw another number of rows each time, which widens intervals of what is
 no ratio.
 """
@@ -16,9 +16,16 @@ from lora.statistics.metric import Evaluator
 from lora.statistics.rows import Array, Units
 
 RESAMPLES = 10_000  # the ends of a 95 % interval then rest on 250 of them each (Efron and Tibshirani advise over 1000)
+FEWEST = 2000  # of many units so few, whose ends rest on 50 each
+_DRAWN = 200_000_000  # weights of all resamples together, about a second: of more, resamples become fewer
 LEFT_OUT = 1000  # units that are left out in turn at most: what is read off them is a mean over units
 AT_ONCE = 1 << 20  # weights held at a time: 8 MiB
 _FEW = 40  # where a cell stands for so many units on average, drawing its count is cheaper than drawing units
+
+
+def affordable(units: Units) -> int:
+    """How many resamples are drawn where the caller does not say: `RESAMPLES`, of more than 20,000 units fewer."""
+    return min(RESAMPLES, max(FEWEST, _DRAWN // max(units.drawn, 1)))
 
 
 def weights(units: Units, resamples: int, rng: np.random.Generator) -> Iterator[Array]:

@@ -171,6 +171,11 @@ def aligned(a: Rows, b: Rows) -> tuple[Rows, Rows]:
     """
     if len(a) != len(b):
         raise DataError(f"{len(a)} rows beside {len(b)}: a paired comparison needs both on the same rows, in one order")
+    if a.kind != b.kind or a.labels != b.labels:
+        raise DataError(
+            f"the two sides are not of one sort: {a.kind!r} with {len(a.labels)} labels beside {b.kind!r} with "
+            f"{len(b.labels)}; name the same labels for both"
+        )
     groups = [np.arange(len(rows)) if rows.groups is None else rows.groups for rows in (a, b)]
     if (a.groups is None) != (b.groups is None) or not np.array_equal(groups[0], groups[1]):
         raise DataError("the two sides have unlike groups; the rows are the same, so their groups are")

@@ -16,7 +16,7 @@ from lora.statistics.estimate import LEVEL, Estimate, defined, estimate, plain_p
 from lora.statistics.interval import Bootstrap
 from lora.statistics.metric import Metric, evaluator
 from lora.statistics.multiple import corrected
-from lora.statistics.resampling import RESAMPLES, resample
+from lora.statistics.resampling import affordable, resample
 from lora.statistics.rows import Array, Places, Rows
 
 SMALLEST = 20  # rows of a slice: below, nearly any value is within chance
@@ -77,7 +77,7 @@ class Slices:
 
 def by_slice(
     metric: Metric, rows: Rows, columns: Mapping[str, Sequence[Any]], *, smallest: int = SMALLEST, seed: int = 0,
-    level: float = LEVEL, quantiles: int = QUANTILES, resamples: int = RESAMPLES, correction: str = "holm",
+    level: float = LEVEL, quantiles: int = QUANTILES, resamples: int | None = None, correction: str = "holm",
 ) -> Slices:  # fmt: skip
     """``metric`` by the values of columns, each slice held against all rows that are not in it.
 
@@ -134,7 +134,7 @@ def slices_of(values: Sequence[Any], quantiles: int = QUANTILES) -> list[tuple[s
         for number in range(len(edges) - 1):
             last = number == len(edges) - 2
             places = np.flatnonzero((bins == number) & ~np.isnan(numbers))
-            out.append((f"{edges[number]:g} to {'' if last else 'below '}{edges[number + 1]:g}", places))
+            out.append((f"{edges[number]:.4g} to {'' if last else 'below '}{edges[number + 1]:.4g}", places))
         return [part for part in out if len(part[1])]
     names: dict[str, list[int]] = {}
     for place, value in enumerate(values):
@@ -154,7 +154,7 @@ def _numbers(values: Sequence[Any]) -> Array | None:
 
 
 def _against_rest(
-    metric: Metric, rows: Rows, places: Places, column: str, name: str, seed: int, level: float, resamples: int
+    metric: Metric, rows: Rows, places: Places, column: str, name: str, seed: int, level: float, resamples: int | None
 ) -> Slice:
     outside = np.ones(len(rows), dtype=bool)
     outside[places] = False
@@ -182,7 +182,7 @@ def two_proportions(a: float, of_a: int, b: float, of_b: int) -> float:
     return float(min(1.0, 2 * ndtr(-z)))
 
 
-def _independent(metric: Metric, a: Rows, b: Rows, point: float, seed: int, resamples: int) -> float:
+def _independent(metric: Metric, a: Rows, b: Rows, point: float, seed: int, resamples: int | None) -> float:
     """Slices are parts of one sample, of which neither side says anything of the other: each is drawn for itself.
 
     Groups that have rows on both sides are so taken for independent, which makes the test a little careful where they
@@ -193,7 +193,8 @@ def _independent(metric: Metric, a: Rows, b: Rows, point: float, seed: int, resa
     rng = np.random.default_rng(seed)
     values = [evaluator([metric], side, side.units) for side in (a, b)]
     p = math.nan
-    for many in (min(FIRST, resamples), resamples):
+    most = resamples or min(affordable(side.units) for side in (a, b))
+    for many in (min(FIRST, most), most):
         one, other = (resample(own, side.units, many, rng)[0] for own, side in zip(values, (a, b), strict=True))
         p = Bootstrap(point, defined(one - other), min(a.units.drawn, b.units.drawn), corrected=False).p_value()
         if not p < _NEAR:

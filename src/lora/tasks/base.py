@@ -9,17 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from itertools import groupby, pairwise
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from lora.data.columns import Claim, Table
 from lora.data.problems import text_problem
+from lora.data.rendering import IGNORED
 from lora.data.rows import Row
+from lora.data.splits import text_key
 from lora.errors import DataError
 from lora.settings import Settings
 
-__all__ = ["Encoded", "Input", "Options", "Row", "Task"]
+__all__ = ["Encoded", "Input", "Options", "Row", "Task", "resized"]
 
 
 class Options(Settings):
@@ -51,6 +54,7 @@ class Encoded:
         shares: examples and weight of each source, one after another (see `BatchPlan`); empty: one source.
         digest: SHA-256 of all examples, where it is known already.
         of_rows: how many rows the examples come from, where it is known already.
+        replay: how many of them, the last, are of ``data.replay``.
     """
 
     examples: Sequence[dict[str, Any]]
@@ -63,6 +67,7 @@ class Encoded:
     shares: list[tuple[int, float]] = field(default_factory=list)
     digest: str | None = None
     of_rows: int | None = None
+    replay: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -91,8 +96,20 @@ class Input:
     divisible: bool = False
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a cell; None: nothing. A task that reads no text has an `Input` of its own."""
+        """What is wrong with a cell as text; None: nothing. Columns of something else (messages, words) are of a class
+        of their own, which says what they take."""
         return text_problem(value, self.blank)
+
+    def asked(self, value: Any) -> str:
+        """What of a cell the model is asked with: rows in which it is the same are the same question."""
+        return "" if value is None else str(value)
+
+
+def resized(values: Sequence[int], length: int) -> list[int]:
+    """``values`` with each of them repeated, or some left out, evenly, until they are ``length``; the first and the
+    last stay, since models look for an end."""
+    step = (len(values) - 1) / max(1, length - 1)
+    return [values[round(place * step)] for place in range(length - 1)] + [values[-1]]
 
 
 class Task(ABC):
@@ -122,14 +139,24 @@ class Task(ABC):
     next_token: ClassVar[bool] = False
     # Whether label smoothing is of the cross-entropy of those tokens, and not of the task's own loss.
     smooths_tokens: ClassVar[bool] = True
+    # Whether its supervised positions are tokens whose distribution can be held to the base's (``training.kl``).
+    holds_to_base: ClassVar[bool] = False
     rows: ClassVar[int] = 1  # of a padded batch that one example makes
     generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
+    # What is learned of a row: one of its ``labels``, several, a number, which of two answers is better, or a text.
+    learns: ClassVar[Literal["label", "labels", "number", "pairs", "written"]] = "written"
 
     @classmethod
     def suits(cls, base: Any) -> bool:
         """Whether the task may be meant where the settings name none and the base has the configuration ``base``
         (transformers'; None: not known)."""
         return True
+
+    @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        """The task by which a base without an adapter, of the configuration ``base``, is asked for a text: with
+        ``messages`` in a chat template, or with a bare prompt. None: not by this one."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -148,6 +175,30 @@ class Task(ABC):
         """
 
     @classmethod
+    @abstractmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        """A task as its rows could make it, of ``labels`` where it has them, and a short supervised example of it, of
+        ``token`` alone.
+
+        What a plan is made of where there are no data; all that can be learned is, which takes the most.
+        """
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        """Of a supervised example its length and supervised positions as `Encoded` has them, and how many tokens of it
+        ``max_length`` limits."""
+        tokens, labels = len(example["input_ids"]), example.get("labels")
+        return tokens, 1 if labels is None else sum(label != IGNORED for label in labels), tokens
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """``example`` as if ``max_length`` limited ``length`` tokens of it: of each part the same share, contents of no
+        meaning."""
+        own = len(example["input_ids"])
+        return {
+            key: resized(value, length) if isinstance(value, list) and len(value) == own else value
+            for key, value in example.items()
+        }
+
+    @classmethod
     def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> Task:
         """As `from_rows`, of rows that come some at a time. A task that can do with less than all of them says how."""
         return cls.from_rows([row for chunk in chunks for row in chunk], columns)
@@ -155,6 +206,10 @@ class Task(ABC):
     @abstractmethod
     def inputs(self) -> list[Input]:
         """The columns that the model sees; the first is what a plain string stands for."""
+
+    def key(self, row: Row) -> int:
+        """64 bits of what the model is asked with, case and white space aside: by it rows are split."""
+        return text_key(given.asked(row.get(given.column)) for given in self.inputs())
 
     def classes(self) -> str | None:
         """The column whose values should all be met in training and in evaluation; None: there is no such column."""
@@ -174,6 +229,10 @@ class Task(ABC):
         Raises DataError where rows would become other tokens than those the adapter was trained with.
         """
         return self
+
+    def check_smoothing(self, label_smoothing: float) -> None:
+        """Raise ConfigError where ``training.label_smoothing`` is nothing that the task's loss has."""
+        return None
 
     def ends(self) -> list[int]:
         """Token ids that end a generated answer, beside the model's and the tokenizer's own."""
@@ -210,18 +269,23 @@ class Task(ABC):
         """``batch`` with what only the base model itself can make of it. Raises ModelError where it cannot."""
         return batch
 
-    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
-        """A supervised example without its (last) answer, as generation begins with it, and the tokens of that answer.
-
-        None: there is no answer to be written.
-        """
+    def asked(self, example: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
+        """Of each answer that a supervised example teaches: what stands before it, as generation begins with that, and
+        its tokens. Empty: there is no answer to be written."""
         if not self.next_token:
-            return None
-        learned = [label != -100 for label in example["labels"]]
-        end = len(learned) - learned[::-1].index(True)
-        start = next((place + 1 for place in range(end - 1, -1, -1) if not learned[place]), 0)
-        ids = example["input_ids"]
-        return {**{key: example[key] for key in example if key != "labels"}, "input_ids": ids[:start]}, ids[start:end]
+            return []
+        ids, learned = example["input_ids"], [label != -100 for label in example["labels"]]
+        rest, out, end = {key: example[key] for key in example if key != "labels"}, [], 0
+        for does, run in groupby(learned):
+            start, end = end, end + len(list(run))
+            if does and start:
+                out.append(({**rest, "input_ids": ids[:start]}, ids[start:end]))
+        return out
+
+    def last_tokens(self, example: dict[str, Any]) -> list[int]:
+        """The last token of each answer that is learned of a supervised example."""
+        labels = [*example["labels"], IGNORED]
+        return [label for label, after in pairwise(labels) if label != IGNORED and after == IGNORED]
 
     @abstractmethod
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -233,6 +297,13 @@ class Task(ABC):
     def token_losses(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """With ``next_token``: cross-entropy sums and numbers of supervised tokens, of each padded row."""
         return self.row_losses(outputs, batch)
+
+    def row_divergences(self, outputs: Any, batch: dict[str, Tensor], reference: Any) -> Tensor:
+        """With ``holds_to_base``: KL(base ‖ adapter) summed over the supervised tokens of each row, (b,) in fp32.
+
+        ``reference``: the base's outputs for the same batch.
+        """
+        raise NotImplementedError
 
     def packed_loss(
         self, losses: Tensor, examples: list[dict[str, Any]], reference: Tensor | None, label_smoothing: float

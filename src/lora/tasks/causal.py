@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lora.data.columns import TEXT, Claim, Sign, Table
 from lora.data.problems import Problems, is_missing, text_problem
-from lora.tasks.base import Encoded, Input, Row
+from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.sequence import REMEDY, check_texts
 from lora.tasks.tokens import Frame, Made, bare_ids, blocks, completions
@@ -52,6 +52,10 @@ class CausalTask(NextTokenTask):
         self.context = context
 
     @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        return cls(prompt="prompt", completion="completion") if cls.suits(base) and not messages else None
+
+    @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
         given = table.named
         answers = "prompt" in given or "completion" in given
@@ -86,6 +90,10 @@ class CausalTask(NextTokenTask):
         for chunk in chunks:
             task._texts(chunk, supervised=True)
         return task
+
+    @classmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls(text="text"), {"input_ids": [token, token], "labels": [token, token], "row": 0}
 
     def inputs(self) -> list[Input]:
         if self.text is not None:
@@ -156,8 +164,8 @@ class CausalTask(NextTokenTask):
         encoded.answers = [answers[example["row"]] for example in encoded.examples] if answers else []
         return encoded
 
-    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
-        return super().asked(example) if self.text is None else None
+    def asked(self, example: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
+        return super().asked(example) if self.text is None else []
 
 
 def prompt_and_completion(table: Table) -> tuple[str | None, str | None]:

@@ -6,26 +6,26 @@ How messages become token ids, and which of these are learned, stands in `lora.d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
-from lora.data.columns import Claim, Sign, Table
-from lora.data.conversations import Message, holds_messages, is_learned, read_messages, read_tools
-from lora.data.formats import Format, settle
+from lora.data.columns import MESSAGES, Claim, Sign, Table
+from lora.data.conversations import Message, holds_messages, is_learned, read_tools, to_answer
+from lora.data.formats import Format
 from lora.data.problems import Problems, is_missing, text_problem
-from lora.data.rendering import IGNORED, Renderer
+from lora.data.rendering import IGNORED
 from lora.data.rows import named
 from lora.data.windows import fitting, last_exchanges
-from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row, Task
+from lora.plural import noun, number_of
+from lora.tasks.base import Encoded, Input, NoneLeft, Row, Task
 from lora.tasks.causal import CONTEXT, JOIN, WITH_CONTEXT, prompt_and_completion
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.sequence import REMEDY, counted, require_columns
+from lora.tasks.templated import MessagesInput, Templated, TemplateOptions, named_error, problem_of, to_messages
 
-MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 
-
-class ChatOptions(Options):
+class ChatOptions(TemplateOptions):
     """Settings of the task chat."""
 
     learn: Literal["all", "last"] | list[int] = Field(
@@ -33,55 +33,13 @@ class ChatOptions(Options):
         description="which of the assistant's messages: all, the last, or by number from 0 (-1: the last); where "
         "messages say so themselves (weight: 0 or 1, train: false or true), those that do are learned or not",
     )
-    template: str | None = Field(
-        default=None, description="a named chat template, a .jinja file or its text; default: the tokenizer's own"
-    )
-    template_options: dict[str, Any] = Field(
-        default_factory=dict, description="further variables of the template, as in {enable_thinking: false}"
-    )
-    system_prompt: str | None = Field(default=None, description="system message of rows that have none")
 
 
-class MessagesInput(Input):
-    """A column of messages; a string is one message of the user's."""
+class ToolsInput(Input):
+    """A column of the functions that the assistant may call."""
 
     def problem(self, value: Any) -> str | None:
-        try:
-            to_messages(value)
-        except ValueError as error:
-            return str(error)
-        return None
-
-
-class Templated(Task):
-    """A task whose rows go through a chat template. ``format`` is what `with_tokenizer` found, kept in ``state``."""
-
-    format: Format | None
-    template: str | None
-    template_options: dict[str, Any]
-    chat = True  # whether a template is put around its rows
-    _remarks: list[str]
-
-    def with_tokenizer(self, tokenizer: Any) -> Self:
-        """With the template in force, and what it makes of a fixed conversation.
-
-        Raises:
-            ConfigError: there is no such template, or the tokenizer lacks its tokens.
-            DataError: the adapter was trained with a tokenizer that makes other tokens of that conversation.
-        """
-        if not self.chat:
-            return self
-        state = {key: value for key, value in self.state().items() if key != "task"}
-        made, _, notes = settle(self.format, self.template, self.template_options, tokenizer)
-        task = type(self)(**{**state, "format": made})
-        task._remarks = notes
-        return task
-
-    def remarks(self) -> list[str]:
-        return self._remarks
-
-    def ends(self) -> list[int]:
-        return list((self.format or {}).get("ends", ()))
+        return problem_of(read_tools, value)
 
 
 class ChatTask(Templated, NextTokenTask):
@@ -93,9 +51,9 @@ class ChatTask(Templated, NextTokenTask):
         context: column that goes below the prompt, as in `CausalTask`.
         tools: column of the functions that the assistant may call, as JSON schemas.
         system: column of a system message.
-        learn, template, template_options, system_prompt: see `ChatOptions`.
         format: what `with_tokenizer` found: the template's text, ``golden`` token ids, and ``ends`` that stop an
             answer.
+        options: see `ChatOptions`.
     """
 
     name = "chat"
@@ -103,20 +61,23 @@ class ChatTask(Templated, NextTokenTask):
     optional = ("context", "system", "tools")
     to_name = "data.columns {messages: NAME} to learn conversations"
     options = ChatOptions
+    settings: ChatOptions
 
     def __init__(
         self, messages: str | None = None, prompt: str | None = None, context: str | None = None,
         completion: str | None = None, system: str | None = None, tools: str | None = None,
-        learn: str | list[int] = "all", template: str | None = None, template_options: dict[str, Any] | None = None,
-        system_prompt: str | None = None, format: dict[str, Any] | None = None,
+        format: Format | None = None, **options: Any,
     ) -> None:  # fmt: skip
+        super().__init__(format, options)
         if (messages is None) == (prompt is None or completion is None):
             raise ValueError("a chat task reads either a messages column or a prompt and a completion column")
         self.messages, self.prompt, self.context, self.completion = messages, prompt, context, completion
         self.system, self.tools = system, tools
-        self.learn, self.template, self.template_options = learn, template, dict(template_options or {})
-        self.system_prompt, self.format = system_prompt, format
-        self._remarks: list[str] = []
+
+    @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        # Rows that bring a system message or tools are asked with them.
+        return cls(messages="messages", system="system", tools="tools") if cls.suits(base) and messages else None
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -151,9 +112,13 @@ class ChatTask(Templated, NextTokenTask):
             task._conversations(chunk, supervised=True)
         return task
 
+    @classmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls(messages="messages"), {"input_ids": [token, token], "labels": [token, token], "row": 0}
+
     def inputs(self) -> list[Input]:
         beside = [Input(name, blank=True, optional=True) for name in (self.system, self.context) if name]
-        tools = [MessagesInput(self.tools, blank=True, optional=True)] if self.tools else []
+        tools = [ToolsInput(self.tools, blank=True, optional=True)] if self.tools else []
         first = self.messages or self.prompt
         assert first is not None
         return [MessagesInput(first), *beside, *tools]
@@ -161,9 +126,8 @@ class ChatTask(Templated, NextTokenTask):
     def state(self) -> dict[str, Any]:
         return {
             "task": self.name, "messages": self.messages, "prompt": self.prompt, "context": self.context,
-            "completion": self.completion, "system": self.system, "tools": self.tools, "learn": self.learn,
-            "template": self.template, "template_options": self.template_options, "system_prompt": self.system_prompt,
-            "format": self.format,
+            "completion": self.completion, "system": self.system, "tools": self.tools, "format": self.format,
+            **self.settings.model_dump(mode="json"),
         }  # fmt: skip
 
     def met(self, ends: Sequence[int]) -> None:
@@ -181,33 +145,32 @@ class ChatTask(Templated, NextTokenTask):
         Examples hold ``input_ids``, ``row`` (index in ``rows``) and, with ``supervised``, ``labels``. Raises
         DataError: rows at fault, a row with nothing to learn, or no row left.
         """
-        task = self if self.format is not None else self.with_tokenizer(tokenizer)
-        assert task.format is not None
-        renderer = Renderer(tokenizer, task.format["template"], self.template_options)
+        task, renderer = self._rendering(tokenizer)
         conversations = self._conversations(rows, supervised)
         problems, examples = Problems(rows), list[dict[str, Any]]()
-        long = parts = lost = left_out = 0
+        long = split = parts = lost = left_out = 0
         for row, (messages, tools, first) in enumerate(conversations):
             try:
                 if not supervised:
-                    ids, cut = last_exchanges(renderer, messages, tools, max_length)
-                    long += cut
-                    examples.append({"input_ids": ids, "row": row})
+                    asked = last_exchanges(renderer, messages, tools, max_length)
+                    long += asked.shortened
+                    examples.append({"input_ids": asked.ids, "row": row})
                     continue
-                made, missed = fitting(renderer, messages, self._answers(messages, first), tools, max_length)
+                made, missed, cut = fitting(renderer, messages, self._answers(messages, first), tools, max_length)
             except ValueError as error:
                 problems.add(f"its messages {error}", row)
                 continue
-            long += len(made) > 1 or missed > 0
-            parts += len(made) if len(made) > 1 else 0
+            long += cut
+            if cut and len(made) > 1:
+                split, parts = split + 1, parts + len(made)
             lost, left_out = lost + missed, left_out + (not made)
             examples += [{"input_ids": one.ids, "labels": one.labels, "row": row} for one in made]
         problems.raise_if_any(REMEDY)
         task.met(sorted(renderer.ends))
         notes = list[str]()
-        if long and supervised:
-            notes.append(counted(_split, max_length, long=long, total=len(rows), parts=parts))
-        elif long:
+        if split:
+            notes.append(counted(_split, max_length, split=split, total=len(rows), parts=parts))
+        if long and not supervised:
             notes.append(counted(_shortened, max_length, long=long, total=len(rows)))
         if lost:
             notes.append(counted(_lost, max_length, lost=lost, left_out=left_out, total=len(rows)))
@@ -222,17 +185,17 @@ class ChatTask(Templated, NextTokenTask):
 
     def _answers(self, messages: list[Message], first: int) -> list[int]:
         """Places of the messages to learn, of those from ``first`` on. Raises ValueError: there is none."""
-        said = [is_learned(message) for message in messages]
+        learn, said = self.settings.learn, [is_learned(message) for message in messages]
         own = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
         if not own:
             raise ValueError("hold no answer of the assistant's to learn")
         if any(mark is not None for mark in said):
             # Of messages that say nothing beside those that do: as OpenAI has it, a weight of 1.
             chosen = [i for i in own if said[i] is not False]
-        elif self.learn == "all":
+        elif learn == "all":
             chosen = own
         else:
-            numbers = [-1] if self.learn == "last" else [int(number) for number in self.learn]
+            numbers = [-1] if learn == "last" else [int(number) for number in learn]
             chosen = sorted({own[number] for number in numbers if -len(own) <= number < len(own)})
         if not chosen:
             raise ValueError("hold no answer that is to be learned")
@@ -260,8 +223,7 @@ class ChatTask(Templated, NextTokenTask):
         if self.messages:
             messages = named_error(self.messages, to_messages, row)
             if not supervised:
-                while messages and messages[-1]["role"] == "assistant":
-                    messages = messages[:-1]
+                messages = to_answer(messages)
                 if not messages:
                     raise ValueError(f"{self.messages} holds nothing to answer")
         else:
@@ -278,7 +240,7 @@ class ChatTask(Templated, NextTokenTask):
                 messages += named_error(self.completion, lambda value: to_messages(value, "assistant"), row)
         system: Any = row.get(self.system) if self.system else None
         if is_missing(system) or system == "":
-            system = self.system_prompt
+            system = self.settings.system_prompt
         elif problem := text_problem(system, blank=True):
             raise ValueError(f"{self.system} {problem}")
         if system and messages[0]["role"] != "system":
@@ -286,37 +248,27 @@ class ChatTask(Templated, NextTokenTask):
         return messages, first
 
 
-def _split(length: int, long: int, total: int, parts: int) -> str:
-    became = f" ({parts} examples)" if parts else ""
-    return f"{long} of {total} conversations have more than {length} tokens and became several{became}."
+def _split(length: int, split: int, total: int, parts: int) -> str:
+    return f"{_long(length, split, total)} and became several ({number_of(parts, 'example')})."
 
 
 def _shortened(length: int, long: int, total: int) -> str:
-    return f"{long} of {total} conversations have more than {length} tokens and lost their beginning."
+    return f"{_long(length, long, total)} and lost {'its' if long == 1 else 'their'} beginning."
+
+
+def _long(length: int, long: int, total: int) -> str:
+    have = f"{long:,} of {number_of(total, 'conversation')} {noun(long, 'has', 'have')}"
+    return f"{have} more than {number_of(length, 'token')}"
 
 
 def _lost(length: int, lost: int, left_out: int, total: int) -> str:
+    does, it, was = ("does", "it", "was") if lost == 1 else ("do", "them", "were")
+    whole = "is" if left_out == 1 else "are"
     return (
-        f"{lost} answers do not fit in {length} tokens with the message before them and were left out: an answer is "
-        f"never cut. So {left_out} of {total} conversations are left out whole."
+        f"{number_of(lost, 'answer')} {does} not fit in {number_of(length, 'token')} with the message before {it} and "
+        f"{was} left out: an answer is never cut. So {left_out:,} of {number_of(total, 'conversation')} {whole} left "
+        "out whole."
     )
-
-
-def to_messages(value: Any, role: str = "user") -> list[Message]:
-    """Messages of a cell; a text that is no list of them is one message of ``role``. Raises ValueError."""
-    if isinstance(value, str) and not holds_messages(value):
-        if problem := text_problem(value, blank=role == "user"):
-            raise ValueError(problem)
-        return [{"role": role, "content": value}]
-    return read_messages(value)
-
-
-def named_error(column: str, read: Any, row: Row) -> Any:
-    try:
-        return read(row.get(column))
-    except ValueError as error:
-        mark = ":" if str(error).startswith("message ") else ""
-        raise ValueError(f"{column}{mark} {error}") from None
 
 
 def _holds(table: Table, name: str) -> bool:

@@ -12,7 +12,7 @@ from lora.data.kinds import Kind
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Row
-from lora.tasks.labels import LabelsTask, kind_of, name_of, per_class, refuse_unseen, sort_names
+from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, per_class, refuse_unseen, sort_names
 from lora.tasks.sequence import label_problem, wrong_type
 
 
@@ -21,6 +21,7 @@ class ClassificationTask(LabelsTask):
 
     name = "classification"
     labels_are = Kind.CLASSES
+    learns = "label"
     best_metric = "f1_macro"  # accuracy hides a rare class that is never found
     greater_is_better = True
     measures = ("loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted")
@@ -29,7 +30,8 @@ class ClassificationTask(LabelsTask):
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> ClassificationTask:
         """Learn the classes. Raises DataError: rows at fault, or a single class."""
-        kind = kind_of([row.get(columns["label"]) for row in rows])
+        values = [row.get(columns["label"]) for row in rows]
+        kind = kind_of(values)
         task = cls([], kind, **columns)
         found = sort_names(set(task.read(rows)))
         if len(found) < 2:
@@ -37,7 +39,9 @@ class ClassificationTask(LabelsTask):
                 f"{named(rows)}column {task.label!r}: every row has the label {found[0]!r}; "
                 "a classifier needs two classes at least"
             )
-        return cls(found, kind, **columns)
+        made = cls(found, kind, **columns)
+        made._mixed = mixed_types(values, kind)
+        return made
 
     def classes(self) -> str:
         return self.label

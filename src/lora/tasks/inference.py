@@ -85,7 +85,7 @@ def _together(
     for outcome in out.values() if supervised else ():
         outcome.losses, outcome.counts = [0.0] * len(encoded), [0] * len(encoded)
     with evaluating(model), without_cache(model):
-        for indices in _batches(model, task, encoded, rows_each, len(runs) * task.rows):
+        for indices in in_batches(model, task, encoded, rows_each, len(runs) * task.rows):
             batch = collated(model, task, [encoded.examples[i] for i in indices], pad_token_id, padding_side)
             batch = to_device(batch, model)
             rows = len(next(iter(batch.values())))
@@ -124,12 +124,19 @@ def _compared(task: Task, outputs: Any, batch: dict[str, Tensor], runs: Sequence
 LOGITS = 1 << 28  # of a batch; in fp32, in which losses are taken, they are 1 GiB
 
 
-def _batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) -> Iterator[list[int]]:
-    """Batches of at most ``rows`` rows, fewer where each token has logits over a large vocabulary."""
-    width = getattr(text_config(getattr(model.base, "config", None)), "vocab_size", None) if task.generates else None
-    for indices in in_order(encoded.lengths, rows):
-        longest = encoded.lengths[indices[0]]
-        most = len(indices) if width is None else max(1, LOGITS // (longest * width * copies))
+def in_batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) -> Iterator[list[int]]:
+    """Batches of at most ``rows`` rows, fewer where each token has logits."""
+    if task.generates:
+        return token_batches(model, encoded.lengths, rows, copies)
+    return iter(in_order(encoded.lengths, rows))
+
+
+def token_batches(model: LoRA, lengths: Sequence[int], rows: int, copies: int) -> Iterator[list[int]]:
+    """Batches of at most ``rows`` rows of these ``lengths``, fewer where the vocabulary is large: each token of each of
+    the ``copies`` of a row has logits over it."""
+    width = getattr(text_config(getattr(model.base, "config", None)), "vocab_size", None)
+    for indices in in_order(lengths, rows):
+        most = len(indices) if width is None else max(1, LOGITS // (lengths[indices[0]] * width * copies))
         yield from (indices[start : start + most] for start in range(0, len(indices), most))
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 from lora.config import DataConfig, Source, TrainingConfig
 from lora.data.hub import stream_dataset
-from lora.data.readers import name_classes
 from lora.data.rows import Row, as_python, located
 from lora.data.streams import ListOrStream, RowStream, chunks, too_large
+from lora.data.tables import name_classes
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_tokenizer, longest_row
 from lora.tasks import Task, from_state, task_class
@@ -94,7 +94,7 @@ def learned(name: str, rows: ListOrStream, roles: Mapping[str, str], config: Dat
     """The task ``name`` with what it learns from ``rows``, and with the options of ``config``. Raises DataError."""
     kind = task_class(name)
     task = kind.from_chunks(chunks(rows), roles) if isinstance(rows, RowStream) else kind.from_rows(rows, roles)
-    return _with_options(task, config)
+    return with_options(task, config)
 
 
 def with_columns(task: Task, config: DataConfig) -> Task:
@@ -106,16 +106,20 @@ def with_columns(task: Task, config: DataConfig) -> Task:
     state = task.state()
     named = {role: name for role, name in config.named_columns().items() if role in state}
     changed = {role: name for role, name in named.items() if name != state[role]}
-    return _with_options(from_state({**state, **changed}) if changed else task, config)
+    return with_options(from_state({**state, **changed}) if changed else task, config)
 
 
-def _with_options(task: Task, config: DataConfig) -> Task:
+def with_options(task: Task, config: DataConfig) -> Task:
+    """``task`` with the options of ``config``. Raises ConfigError: it has none, or none of that name."""
     if not config.options:
         return task
     if not task.options.model_fields:
         raise ConfigError(f"data.options: the task {task.name} has none (given: {', '.join(config.options)})")
-    given = task.options.make(config.options, "data.options")
-    return from_state({**task.state(), **given.model_dump(mode="json", exclude_unset=True)})
+    state = task.state()
+    # With those that it has already: some go together, and some do not.
+    before = {name: state[name] for name in task.options.model_fields}
+    given = {task.options.canonical(name): value for name, value in config.options.items()}
+    return from_state({**state, **task.options.make({**before, **given}, "data.options").model_dump(mode="json")})
 
 
 def tokenizer_of(model: LoRA) -> Any:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any, ClassVar
 
 from lora.data.rows import named, origins, places
@@ -38,6 +41,7 @@ class LabelsTask(SequenceTask):
         self.labels = list(labels)
         self.label_kind = label_kind
         self._index = {name: place for place, name in enumerate(self.labels)}
+        self._mixed: list[str] = []
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> Task:
@@ -50,8 +54,12 @@ class LabelsTask(SequenceTask):
                 kept.setdefault(f"{type(label).__name__} {label!r}", row)
         return cls.from_rows(list(kept.values()), columns)
 
+    @classmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        return [f"{number}" for number in range(count)]
+
     def remarks(self) -> list[str]:
-        return look_alikes(self.labels)
+        return [*self._mixed, *look_alikes(self.labels)]
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "labels": self.labels, "label_kind": self.label_kind}
@@ -87,6 +95,25 @@ def kind_of(values: list[Any]) -> str:
         if kinds and kinds <= allowed:
             return name
     return "str"
+
+
+def mixed_types(values: Iterable[Any], kind: str) -> list[str]:
+    """A sentence about labels of several types, which are taken as they are written; none where types agree.
+
+    ``kind``: what `kind_of` makes of them.
+    """
+    if kind != "str":
+        return []
+    types: dict[str, dict[str, Any]] = {}
+    for value in values:
+        if label_problem(value) is None:
+            types.setdefault(name_of(value, kind), {}).setdefault(type(value).__name__, value)
+    every = list(dict.fromkeys(name for of_one in types.values() for name in of_one))
+    if len(every) < 2:
+        return []
+    same = [" and ".join(map(repr, of_one.values())) for of_one in types.values() if len(of_one) > 1]
+    told = f"; one label each are {', '.join(same[:5])}" if same else ""
+    return [f"Labels are of several types ({', '.join(sorted(every))}) and taken as they are written{told}."]
 
 
 def name_of(value: Any, kind: str) -> str:
@@ -126,16 +153,24 @@ def sort_names(names: set[str]) -> list[str]:
 
 
 def look_alikes(names: list[str]) -> list[str]:
-    """A sentence about labels that differ in case, inner spaces or leading zeros alone: slips, more likely than not."""
+    """A sentence about labels that differ in case, inner spaces, the spelling of a number or truth value, or in what no
+    reader sees (é as one character or two) alone: slips, more likely than not."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        key = " ".join(name.casefold().split())
-        alike.setdefault(key.lstrip("0") or "0" if key.isdecimal() else key, []).append(name)
-    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+        key = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+        if re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,3})?", key):
+            key = f"{Decimal(key).normalize():f}"
+        alike.setdefault({"true": "1", "false": "0"}.get(key, key), []).append(name)
+    groups = [" and ".join(map(_shown(group), group)) for group in alike.values() if len(group) > 1]
     if not groups:
         return []
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return [f"Labels that look alike are taken as different ones: {', '.join(groups[:5])}{more}."]
+
+
+def _shown(names: list[str]) -> Callable[[str], str]:
+    """How ``names`` are told apart by a reader: with escapes where they would look the same."""
+    return ascii if len({unicodedata.normalize("NFC", name) for name in names}) < len(names) else repr
 
 
 def refuse_unseen(labels: list[list[str]], rows: list[Row], known: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora.data.kinds import Kind
+from lora.data.problems import written_list
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Row
-from lora.tasks.labels import LabelsTask, kind_of, name_of, per_class, refuse_unseen, sort_names
+from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, per_class, refuse_unseen, sort_names
 from lora.tasks.sequence import label_problem, wrong_type
 
 THRESHOLD = 0.5
@@ -30,6 +30,7 @@ class MultiLabelTask(LabelsTask):
 
     name = "multi-label"
     labels_are = Kind.LISTS
+    learns = "labels"
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
     greater_is_better = True
     measures = ("loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted", "hamming")
@@ -38,7 +39,8 @@ class MultiLabelTask(LabelsTask):
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> MultiLabelTask:
         """Learn the labels. Raises DataError: rows at fault, no label at all, or the same ones in every row."""
-        kind = kind_of([value for row in rows for value in split_labels(row.get(columns["label"])) or []])
+        values = [value for row in rows for value in split_labels(row.get(columns["label"])) or []]
+        kind = kind_of(values)
         task = cls([], kind, **columns)
         lists = task.read(rows)
         if _indicators(rows, task.label):
@@ -54,7 +56,13 @@ class MultiLabelTask(LabelsTask):
                 f"{named(rows)}column {task.label!r}: every row has the same labels ({', '.join(names)}); "
                 "there is nothing to tell apart"
             )
-        return cls(names, kind, **columns)
+        made = cls(names, kind, **columns)
+        made._mixed = mixed_types(values, kind)
+        return made
+
+    @classmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        return [[name] for name in super().made_up_labels(count)]
 
     def read_label(self, value: Any) -> list[str]:
         """Names of the labels, each once, in the order of the cell."""
@@ -148,15 +156,11 @@ def _indicators(rows: list[Row], column: str) -> bool:
 
 
 def split_labels(value: Any) -> list[Any] | None:
-    """The labels in a cell: a list as it is, a string at its ``;`` and ``|`` (or as a JSON list); None: neither."""
+    """The labels in a cell: a list, also as text, a string at its ``;`` and ``|``; None: neither."""
     if isinstance(value, (list, tuple, set)):
         return sorted(value, key=str) if isinstance(value, set) else list(value)
     if isinstance(value, str):
         if value.strip().startswith("["):
-            try:
-                found = json.loads(value)
-            except json.JSONDecodeError:
-                return None
-            return found if isinstance(found, list) else None
+            return written_list(value)
         return [part.strip() for part in re.split(r"[;|]", value) if part.strip()]
     return None

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lora.core.configs import is_encoder_decoder
+from lora.core.divergence import divergences
 from lora.tasks.base import Task
-from lora.tasks.sequence import pad
+from lora.tasks.sequence import pad, padded_ids
 from lora.tasks.tokens import IGNORED
 
 
@@ -27,25 +28,24 @@ class NextTokenTask(Task):
     measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     next_token = True
     generates = True
+    holds_to_base = True
 
     @classmethod
     def suits(cls, base: Any) -> bool:
         return not is_encoder_decoder(base)
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        made = super().of_length(example, length)
+        # What stands first has nothing before it to be predicted from.
+        return {**made, "labels": [IGNORED, *made["labels"][1:]]}
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels``: (b, t) long. Padding is masked by length: it may be eos."""
         ids = [example["input_ids"] for example in examples]
-        return {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
-            "labels": pad(
-                [example.get("labels", [IGNORED] * len(example["input_ids"])) for example in examples],
-                IGNORED,
-                padding_side,
-            ),
-        }
+        labels = [example.get("labels", [IGNORED] * len(example["input_ids"])) for example in examples]
+        return {**padded_ids(ids, pad_token_id, padding_side), "labels": pad(labels, IGNORED, padding_side)}
 
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over a row's supervised tokens (b,) fp32, and their number (b,).
@@ -61,6 +61,11 @@ class NextTokenTask(Task):
         if label_smoothing:
             losses = (1 - label_smoothing) * losses + label_smoothing * (normaliser - scores.mean(dim=-1))
         return _per_row(losses, mask), mask.sum(dim=1).float()
+
+    def row_divergences(self, outputs: Any, batch: dict[str, Tensor], reference: Any) -> Tensor:
+        chosen, _, mask = self._supervised(outputs, batch)
+        base, _, _ = self._supervised(reference, batch)
+        return _per_row(divergences(chosen, base), mask)
 
     @torch.no_grad()
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

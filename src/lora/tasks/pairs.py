@@ -6,37 +6,25 @@ put around them; else prompt and answer are tokenised as in `lora.tasks.tokens`,
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field
-
-from lora.data.columns import Claim, Sign, Table
-from lora.data.conversations import Message, holds_messages
+from lora.data.columns import MESSAGES, Claim, Sign, Table
+from lora.data.conversations import Message, holds_messages, to_answer
 from lora.data.formats import Format
 from lora.data.problems import Problems
 from lora.data.rendering import Renderer
 from lora.data.rows import named
 from lora.data.windows import last_exchanges
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, NoneLeft, Options, Row
-from lora.tasks.chat import MESSAGES, MessagesInput, Templated, named_error, to_messages
+from lora.plural import number_of
+from lora.tasks.base import Encoded, Input, NoneLeft, Row
 from lora.tasks.sequence import REMEDY, cut_note, require_columns
+from lora.tasks.templated import MessagesInput, Templated, named_error, to_messages
 from lora.tasks.tokens import Frame, bare_ids
 
 PROMPTS = ("prompt", "question", "instruction", "input", "query", *MESSAGES)
-
-
-class PairOptions(Options):
-    """Settings of tasks that compare two answers."""
-
-    template: str | None = Field(
-        default=None, description="a named chat template, a .jinja file or its text; default: the tokenizer's own"
-    )
-    template_options: dict[str, Any] = Field(
-        default_factory=dict, description="further variables of the template, as in {enable_thinking: false}"
-    )
-    system_prompt: str | None = Field(default=None, description="system message of rows that have none")
 
 
 class PairTask(Templated):
@@ -47,24 +35,22 @@ class PairTask(Templated):
             alike.
         chosen, rejected: columns of the answers: texts or messages.
         chat: whether a chat template is put around them.
-        template, template_options, system_prompt: see `PairOptions`.
         format: as of `ChatTask`.
+        options: see `TemplateOptions`, and those of the task itself.
     """
 
-    roles = ("prompt", "chosen", "rejected")
+    roles: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     to_name = "data.columns {prompt: NAME, chosen: NAME, rejected: NAME} to learn preferences"
+    learns = "pairs"
     sign: ClassVar[Sign | None] = Sign.CLEAR  # of columns of that name; None: only where the task is named too
 
     def __init__(
         self, prompt: str | None = None, chosen: str = "chosen", rejected: str = "rejected", chat: bool = False,
-        template: str | None = None, template_options: dict[str, Any] | None = None, system_prompt: str | None = None,
-        format: Format | None = None,
+        format: Format | None = None, **options: Any,
     ) -> None:  # fmt: skip
+        super().__init__(format, options)
         self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
-        self.chat = chat or template is not None or system_prompt is not None
-        self.template, self.template_options = template, dict(template_options or {})
-        self.system_prompt, self.format = system_prompt, format
-        self._remarks: list[str] = []
+        self.chat = chat or self.settings.template is not None or self.settings.system_prompt is not None
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -76,7 +62,8 @@ class PairTask(Templated):
             what = f"no {missing} column is recognised; name it with data.columns {{chosen: NAME, rejected: NAME}}"
             return Claim(sign, problem=table.error(what)) if sign is Sign.NAMED and sign else None
         prompt = named_.get("prompt") or table.get(*PROMPTS)
-        roles = {**({"prompt": prompt} if prompt else {}), "chosen": chosen, "rejected": rejected}
+        more = {role: named_[role] for role in cls.optional if role in named_}
+        roles = {**({"prompt": prompt} if prompt else {}), "chosen": chosen, "rejected": rejected, **more}
         return Claim(sign, roles, "the chosen answer is preferred to the rejected one") if sign else None
 
     @classmethod
@@ -97,14 +84,17 @@ class PairTask(Templated):
             cls(**named_)._pairs(chunk)
         return cls(**named_, chat=chat)
 
+    @abstractmethod
+    def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
+        """Tokens of the chosen and of the rejected answer, with the prompt where that is no part by itself."""
+
     def inputs(self) -> list[Input]:
         return [MessagesInput(self.prompt or self.chosen, blank=True)]
 
     def state(self) -> dict[str, Any]:
         return {
             "task": self.name, "prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected,
-            "chat": self.chat, "template": self.template, "template_options": self.template_options,
-            "system_prompt": self.system_prompt, "format": self.format,
+            "chat": self.chat, "format": self.format, **self.settings.model_dump(mode="json"),
         }  # fmt: skip
 
     def _pairs(self, rows: list[Row]) -> list[tuple[list[Message], list[Message]]]:
@@ -136,7 +126,7 @@ class PairTask(Templated):
             prompt, answers = self._with_system(first[:alike]), [first[alike:], second[alike:]]
         for name, answer in zip((self.chosen, self.rejected), answers, strict=True):
             if len(answer) != 1 or answer[0]["role"] != "assistant":
-                raise ValueError(f"{name} holds {len(answer)} messages where one answer is needed")
+                raise ValueError(f"{name} holds {number_of(len(answer), 'message')} where one answer is needed")
         if answers[0] == answers[1]:
             raise ValueError(f"{self.chosen} and {self.rejected} are the same: nothing is preferred")
         return prompt, [answer[0] for answer in answers]
@@ -145,9 +135,7 @@ class PairTask(Templated):
         """What is answered; of a whole conversation without a rejected answer, all up to its last answer."""
         if self.prompt is not None or self.rejected in row:
             return self._prompt(row) or self._pair(row)[0]
-        messages = named_error(self.chosen, to_messages, row)
-        while messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
+        messages = to_answer(named_error(self.chosen, to_messages, row))
         if not messages:
             raise ValueError(f"{self.chosen} holds nothing to answer")
         return self._with_system(messages)
@@ -158,8 +146,9 @@ class PairTask(Templated):
         return self._with_system(named_error(self.prompt, to_messages, row))
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
-        if self.system_prompt and messages[0]["role"] != "system":
-            return [{"role": "system", "content": self.system_prompt}, *messages]
+        system = self.settings.system_prompt
+        if system and messages[0]["role"] != "system":
+            return [{"role": "system", "content": system}, *messages]
         return messages
 
     def _tokens(
@@ -177,8 +166,8 @@ class PairTask(Templated):
                 if renderer is not None:
                     ids = [renderer.answer(messages, answer, None) for answer in answers]
                     room = max_length - max(map(len, ids))
-                    prompt, shortened = last_exchanges(renderer, messages, None, max(room, 1))
-                    fits = not shortened or len(prompt) < room  # a template cut in two is none
+                    prompt, shortened, torn = last_exchanges(renderer, messages, None, max(room, 1))
+                    fits = room > 0 and not torn  # a template cut in two is none
                 else:
                     bare, *ids = (
                         frame.strip(of_one)
@@ -210,11 +199,7 @@ class PairTask(Templated):
         return out, cut + dropped, notes
 
     def _renderer(self, tokenizer: Any) -> Renderer | None:
-        if not self.chat:
-            return None
-        task = self if self.format is not None else self.with_tokenizer(tokenizer)
-        assert task.format is not None
-        return Renderer(tokenizer, task.format["template"], self.template_options)
+        return self._rendering(tokenizer)[1] if self.chat else None
 
     def _asked(self, rows: list[Row], tokenizer: Any, max_length: int) -> Encoded:
         """Prompts alone, for generation."""
@@ -224,7 +209,7 @@ class PairTask(Templated):
             try:
                 messages = self._question(row)
                 if renderer is not None:
-                    ids, shortened = last_exchanges(renderer, messages, None, max_length)
+                    ids, shortened = _prompt_of(renderer, messages, max_length)
                 else:
                     body = frame.strip(bare_ids(tokenizer, [messages[0]["content"]])[0])
                     room = max(max_length - len(frame.prefix), 1)
@@ -236,6 +221,14 @@ class PairTask(Templated):
         problems.raise_if_any(REMEDY)
         notes = [cut_note(cut, len(rows), max_length, "and lost the beginning of their prompts")] if cut else []
         return Encoded(examples, [len(one["input_ids"]) for one in examples], [0] * len(examples), cut, notes)
+
+
+def _prompt_of(renderer: Renderer, messages: list[Message], length: int) -> tuple[list[int], bool]:
+    """`last_exchanges`, with errors that say what is at fault."""
+    try:
+        return last_exchanges(renderer, messages, None, length)[:2]
+    except ValueError as error:
+        raise ValueError(f"its messages {error}") from None
 
 
 def right_share(gains: list[float]) -> float:

@@ -10,24 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lora.data.rendering import IGNORED
-from lora.tasks.base import Encoded, Row
+from lora.errors import ConfigError
+from lora.tasks.base import Encoded, Row, Task, resized
 from lora.tasks.next_token import NextTokenTask
-from lora.tasks.pairs import PairOptions, PairTask, right_share
+from lora.tasks.pairs import PairTask, right_share
+from lora.tasks.templated import TemplateOptions
 
 Loss = Literal["sigmoid", "robust", "hinge", "ipo", "orpo", "simpo"]
 ALONE = ("orpo", "simpo")  # losses without a reference
 BETA = {"sigmoid": 0.1, "robust": 0.1, "hinge": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
+GAMMA = 1.0
+SMOOTHED = ("sigmoid", "robust")  # losses whose formula has an ε
 
 
-class PreferenceOptions(PairOptions):
+class PreferenceOptions(TemplateOptions):
     """Settings of the task preference."""
 
     loss: Loss = Field(
@@ -37,8 +41,15 @@ class PreferenceOptions(PairOptions):
     beta: float | None = Field(
         default=None, gt=0, description="how far from the reference; of orpo the weight of the odds; default by loss"
     )
-    gamma: float = Field(default=1.0, ge=0, description="margin that simpo asks for")
+    gamma: float | None = Field(default=None, ge=0, description=f"margin that simpo asks for; default {GAMMA:g}")
     sft: float = Field(default=0.0, ge=0, description="weight of the chosen answer's cross-entropy per token beside it")
+
+    @model_validator(mode="after")
+    def _gamma_is_of_simpo(self) -> Self:
+        # Adapters of earlier versions keep the default beside every loss.
+        if self.gamma not in (None, GAMMA) and self.loss != "simpo":
+            raise ValueError(f"gamma {self.gamma:g} is the margin of simpo, and the loss is {self.loss}; leave it out")
+        return self
 
 
 class PreferenceTask(PairTask, NextTokenTask):
@@ -66,23 +77,27 @@ class PreferenceTask(PairTask, NextTokenTask):
 
     name = "preference"
     options = PreferenceOptions
+    settings: PreferenceOptions
     measures = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "likelihood_accuracy")
     smooths_tokens = False
+    holds_to_base = False  # its loss does so already, by beta
     rows = 2
-
-    def __init__(
-        self, *args: Any, loss: Loss = "sigmoid", beta: float | None = None, gamma: float = 1.0, sft: float = 0.0,
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(*args, **kwargs)
-        self.loss, self.beta, self.gamma, self.sft = loss, beta, gamma, sft
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "loss": self.loss, "beta": self.beta, "gamma": self.gamma, "sft": self.sft}
 
     @property
     def reference(self) -> bool:
-        return self.loss not in ALONE
+        return self.settings.loss not in ALONE
+
+    def check_smoothing(self, label_smoothing: float) -> None:
+        loss, given = self.settings.loss, f"training.label_smoothing {label_smoothing:g}"
+        if label_smoothing and loss not in SMOOTHED:
+            raise ConfigError(
+                f"{given}: the loss {loss} has none; leave it out, or choose one of the losses {' and '.join(SMOOTHED)}"
+            )
+        if loss == "robust" and label_smoothing >= 0.5:
+            raise ConfigError(
+                f"{given}: to the loss robust it is the share of pairs that are labelled the wrong way round, and of "
+                "pairs half wrong or more nothing can be learned; it must be below 0.5"
+            )
 
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
         """``input_ids``: prompt, chosen answer, rejected answer; ``labels``: of both answers; ``branches``: their
@@ -105,11 +120,37 @@ class PreferenceTask(PairTask, NextTokenTask):
         ]
         return Encoded(examples, [len(one["input_ids"]) for one in examples], [1] * len(examples), cut, notes)
 
-    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+    @classmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        example = {"input_ids": [token] * 3, "labels": [IGNORED, token, token], "branches": [1, 1, 1], "row": 0}
+        return cls(prompt="prompt"), example
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        prompt, *answers = example["branches"]
+        return len(example["input_ids"]), 1, prompt + max(answers)
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """The prompt with its longer answer has ``length`` tokens, and the other answer its share of that."""
+        prompt, *answers = example["branches"]
+        room = min(max(1, round(length * max(answers) / (prompt + max(answers)))), length - 1)
+        branches = [length - room, *(max(1, round(room * answer / max(answers))) for answer in answers)]
+        ids = resized(example["input_ids"], sum(branches))
+        labels = [IGNORED] * branches[0] + resized(example["labels"][prompt:], sum(branches[1:]))
+        return {**example, "input_ids": ids, "labels": labels, "branches": branches}
+
+    def last_tokens(self, example: dict[str, Any]) -> list[int]:
+        prompt, chosen, _ = example["branches"]
+        return [example["labels"][place] for place in (prompt + chosen - 1, -1)]
+
+    def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
+        _, chosen, rejected = example["branches"]
+        return chosen, rejected
+
+    def asked(self, example: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
         """The prompt, and the chosen answer."""
         prompt, chosen, _ = example["branches"]
         ids = example["input_ids"]
-        return {"input_ids": ids[:prompt], "row": example["row"]}, ids[prompt : prompt + chosen]
+        return [({"input_ids": ids[:prompt], "row": example["row"]}, ids[prompt : prompt + chosen])]
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
@@ -142,20 +183,22 @@ class PreferenceTask(PairTask, NextTokenTask):
 
     def pair_losses(self, own: Tensor, counts: Tensor, base: Tensor | None, label_smoothing: float = 0.0) -> Tensor:
         """(b,) from cross-entropy sums ``own`` and ``base`` (b, 2) of chosen and rejected, of ``counts`` tokens."""
-        h, eps = self._h(own, counts, base), label_smoothing
-        if self.loss == "sigmoid":
+        h, eps, loss = self._h(own, counts, base), label_smoothing, self.settings.loss
+        self.check_smoothing(eps)
+        if loss == "sigmoid":
             out = -(1 - eps) * F.logsigmoid(h) - eps * F.logsigmoid(-h)
-        elif self.loss == "robust":
+        elif loss == "robust":
             out = (-(1 - eps) * F.logsigmoid(h) + eps * F.logsigmoid(-h)) / (1 - 2 * eps)
-        elif self.loss == "hinge":
+        elif loss == "hinge":
             out = torch.relu(1 - h)
-        elif self.loss == "ipo":
+        elif loss == "ipo":
             out = (h / self._beta - 1 / (2 * self._beta)).square()
-        elif self.loss == "orpo":
+        elif loss == "orpo":
             out = own[:, 0] / counts[:, 0] - self._beta * F.logsigmoid(h)
         else:
-            out = -F.logsigmoid(h - self.gamma)
-        return out + self.sft * own[:, 0] / counts[:, 0] if self.sft else out
+            out = -F.logsigmoid(h - (GAMMA if self.settings.gamma is None else self.settings.gamma))
+        sft = self.settings.sft
+        return out + sft * own[:, 0] / counts[:, 0] if sft else out
 
     def _h(self, own: Tensor, counts: Tensor, base: Tensor | None) -> Tensor:
         """(b,) what is to grow: see the class."""
@@ -166,15 +209,15 @@ class PreferenceTask(PairTask, NextTokenTask):
         """(b, 2) of chosen and rejected, whose difference is h: β·log(π/π_ref), or what stands for it."""
         if base is not None:
             ratio = base - own
-            return self._beta * (ratio / counts if self.loss == "ipo" else ratio)
+            return self._beta * (ratio / counts if self.settings.loss == "ipo" else ratio)
         mean = -own / counts  # log p
-        if self.loss == "orpo":
+        if self.settings.loss == "orpo":
             return mean - _log1m_exp(mean)
         return self._beta * mean
 
     @property
     def _beta(self) -> float:
-        return self.beta or BETA[self.loss]
+        return self.settings.beta or BETA[self.settings.loss]
 
     def _sums(self, outputs: Any, batch: dict[str, Tensor], reference: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         own, counts = self.token_losses(outputs, batch)

@@ -32,8 +32,13 @@ def recognise(rows: ListOrStream, config: DataConfig, base: Any = None) -> Colum
     asked = config.task != "auto"
     if not asked:
         _refuse_mixture(table)
-    fitting = {name: task for name, task in TASKS.items() if task.suits(base)}
-    tasks = {config.task: task_class(config.task)} if asked else fitting
+    if asked:
+        tasks = {config.task: task_class(config.task)}
+        _refuse_unread(table, config)
+    else:
+        # A task that does not read all that the settings name is not the one that they mean.
+        readers = {name: task for name, task in TASKS.items() if set(table.named) <= set(task.roles)}
+        tasks = {name: task for name, task in readers.items() if task.suits(base)}
     claims = [(name, claim) for name, task in tasks.items() if (claim := task.recognise(table, asked))]
     if not claims:
         raise _nothing(table)
@@ -43,6 +48,7 @@ def recognise(rows: ListOrStream, config: DataConfig, base: Any = None) -> Colum
         _refuse_misspelt(table, list(claim.roles.values()))
     if claim.problem is not None:
         raise claim.problem
+    _refuse_twice(table, claim.roles)
     return Columns(task, claim.roles, _told(table, task, claim))
 
 
@@ -79,6 +85,22 @@ def _refuse_mixture(table: Table) -> None:
     readers = {role: [name for name, task in TASKS.items() if role in task.roles] for role in table.named}
     listed = ", ".join(f"a {role.replace('_', ' ')} column ({', '.join(names)})" for role, names in readers.items())
     raise DataError(f"no task reads all that the settings name: {listed}; remove one kind or set data.task")
+
+
+def _refuse_unread(table: Table, config: DataConfig) -> None:
+    """Raise DataError where the settings name columns that the task they name does not read."""
+    task = task_class(config.task)
+    if unread := [role for role in table.named if role not in task.roles]:
+        named = ", ".join(f"{config.setting_of(role)} ({table.named[role]!r})" for role in unread)
+        raise table.error(f"the task {config.task} does not read {named}; it reads: {', '.join(task.roles)}")
+
+
+def _refuse_twice(table: Table, roles: dict[str, str]) -> None:
+    """Raise DataError where one column would be two things: a text that is its own label is learned at once."""
+    for column in roles.values():
+        same = [role.replace("_", " ") for role, name in roles.items() if name == column]
+        if len(same) > 1:
+            raise table.error(f"column {column!r} would be read as {' and as '.join(same)}; name another for one")
 
 
 def _nothing(table: Table) -> DataError:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora.data.kinds import Kind
 from lora.data.rows import named
-from lora.errors import DataError
+from lora.errors import ConfigError, DataError
 from lora.tasks.base import Row
 from lora.tasks.sequence import SequenceTask, label_problem, wrong_type
 
@@ -29,6 +29,7 @@ class RegressionTask(SequenceTask):
 
     name = "regression"
     labels_are = Kind.QUANTITY
+    learns = "number"
     best_metric = "rmse"
     greater_is_better = False
     measures = ("loss", "mse", "rmse", "mae", "r2", "pearson")
@@ -49,6 +50,10 @@ class RegressionTask(SequenceTask):
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> RegressionTask:
         """Learn mean and standard deviation. Raises DataError: rows at fault, or all labels the same number."""
         return cls._of(cls(0.0, 1.0, **columns).read(rows), rows, columns)
+
+    @classmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        return [0.0, 0.5]
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> RegressionTask:
@@ -98,6 +103,12 @@ class RegressionTask(SequenceTask):
         """(b,) fp32, standardised."""
         return torch.tensor([(value - self.mean) / self.std for value in labels], dtype=torch.float32)
 
+    def check_smoothing(self, label_smoothing: float) -> None:
+        if label_smoothing:
+            raise ConfigError(
+                f"training.label_smoothing {label_smoothing:g}: there is nothing to smooth in a number; leave it out"
+            )
+
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Squared error of the standardised label per row (b,) fp32, and ones (b,). ``outputs.logits``: (b, ≥1), the
         first counts.
@@ -117,7 +128,10 @@ class RegressionTask(SequenceTask):
         from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
         said, true = np.asarray(predictions, dtype=float), np.asarray(targets, dtype=float)
-        if not np.isfinite(said).all():  # diverged: never the best, and no crash in the middle of a run
+        with np.errstate(over="ignore"):
+            squares = float(np.square(said - true).sum() + np.square(true - true.mean()).sum())
+        # Diverged, or numbers whose squares leave fp64's range: never the best, and no crash in the middle of a run.
+        if not math.isfinite(squares):
             return {
                 "loss": loss_sum / count,
                 "mse": math.inf,

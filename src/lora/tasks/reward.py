@@ -18,13 +18,13 @@ from lora.data.conversations import Message
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Row
-from lora.tasks.chat import MessagesInput, named_error, to_messages
-from lora.tasks.pairs import PairOptions, PairTask, right_share
-from lora.tasks.sequence import REMEDY, pad
+from lora.tasks.base import Encoded, Input, Row, Task, resized
+from lora.tasks.pairs import PairTask, right_share
+from lora.tasks.sequence import REMEDY, padded_ids
+from lora.tasks.templated import MessagesInput, TemplateOptions, named_error, to_messages
 
 
-class RewardOptions(PairOptions):
+class RewardOptions(TemplateOptions):
     """Settings of the task reward."""
 
     centre: float = Field(
@@ -36,11 +36,15 @@ class RewardTask(PairTask):
     """A reward model (Ouyang et al. 2022, arXiv:2203.02155, eq. 1): -log σ(r(c) - r(r)) of the chosen and the rejected
     answer; ``centre`` adds that many times (r(c) + r(r))² (Eisenstein et al. 2023, arXiv:2312.09244, eq. 2).
 
-    Arguments: as of `PairTask`; and centre.
+    Arguments: as of `PairTask`; and
+        completion: column of the answer that is to be scored, in prediction.
     """
 
     name = "reward"
+    roles = (*PairTask.roles, "completion")
+    optional = ("completion",)
     options = RewardOptions
+    settings: RewardOptions
     sign = None  # the same columns are more often meant for preference training
     auto_class = "AutoModelForSequenceClassification"
     best_metric = "loss"
@@ -48,16 +52,17 @@ class RewardTask(PairTask):
     measures = ("loss", "accuracy", "margin")
     rows = 2
 
-    def __init__(self, *args: Any, completion: str = "completion", centre: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, completion: str = "completion", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.completion, self.centre = completion, centre
+        self.completion = completion
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "completion": self.completion, "centre": self.centre}
+        return {**super().state(), "completion": self.completion}
 
     def inputs(self) -> list[Input]:
         """What is scored: a prompt and an answer to it, or a whole conversation."""
-        answer = [MessagesInput(self.completion)] if self.prompt else []
+        # Rows to be learned have none.
+        answer = [MessagesInput(self.completion, optional=True, role="assistant")] if self.prompt else []
         return [*super().inputs(), *answer]
 
     def model_options(self) -> dict[str, Any]:
@@ -66,18 +71,40 @@ class RewardTask(PairTask):
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
         """``chosen`` and ``rejected``: prompt and answer as token ids, as `PairTask` makes and cuts them. Without
         ``supervised``: ``input_ids`` of the prompt with the one answer that is to be scored."""
-        ends = [tokenizer.sep_token_id] if tokenizer.sep_token_id is not None else []  # of encoders, which have no end
+        between, end = _pair_frame(tokenizer)
+        # The tokenizer's end token, which stands behind answers otherwise, may be the same as an encoder's last one.
+        twice = bool(end) and end[0] == tokenizer.eos_token_id
         asked = self._pairs(rows) if supervised else self._scored(rows)
-        pairs, cut, notes = self._tokens(rows, asked, tokenizer, max_length - 2 * len(ends))
+        pairs, cut, notes = self._tokens(
+            rows, asked, tokenizer, max_length - len(between) - len(end) + (twice and not self.chat)
+        )
         if not supervised and len(pairs) < len(rows):
             raise DataError(f"{named(rows)}{notes[-1]} A score needs the whole answer; raise max_length")
         examples: list[dict[str, Any]] = []
         for row, prompt, answers in pairs:
-            whole = [[*prompt, *ends, *answer, *ends] for answer in answers]
+            bare = [answer[:-1] if twice and answer[-1:] == end[:1] else answer for answer in answers]
+            whole = [[*prompt, *between, *answer, *end] for answer in bare]
             scored = {"chosen": whole[0], "rejected": whole[1]} if supervised else {"input_ids": whole[0]}
             examples.append({**scored, "row": row})
         lengths = [max(len(ids) for key, ids in example.items() if key != "row") for example in examples]
         return Encoded(examples, lengths, [int(supervised)] * len(examples), cut, notes)
+
+    @classmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls(prompt="prompt"), {"chosen": [token, token], "rejected": [token, token], "row": 0}
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        tokens = max(len(example["chosen"]), len(example["rejected"]))
+        return tokens, 1, tokens
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """The longer of prompt and answer has ``length`` tokens, and the other its share of that."""
+        longest, _, _ = self.size(example)
+        made = {key: max(2, round(len(example[key]) * length / longest)) for key in ("chosen", "rejected")}
+        return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
+
+    def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
+        return len(example["chosen"]), len(example["rejected"])
 
     def _scored(self, rows: list[Row]) -> list[tuple[list[Message], list[Message]]]:
         """What is to be scored: messages, and the one answer to them. Raises DataError."""
@@ -89,7 +116,10 @@ class RewardTask(PairTask):
                     messages = self._with_system(messages) if messages else []
                 else:
                     messages = self._prompt(row) or []
-                    (answer,) = named_error(self.completion, lambda value: to_messages(value, "assistant"), row)
+                    said = named_error(self.completion, lambda value: to_messages(value, "assistant"), row)
+                    if len(said) != 1:
+                        raise ValueError(f"{self.completion} holds {len(said)} messages where one answer is needed")
+                    (answer,) = said
                 if not messages or answer["role"] != "assistant":
                     raise ValueError("an answer of the assistant's is needed, and something that it answers")
                 out.append((messages, [answer]))
@@ -105,10 +135,7 @@ class RewardTask(PairTask):
         is scored (b, t), without labels."""
         pairs = "chosen" in examples[0]
         rows = [ids for one in examples for ids in ((one["chosen"], one["rejected"]) if pairs else (one["input_ids"],))]
-        batch = {
-            "input_ids": pad(rows, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in rows], 0, padding_side),
-        }
+        batch = padded_ids(rows, pad_token_id, padding_side)
         return {**batch, "labels": torch.zeros(len(examples), dtype=torch.long)} if pairs else batch
 
     def row_losses(self, outputs: Any, batch: dict[str, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -116,8 +143,8 @@ class RewardTask(PairTask):
         rewards = outputs.logits[:, 0].float().view(-1, 2)
         difference = rewards[:, 0] - rewards[:, 1]
         losses = -(1 - label_smoothing) * F.logsigmoid(difference) - label_smoothing * F.logsigmoid(-difference)
-        if self.centre:
-            losses = losses + self.centre * rewards.sum(dim=1).square()
+        if self.settings.centre:
+            losses = losses + self.settings.centre * rewards.sum(dim=1).square()
         return losses, torch.ones_like(losses)
 
     @torch.no_grad()
@@ -142,3 +169,17 @@ class RewardTask(PairTask):
             "accuracy": right_share(margins),
             "margin": math.fsum(margins) / len(margins),
         }
+
+
+def _pair_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What an encoder's tokenizer puts between two texts and behind them (one ``[SEP]`` each, in RoBERTa two between);
+    nothing for one without a separating token, a decoder's."""
+    if tokenizer.sep_token_id is None:
+        return [], []
+    ids, specials = tokenizer("a", "a", verbose=False)["input_ids"], set(tokenizer.all_special_ids)
+    texts = [place for place, token in enumerate(ids) if token not in specials] or [0]
+    gap = next((i for i in range(texts[0], texts[-1]) if ids[i] in specials), None)
+    if gap is None:  # it puts no pairs together itself
+        return [tokenizer.sep_token_id], [tokenizer.sep_token_id]
+    second = next(place for place in texts if place > gap)
+    return list(ids[gap:second]), list(ids[texts[-1] + 1 :])

@@ -16,9 +16,9 @@ from lora.data.columns import Claim, Table
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import ModelError
-from lora.tasks.base import Encoded, NoneLeft, Options, Row
+from lora.tasks.base import Encoded, NoneLeft, Options, Row, Task, resized
 from lora.tasks.causal import CausalTask
-from lora.tasks.sequence import REMEDY, cut_note, pad, tokenise
+from lora.tasks.sequence import REMEDY, cut_note, pad, padded_ids, tokenise
 from lora.tasks.tokens import IGNORED, NO_END
 
 
@@ -33,7 +33,7 @@ class Seq2SeqTask(CausalTask):
 
     Arguments:
         prompt, completion, context: columns as of `CausalTask`; the prompt, with its context, is the source.
-        prefix: see `Prefixed`.
+        options: see `Prefixed`.
     """
 
     name = "seq2seq"
@@ -42,13 +42,17 @@ class Seq2SeqTask(CausalTask):
     auto_class = "AutoModelForSeq2SeqLM"
     next_token = False  # of the decoder it is, but behind an encoder: no packed rows
 
-    def __init__(self, prompt: str, completion: str, context: str | None = None, prefix: str = "") -> None:
+    def __init__(self, prompt: str, completion: str, context: str | None = None, **options: Any) -> None:
         super().__init__(prompt=prompt, completion=completion, context=context)
-        self.prefix = prefix
+        self.settings = Prefixed.make(options)
 
     @classmethod
     def suits(cls, base: Any) -> bool:
         return is_encoder_decoder(base)
+
+    @classmethod
+    def for_texts(cls, base: Any, messages: bool) -> Task | None:
+        return cls(prompt="prompt", completion="completion") if cls.suits(base) else None  # it knows no messages
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -63,7 +67,7 @@ class Seq2SeqTask(CausalTask):
 
     def state(self) -> dict[str, Any]:
         columns = {"prompt": self.prompt, "completion": self.completion, "context": self.context}
-        return {"task": self.name, **columns, "prefix": self.prefix}
+        return {"task": self.name, **columns, **self.settings.model_dump()}
 
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
         """Sources with whatever the tokenizer puts around a text, cut on the right; targets as its ``text_target``
@@ -73,7 +77,7 @@ class Seq2SeqTask(CausalTask):
         length is s + t. Raises DataError: rows at fault, or no row left.
         """
         texts, answers = self._texts(rows, supervised)
-        sources, truncated = tokenise(tokenizer, [[self.prefix + text] for text in texts], max_length)
+        sources, over = tokenise(tokenizer, [[self.settings.prefix + text] for text in texts], max_length)
         targets = _targets(tokenizer, answers)
         problems, examples = Problems(rows), list[dict[str, Any]]()
         for index, source in enumerate(sources):
@@ -86,29 +90,40 @@ class Seq2SeqTask(CausalTask):
                 examples.append(example | {"labels": targets[index]})
         problems.raise_if_any(REMEDY)
         notes, dropped = [], len(rows) - len(examples)
+        cut = sum(example["row"] in over for example in examples)
         if dropped:
             then = "with the target alone and {was} left out: an answer is never cut"
             notes.append(cut_note(dropped, len(rows), max_length, then))
         if not examples:
-            raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes, truncated)
-        if truncated:
-            notes.append(cut_note(truncated, len(rows), max_length, "and lost the end of their sources"))
+            raise NoneLeft(f"{named(rows)}{notes[0]} None is left; raise data.max_length", notes, dropped)
+        if cut:
+            notes.append(cut_note(cut, len(rows), max_length, "and lost the end of their sources"))
         if supervised and tokenizer.eos_token_id is None:
             notes.append(NO_END)
         counts = [len(example.get("labels", ())) for example in examples]
         lengths = [len(example["input_ids"]) + count for example, count in zip(examples, counts, strict=True)]
         kept = [answers[example["row"]] for example in examples] if supervised else []
-        return Encoded(examples, lengths, counts, truncated, notes, kept)
+        return Encoded(examples, lengths, counts, cut + dropped, notes, kept)
+
+    @classmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls("prompt", "completion"), {"input_ids": [token, token], "labels": [token, token], "row": 0}
+
+    def size(self, example: dict[str, Any]) -> tuple[int, int, int]:
+        source, target = len(example["input_ids"]), len(example["labels"])
+        return source + target, target, max(source, target)
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        """The longer of source and target has ``length`` tokens, and the other its share of that."""
+        _, _, longest = self.size(example)
+        made = {key: max(1, round(len(example[key]) * length / longest)) for key in ("input_ids", "labels")}
+        return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` (b, s) and, where there are any, ``labels`` (b, t): long."""
-        ids = [example["input_ids"] for example in examples]
-        batch = {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
-        }
+        batch = padded_ids([example["input_ids"] for example in examples], pad_token_id, padding_side)
         if "labels" in examples[0]:
             batch["labels"] = pad([example["labels"] for example in examples], IGNORED, "right")
         return batch
@@ -125,8 +140,8 @@ class Seq2SeqTask(CausalTask):
             )
         return {**batch, "decoder_input_ids": shift(batch["labels"])}
 
-    def asked(self, example: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
-        return {key: example[key] for key in example if key != "labels"}, example["labels"]
+    def asked(self, example: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
+        return [({key: example[key] for key in example if key != "labels"}, example["labels"])]
 
     @staticmethod
     def _supervised(outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,8 @@ from lora.data.problems import Problems, excerpt, is_missing, text_problem
 from lora.data.rows import named
 from lora.data.streams import RowStream
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Row, Task
+from lora.plural import number_of
+from lora.tasks.base import Encoded, Input, Row, Task, resized
 
 REMEDY = "correct or remove these rows"
 PAIRS = (
@@ -73,6 +74,22 @@ class SequenceTask(Task):
             return Claim(sign, problem=problem)
         return Claim(sign, roles, why, others) if kind is cls.labels_are else None
 
+    @classmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        rows = [{"text": "-", "label": label} for label in cls.made_up_labels(labels)]
+        task = cls.from_rows(rows, {"text": "text", "label": "label"})
+        assert isinstance(task, SequenceTask)
+        return task, {"input_ids": [token, token], "row": 0, "label": task.read_label(rows[0]["label"])}
+
+    @classmethod
+    @abstractmethod
+    def made_up_labels(cls, count: int) -> list[Any]:
+        """Cells from which a task of ``count`` labels is learned, where it has labels."""
+
+    def of_length(self, example: dict[str, Any], length: int) -> dict[str, Any]:
+        tokens = {key: resized(example[key], length) for key in example if key in ("input_ids", "token_type_ids")}
+        return {**example, **tokens}
+
     def inputs(self) -> list[Input]:
         return [Input(name) for name in (self.text, self.text_pair) if name]
 
@@ -103,7 +120,8 @@ class SequenceTask(Task):
         problems.raise_if_any(REMEDY)
         if supervised:
             self.check_labels(labels, rows)
-        encodings, truncated = tokenise(tokenizer, texts, max_length)
+        encodings, over = tokenise(tokenizer, texts, max_length)
+        truncated = len(over)
         examples: list[dict[str, Any]] = []
         for index, encoding in enumerate(encodings):
             if not encoding["input_ids"]:
@@ -137,12 +155,7 @@ class SequenceTask(Task):
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` (b, t) long, ``token_type_ids`` (b, t) where there are any, ``labels``."""
-        ids = [example["input_ids"] for example in examples]
-        batch = {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            # By length, never by comparing with the pad token: it may be the end token too.
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
-        }
+        batch = padded_ids([example["input_ids"] for example in examples], pad_token_id, padding_side)
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"] = pad([example["token_type_ids"] for example in examples], 0, padding_side)
         if "label" in examples[0]:
@@ -185,6 +198,15 @@ def pad(rows: list[list[int]], value: int, side: str) -> Tensor:
         row + [value] * (width - len(row)) if side == "right" else [value] * (width - len(row)) + row for row in rows
     ]
     return torch.tensor(filled, dtype=torch.long)
+
+
+def padded_ids(rows: list[list[int]], pad_token_id: int, side: str) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, (b, t) long, of token ids ``rows``, padded on the ``side``."""
+    # By length, never by comparing with the pad token: it may be the end token too.
+    return {
+        "input_ids": pad(rows, pad_token_id, side),
+        "attention_mask": pad([[1] * len(row) for row in rows], 0, side),
+    }
 
 
 def require_columns(rows: Collection[Row] | RowStream, columns: list[str]) -> None:
@@ -254,7 +276,7 @@ def cut_note(cut: int, total: int, max_length: int, then: str, **more: int) -> s
 
 def _cut(max_length: int, then: str, cut: int, total: int, **more: int) -> str:
     was = "was" if cut == 1 else "were"
-    return f"{cut} of {total} rows {was} longer than {max_length} tokens {then.format(was=was, **more)}."
+    return f"{cut:,} of {number_of(total, 'row')} {was} longer than {max_length} tokens {then.format(was=was, **more)}."
 
 
 def label_problem(value: Any) -> str | None:
@@ -270,15 +292,15 @@ def wrong_type(value: Any, wanted: str) -> str:
     return f"the label {excerpt(value)} is not {wanted}"
 
 
-def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
-    """One encoding per row and how many were cut. ``texts``: one or two texts per row."""
+def tokenise(tokenizer: Any, texts: list[list[str]], max_length: int) -> tuple[list[dict[str, list[int]]], set[int]]:
+    """One encoding per row, and the rows that were cut. ``texts``: one or two texts per row."""
     encodings = _call(tokenizer, texts)
     over = [index for index, encoding in enumerate(encodings) if len(encoding["input_ids"]) > max_length]
     if over:
         cut = _call(tokenizer, [texts[index] for index in over], truncation="longest_first", max_length=max_length)
         for index, encoding in zip(over, cut, strict=True):
             encodings[index] = encoding
-    return encodings, len(over)
+    return encodings, set(over)
 
 
 def _call(tokenizer: Any, texts: list[list[str]], **options: Any) -> list[dict[str, list[int]]]:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
-from lora.data.problems import Problems
-from lora.data.rows import Places, named
+from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort_names, typed
-from lora.tasks.sequence import REMEDY, counted, cut_note, pad, require_columns
+from lora.tasks.sequence import pad, padded_ids
 from lora.tasks.spans import OUTSIDE, Span, broken, complete, pairs, scheme_of, scores, spans, strict_spans, type_of
+from lora.tasks.tagged import encode_tagged, read_tagged, words_note
 from lora.tasks.tokens import IGNORED
-from lora.tasks.words import Pieces, Words, aligned, split, tags_of, windows, words_of
+from lora.tasks.words import Pieces, Words, aligned, listed, split, tags_of, words_of
 
 TOKENS = ("tokens", "words")
 TAGS = (
@@ -47,6 +47,7 @@ class TokenClassificationTask(Task):
         "loss", "accuracy", "precision", "recall", "f1", "f1_strict", "precision_macro", "recall_macro", "f1_macro",
     )  # fmt: skip
     per_token = True
+    learns = "labels"
 
     def __init__(
         self,
@@ -115,6 +116,10 @@ class TokenClassificationTask(Task):
         task._added = [name for name in task.labels if name not in seen]
         return task
 
+    @classmethod
+    def made_up(cls, labels: int = 2, token: int = 1) -> tuple[Task, dict[str, Any]]:
+        return cls([f"{number}" for number in range(labels)]), {"input_ids": [token, token], "labels": [0, 0], "row": 0}
+
     def inputs(self) -> list[Input]:
         return [Words(self.tokens)]
 
@@ -151,29 +156,7 @@ class TokenClassificationTask(Task):
     # -- rows to tokens -----------------------------------------------------------------------------------------------
 
     def _read(self, rows: list[Row], supervised: bool = True) -> tuple[list[list[str]], list[list[str]]]:
-        """Words and (if ``supervised``) tags of each row. Raises DataError naming every row at fault."""
-        require_columns(rows, [self.tokens, self.tags] if supervised else [self.tokens])
-        problems = Problems(rows)
-        words, tags = list[list[str]](), list[list[str]]()
-        for index, row in enumerate(rows):
-            words.append([])
-            try:
-                words[-1] = words_of(row.get(self.tokens))
-            except ValueError as error:
-                problems.add(f"{self.tokens} {error}", index)
-            if not supervised:
-                continue
-            tags.append([])
-            try:
-                tags[-1] = [name_of(tag, self.label_kind) for tag in tags_of(row.get(self.tags))]
-            except ValueError as error:
-                problems.add(f"{self.tags} {error}", index)
-            # Of a cell that is at fault itself the length says nothing.
-            if words[-1] and tags[-1] and len(words[-1]) != len(tags[-1]):
-                sizes = f"{len(words[-1])} {self.tokens} and {len(tags[-1])} {self.tags}"
-                problems.add(f"{sizes}, where each word needs one tag", index)
-        problems.raise_if_any(REMEDY)
-        return words, tags
+        return read_tagged(rows, self.tokens, self.tags if supervised else None, self.label_kind)
 
     def encode(self, rows: list[Row], tokenizer: Any, max_length: int, supervised: bool = True) -> Encoded:
         """Tokenise word by word, special tokens as the tokenizer sets them; long sentences become several examples.
@@ -186,63 +169,22 @@ class TokenClassificationTask(Task):
         words, tags = self._read(rows, supervised)
         if supervised:
             refuse_unseen([sorted(set(sentence)) for sentence in tags], rows, self.labels)
-        cut = Pieces.of(tokenizer)
-        room = cut.room(max_length)
-        examples, lengths, counts = list[dict[str, Any]](), list[int](), list[int]()
-        made = Encoded(examples, lengths, counts)
-        blank, long = list[int](), list[int]()  # rows with words of no piece, or of more than fit
-        for index, pieces in enumerate(cut(words)):
-            blank += [index for word in pieces if not word]
-            long += [index for word in pieces if len(word) > room]
-            pieces = [word[:room] or [cut.unknown] for word in pieces]
-            marks = [self._index[tag] for tag in tags[index]] if supervised else [0] * len(pieces)
-            parts = windows([len(word) for word in pieces], room)
-            made.truncated += len(parts) > 1
-            for part in parts:
-                ids, labels = list(cut.before), [IGNORED] * len(cut.before)
-                for place in range(part.start, part.end):
-                    own = part.first <= place < part.last
-                    ids += pieces[place]
-                    labels += [marks[place] if own else IGNORED] + [IGNORED] * (len(pieces[place]) - 1)
-                ids += cut.after
-                labels += [IGNORED] * len(cut.after)
-                examples.append({"input_ids": ids, "labels": labels, "row": index})
-                lengths.append(len(ids))
-                counts.append(part.last - part.first if supervised else 0)
-        made.notes = self._notes(rows, tags, made, max_length, blank, long)
-        return made
-
-    def _notes(
-        self, rows: list[Row], tags: list[list[str]], made: Encoded, max_length: int, blank: list[int], long: list[int]
-    ) -> list[str]:
-        notes = list[str]()
-        if made.truncated:
-            parts = made.truncated + len(made) - len(rows)
-            what = "and became {parts} overlapping windows; each word is in one of them to be tagged"
-            notes.append(cut_note(made.truncated, len(rows), max_length, what, parts=parts))
+        marks = [[self._index[tag] for tag in sentence] for sentence in tags] if supervised else None
+        made = encode_tagged(rows, words, marks, Pieces.of(tokenizer), max_length)
         faults = [index for index, sentence in enumerate(tags) for _ in range(broken(sentence, self.scheme))]
-        for found, what in (
-            (blank, "without a token (of control characters, say), which stand as the unknown one"),
-            (long, f"of more than {max_length} tokens, which were cut"),
-            (
-                faults,
-                f"whose tag belongs to no span by {self.scheme} (an I- after O, say), which begin or continue one all "
-                "the same, as in seqeval",
-            ),
-        ):
-            if found:
-                where = Places.of(rows, list(dict.fromkeys(found)))
-                notes.append(counted(_words, what, words=len(found), where=where))
-        return notes
+        what = (
+            f"whose tag belongs to no span by {self.scheme} (an I- after O, say), which begin or continue one all the "
+            "same, as in seqeval"
+        )
+        made.notes += words_note(rows, faults, what)
+        return made
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels``: (b, t) long."""
-        ids = [example["input_ids"] for example in examples]
         return {
-            "input_ids": pad(ids, pad_token_id, padding_side),
-            "attention_mask": pad([[1] * len(row) for row in ids], 0, padding_side),
+            **padded_ids([example["input_ids"] for example in examples], pad_token_id, padding_side),
             "labels": pad([example["labels"] for example in examples], IGNORED, padding_side),
         }
 
@@ -324,14 +266,10 @@ class TokenClassificationTask(Task):
         for row, answer in zip(rows, out, strict=True):
             if self.scheme:
                 cell = row[self.tokens]
-                ends = split(cell)[1] if isinstance(cell, str) else None
+                ends = split(cell)[1] if isinstance(listed(cell), str) else None
                 answer["spans"] = [_told(span, answer, cell, ends) for span in spans(answer["tags"], self.scheme)]
             answer["tags"] = [typed(tag, self.label_kind) for tag in answer["tags"]]
         return out
-
-
-def _words(what: str, words: int, where: Places) -> str:
-    return f"{words} word{'s' if words > 1 else ''} {what}: {where}."
 
 
 def _told(span: Span, answer: dict[str, Any], cell: Any, ends: list[tuple[int, int]] | None) -> dict[str, Any]:

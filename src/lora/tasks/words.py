@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lora.data.columns import LABEL, Table
-from lora.data.problems import is_missing, text_problem
+from lora.data.problems import is_missing, text_problem, written_list
 from lora.errors import DataError, ModelError
 from lora.tasks.base import Input
 
@@ -25,6 +25,12 @@ def split(text: str) -> tuple[list[str], list[tuple[int, int]]]:
     return [match[0] for match in found], [match.span() for match in found]
 
 
+def listed(cell: Any) -> Any:
+    """``cell``, or the list that a cell of a CSV file holds as text: cut at white space it would be other words."""
+    found = written_list(cell) if isinstance(cell, str) else None
+    return found or cell
+
+
 def words_of(cell: Any) -> list[str]:
     """The words in a cell: a list of them, or a text. Raises ValueError saying what is wrong with it.
 
@@ -32,6 +38,7 @@ def words_of(cell: Any) -> list[str]:
     """
     if is_missing(cell):
         raise ValueError("is missing")
+    cell = listed(cell)
     if isinstance(cell, str):
         problem = text_problem(cell)
         if problem:
@@ -62,6 +69,7 @@ class Words(Input):
 
 def items(cell: Any) -> list[Any] | None:
     """What a cell lists: a list as it is, a text at its white space; None: neither."""
+    cell = listed(cell)
     if isinstance(cell, str):
         return split(cell)[0]
     return list(cell) if isinstance(cell, (list, tuple)) else None

@@ -56,6 +56,7 @@ def enter(
                     getattr(model.base, "config", None),
                 )  # fmt: skip
                 job.prepared = prepare(model, rows, tokenizer, columns.max_length)
+            job.prepared.task.check_smoothing(s.label_smoothing)
             _place(model, name, job, s.seed)
             if s.learning_rate is None:
                 base_config = getattr(model.base, "config", None)

@@ -52,11 +52,16 @@ def refuse_misfit(model: LoRA, name: str, prepared: Prepared) -> None:
             # Of a decoder nothing changes but, with other shapes in an expert or a quantised layer, the last bits.
             exact = next(model.base.parameters()).dtype in (torch.float32, torch.float64)
             if difference[:-1].max() > (1e-4 if exact else 5e-2) * difference[-1]:
-                raise ModelError(
-                    f"{name}: {kind} sees the tokens that it is to predict (its attention goes both ways), so there is "
-                    "nothing to learn; next-token prediction needs a decoder, such as Llama, Qwen or GPT-2. If the "
-                    "data are texts with labels, name the label's column with data.label_column"
-                )
+                raise sees_ahead(name, kind)
+
+
+def sees_ahead(name: str, kind: str) -> ModelError:
+    """What to raise where a base of class ``kind`` sees the tokens that it is to predict."""
+    return ModelError(
+        f"{name}: {kind} sees the tokens that it is to predict (its attention goes both ways), so there is "
+        "nothing to learn; next-token prediction needs a decoder, such as Llama, Qwen or GPT-2. If the "
+        "data are texts with labels, name the label's column with data.label_column"
+    )
 
 
 def untouched_modules(trainee: Trainee) -> list[str]:

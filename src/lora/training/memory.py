@@ -11,18 +11,17 @@ where they are kept) is counted at its largest.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lora.core.loss import chunk_bytes_of
+from lora.core.free import free_bytes, gib
+from lora.core.head import chunk_bytes_of
 from lora.errors import ConfigError
 from lora.model.tree import inner
 from lora.training.passes import Passes, Share
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from lora.training.participant import Participant
 
 MEMORY_SHARE = 0.7  # of the memory that is free when training begins: the rest is for evaluations and what is not known
-CONTROL_GROUPS = Path("/sys/fs/cgroup")
 SAMPLE = 512  # tokens of the measurement, where one row has no more
 # Copies of the largest tensor that come and go beside what is kept. Padded, the model makes all logits: they, their
 # gradient and two copies in fp32 are there together. Packed, a chunk of them is counted by itself.
@@ -174,7 +172,9 @@ def needs(passes: Passes, participants: Sequence[Participant]) -> Needs:
     """Measure for all ``participants``; the model must be in training mode."""
     tokens, rows, largest = max(((*largest_batch(p), p) for p in participants), key=lambda found: found[0])
     kept = measure(passes, _sample(passes, largest, rows))
-    head = _head_bytes(passes.model) if largest.packed else 0
+    # Of rows held to the base its logits are there too.
+    buffers = 2 if any(p.settings.kl for p in participants) else 1
+    head = buffers * _head_bytes(passes.model) if largest.packed else 0
     return Needs(kept, largest.packed, head, max(state_bytes(p) for p in participants), tokens)
 
 
@@ -220,9 +220,11 @@ def largest_batch(participant: Participant) -> tuple[int, list[int]]:
     lengths = trainee.data.lengths
 
     def tokens(batch: list[int]) -> int:
+        # What the base computes beside them included.
+        held = batch if trainee.task.reference else [i for i in batch if trainee.holds(i)]
         if participant.packed:
-            return sum(lengths[i] for i in batch)
-        return len(batch) * max(lengths[i] for i in batch)
+            return sum(lengths[i] for i in (*batch, *held))
+        return (len(batch) + len(held)) * max(lengths[i] for i in batch)
 
     steps = range(min(trainee.steps_per_epoch, trainee.total_steps))
     rows = max((batch for step in steps for batch in trainee.batches(step)), key=tokens)
@@ -236,7 +238,7 @@ def _sample(passes: Passes, participant: Participant, rows: list[int]) -> Share:
     chosen = longest[: max(1, SAMPLE // trainee.data.lengths[longest[0]])]
     share = passes.next_share(trainee, participant.prepared, participant.packed)
     assert share is not None, "nobody has begun"
-    return replace(share, examples=[trainee.data.examples[i] for i in chosen])
+    return replace(share, indices=chosen)
 
 
 def state_bytes(participant: Participant) -> int:
@@ -346,36 +348,3 @@ def training_mode(model: LoRA) -> Iterator[None]:
 def free_memory(model: LoRA) -> float:
     """Bytes that are free on the model's device, what torch holds in reserve included."""
     return free_bytes(next(model.parameters()).device)
-
-
-def free_bytes(device: torch.device) -> float:
-    """The same, of any device."""
-    if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
-    import psutil
-
-    return min(psutil.virtual_memory().available, _left_in_container())
-
-
-def _left_in_container() -> float:
-    """Bytes that this process's control group may still take (Linux, version 2 and 1); infinite: no limit is set."""
-    for folder, limit, used, cache in (
-        (CONTROL_GROUPS, "memory.max", "memory.current", "inactive_file"),
-        (CONTROL_GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most, now = (int((folder / name).read_text()) for name in (limit, used))
-            parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return max(0, most - now + int(parts.get(cache, 0)))  # files that were read make room when it is needed
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return math.inf
-
-
-def gib(size: float) -> str:
-    """``size`` bytes for a person to read."""
-    for unit, one in (("GiB", 2**30), ("MiB", 2**20)):
-        if size >= one / 10:
-            return f"{size / one:.1f} {unit}"
-    return f"{size / 2**10:.1f} KiB"

@@ -103,7 +103,7 @@ def find_knee(passes: Passes, share: Share, most: int) -> Knee:
     speeds: list[tuple[int, float]] = []
     begun, copies, best = time.perf_counter(), 1, share.tokens
     while True:
-        larger = replace(share, examples=share.examples * copies)
+        larger = replace(share, indices=share.indices * copies)
         try:
             seconds = min(_timed(passes, larger), _timed(passes, larger))
         except torch.OutOfMemoryError:

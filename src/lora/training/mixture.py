@@ -9,8 +9,9 @@ import numpy as np
 from lora.config import DataConfig
 from lora.data.batches import rows_taken
 from lora.data.sources import Part
-from lora.data.splits import Selection, hold_out, hold_out_text, row_key
+from lora.data.splits import Key, Selection, hold_out, hold_out_text, row_key
 from lora.data.streams import ListOrStream, joined, through
+from lora.plural import number_of
 from lora.tasks import Task
 
 
@@ -27,17 +28,16 @@ def split_off(parts: list[Part], task: Task, settings: DataConfig, seed: int) ->
     if settings.held_out == 0:
         return brought, [] if brought else ["No rows are held out: the last step is the result."]
     inputs = task.inputs()
-    columns = [given.column for given in inputs]
     sizes = [len(part.train) for part in open_parts]
     if inputs[0].divisible:
-        found = [hold_out_text(part.train, columns[0], settings.held_out, seed) for part in open_parts]
-        selections = _apart(open_parts, [selection for selection, _ in found], columns)
+        found = [hold_out_text(part.train, inputs[0].column, settings.held_out, seed) for part in open_parts]
+        selections = _apart(open_parts, [selection for selection, _ in found], task.key)
         names = _names(parts)
         notes = [note if len(parts) == 1 else f"{names[id(part)]}: {note}"
                  for part, (_, note) in zip(open_parts, found, strict=True)]  # fmt: skip
     else:
         rows = joined([part.train for part in open_parts]) or []
-        selection, note = hold_out(rows, columns, settings.held_out, seed, task.classes(), sizes)
+        selection, note = hold_out(rows, task.key, settings.held_out, seed, task.classes(), sizes)
         ends = np.cumsum(sizes).tolist()
         selections = [selection.of(end - size, end) for size, end in zip(sizes, ends, strict=True)]
         notes = [note]
@@ -48,17 +48,17 @@ def split_off(parts: list[Part], task: Task, settings: DataConfig, seed: int) ->
     return joined(held), notes
 
 
-def _apart(parts: list[Part], selections: list[Selection], columns: list[str]) -> list[Selection]:
+def _apart(parts: list[Part], selections: list[Selection], key_of: Key) -> list[Selection]:
     """``selections`` without the texts that another source trains on; the ends of texts are left as they are."""
     if len(parts) == 1:
         return selections
     keys = [
-        [row_key(row, columns) for row in selection.out(part.train)] if selection.column is None else []
+        [key_of(row) for row in selection.out(part.train)] if selection.column is None else []
         for part, selection in zip(parts, selections, strict=True)
     ]
     held = {key for of_part in keys for key in of_part}
     trained = [
-        {key for row in selection.train(part.train) if (key := row_key(row, columns)) in held}
+        {key for row in selection.train(part.train) if (key := key_of(row)) in held}
         for part, selection in zip(parts, selections, strict=True)
     ]
     out = []
@@ -74,7 +74,7 @@ def told(parts: list[Part], task: Task) -> list[str]:
     names = _names(parts)
     taken = [rows_taken(len(part.train), part.weight) for part in parts]
     shares = [
-        f"{count:,} rows of {names[id(part)]}" + ("" if part.weight == 1 else f" (of {len(part.train):,})")
+        f"{number_of(count, 'row')} of {names[id(part)]}" + ("" if part.weight == 1 else f" (of {len(part.train):,})")
         for part, count in zip(parts, taken, strict=True)
     ]
     percent = ", ".join(f"{count / sum(taken):.0%}" for count in taken)
@@ -88,9 +88,10 @@ def told(parts: list[Part], task: Task) -> list[str]:
     for place, part in enumerate(parts):
         for before in range(place):
             if double := int(np.isin(keys[place], keys[before]).sum()):
+                stands, they = ("stands", "it is") if double == 1 else ("stand", "they are")
                 notes.append(
-                    f"{double:,} of the {len(part.train):,} rows of {names[id(part)]} stand in "
-                    f"{names[id(parts[before])]} too, so they are learned more often."
+                    f"{double:,} of the {number_of(len(part.train), 'row')} of {names[id(part)]} {stands} in "
+                    f"{names[id(parts[before])]} too, so {they} learned more often."
                 )
     return notes
 

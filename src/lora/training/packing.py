@@ -7,6 +7,7 @@ losses with those of the model's own forward, and what does not agree is trained
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from lora.core.attention import Document, Row, per_document
 from lora.core.configs import text_config
+from lora.core.divergence import divergences
 from lora.core.functions import FEWEST_ROWS
+from lora.core.head import Reference
 from lora.core.layer import AdaptedLayer, is_plain
 from lora.core.loss import head_cross_entropy
 from lora.core.owned import CastAround, OwnedModule
@@ -81,6 +84,14 @@ class Lot(NamedTuple):
         return sum(len(text.ids) for text in self.texts)
 
 
+class Held(NamedTuple):
+    """The base's hidden states (m, h) at those ``places`` of a lot's supervised ones that are held to it by ``kl``."""
+
+    hidden: Tensor
+    places: list[int]
+    kl: float
+
+
 class Packing:
     """Runs packed passes on one model."""
 
@@ -94,7 +105,7 @@ class Packing:
 
     def losses(
         self, examples: Sequence[Sequence[dict[str, Any]]], names: Sequence[str], seeds: dict[str, int] | None,
-        smoothing: Sequence[float], reference: Sequence[bool] = (),
+        smoothing: Sequence[float], reference: Sequence[bool] = (), held: Sequence[tuple[float, list[int]]] = (),
     ) -> list[Tensor]:  # fmt: skip
         """Losses (n,) in fp32 of the supervised positions, for each adapter of ``names`` those of its ``examples``.
 
@@ -105,6 +116,8 @@ class Packing:
             smoothing: label smoothing of each.
             reference: of which adapters the base computes the same examples too, in the same pass. Its losses, to which
                 no gradient goes and in which nothing is dropped, come after all others, in the order of the names.
+            held: of each adapter a weight, and the numbers of the examples to whose losses it adds that many times
+                KL(base ‖ adapter); the base computes these in the same pass.
         """
         lots = [
             Lot(name, name, [Text(example) for example in its], None if seeds is None else seeds[name], smooth)
@@ -114,15 +127,25 @@ class Packing:
             chosen = [lot for lot, wanted in zip(lots, reference, strict=True) if wanted]
             lots += [Lot(BASE, f"{BASE} for {lot.name}", lot.texts, None) for lot in chosen]
         count = len(lots)
+        compared = {
+            place: Lot(BASE, f"{BASE} for {names[place]}", [lots[place].texts[number] for number in numbers], None)
+            for place, (_, numbers) in enumerate(held)
+            if numbers
+        }
+        lots += compared.values()
         filling = FEWEST_ROWS - sum(lot.tokens for lot in lots)
         if filling > 0 and BASE not in names:  # with fewer, bits would not be those of a row that is shared
             lots.append(Lot(BASE, BASE, [Text({"input_ids": [0] * filling, "labels": [IGNORED] * filling})], None))
         hidden = self._hidden(lots, seeds)
-        out, start = [], 0
-        for lot in lots[:count]:
-            rows = hidden[start : start + sum(len(text.places) for text in lot.texts)]
-            start += len(rows)
-            out.append(self._head(rows if lot.owner == lot.name else rows.detach(), lot))
+        parts = hidden.split([sum(len(text.places) for text in lot.texts) for lot in lots])
+        of_base = dict(zip(compared, parts[count : count + len(compared)], strict=True))
+        out = []
+        for place, (lot, rows) in enumerate(zip(lots[:count], parts, strict=False)):
+            base = None
+            if place in of_base:
+                kl, numbers = held[place]
+                base = Held(of_base[place].detach(), _places(lot.texts, numbers), kl)
+            out.append(self._head(rows if lot.owner == lot.name else rows.detach(), lot, base))
         return out
 
     def _hidden(self, lots: Sequence[Lot], seeds: dict[str, int] | None) -> Tensor:
@@ -178,21 +201,17 @@ class Packing:
             if "forward" in before:
                 head.__dict__["forward"] = before["forward"]
 
-    def _head(self, hidden: Tensor, lot: Lot) -> Tensor:
+    def _head(self, hidden: Tensor, lot: Lot, held: Held | None) -> Tensor:
         """Cross-entropy of each of a lot's supervised positions ``hidden`` (n, h)."""
         labels = torch.tensor([label for text in lot.texts for label in text.labels], device=hidden.device)
         # One lot after another: a row's exponentials may be computed in another way at another place in memory.
         with self.model.router.activate(Routing.uniform(lot.name, lot.seed)):
-            return self._loss(hidden, labels, lot.name, lot.smoothing)
+            return self._loss(hidden, labels, lot.name, lot.smoothing, held)
 
-    def _loss(self, hidden: Tensor, labels: Tensor, name: str, smoothing: float) -> Tensor:
-        """The cross-entropy of each of one adapter's supervised positions ``hidden`` (n, h)."""
+    def _loss(self, hidden: Tensor, labels: Tensor, name: str, smoothing: float, held: Held | None) -> Tensor:
+        """The cross-entropy of each of one adapter's supervised positions ``hidden`` (n, h), and what is ``held``."""
         # By the adapter's own head: what its neighbours own decides nothing for it.
-        head = self.head
-        while isinstance(head, OwnedModule):
-            head = head.module(name)
-        if isinstance(head, CastAround):
-            hidden, head = hidden.float(), head.inner
+        head, hidden = self._head_of(name, hidden)
         segments: list[Segment] | None = None
         if isinstance(head, AdaptedLayer):
             segments = head.low_rank_segments(hidden, name)
@@ -200,15 +219,43 @@ class Packing:
             segments = []
         if segments is not None:
             layer: Any = inner(head)
+            reference = None
+            if held is not None:
+                its_head, its_hidden = self._head_of(BASE, held.hidden)
+                its: Any = inner(its_head)
+                reference = Reference(its_hidden, held.places, its.weight, its.bias, held.kl)
             losses, _ = head_cross_entropy(
-                hidden, layer.weight, labels, layer.bias, segments, self.softcap, self.scale, smoothing
-            )
+                hidden, layer.weight, labels, layer.bias, segments, self.softcap, self.scale, smoothing,
+                reference=reference,
+            )  # fmt: skip
             return losses
         # A head of which no more is known than that it can be called.
-        logits = head(hidden.unsqueeze(0))[0].float() * self.scale
-        if self.softcap:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        logits = self._logits(head, hidden)
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        if held is None:
+            return losses
+        with torch.no_grad(), self.model.router.activate(Routing.uniform(BASE)):
+            base = self._logits(*self._head_of(BASE, held.hidden))
+        places = torch.tensor(held.places, device=hidden.device)
+        return losses.index_add(0, places, held.kl * divergences(logits[places], base))
+
+    def _head_of(self, name: str, hidden: Tensor) -> tuple[Any, Tensor]:
+        """The output head that adapter ``name`` has, and ``hidden`` in the type that it takes."""
+        head = self.head
+        while isinstance(head, OwnedModule):
+            head = head.module(name)
+        return (head.inner, hidden.float()) if isinstance(head, CastAround) else (head, hidden)
+
+    def _logits(self, head: Any, hidden: Tensor) -> Tensor:
+        """All logits (n, v) in fp32, of a head that can only be called."""
+        logits: Tensor = head(hidden.unsqueeze(0))[0].float() * self.scale
+        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+
+
+def _places(texts: Sequence[Text], numbers: Sequence[int]) -> list[int]:
+    """Where the supervised positions of ``texts[number]`` stand among those of all."""
+    starts = list(itertools.accumulate((len(text.places) for text in texts), initial=0))
+    return [place for number in numbers for place in range(starts[number], starts[number + 1])]
 
 
 @torch.no_grad()

@@ -38,16 +38,31 @@ class Share:
     Attributes:
         trainee: whose batch it is.
         number: of the batch in the trainee's step.
-        examples: its rows.
+        indices: its rows, by number among the trainee's data.
         packed: whether they go into one row.
         collate: makes padded tensors of rows.
     """
 
     trainee: Trainee
     number: int
-    examples: list[dict[str, Any]]
+    indices: list[int]
     packed: bool
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+
+    @functools.cached_property
+    def examples(self) -> list[dict[str, Any]]:
+        """Its rows as token ids."""
+        return [self.trainee.data.examples[i] for i in self.indices]
+
+    @functools.cached_property
+    def held(self) -> list[int]:
+        """Which of the examples are held to the base (``training.kl``)."""
+        return [place for place, i in enumerate(self.indices) if self.trainee.holds(i)]
+
+    @property
+    def base_rows(self) -> list[int]:
+        """Rows of the padded tensors that the base computes too."""
+        return list(range(self.rows)) if self.trainee.task.reference else self.held
 
     @functools.cached_property
     def batch(self) -> dict[str, Tensor]:
@@ -62,17 +77,19 @@ class Share:
     @property
     def rows(self) -> int:
         """Rows of the padded tensors."""
-        return len(self.examples) * self.trainee.task.rows
+        return len(self.indices) * self.trainee.task.rows
 
     @property
     def tokens(self) -> int:
         """Places that the share takes in a pass, padding and the base's part included."""
-        times = 2 if self.trainee.task.reference else 1
         if self.packed:
-            return times * sum(len(example["input_ids"]) for example in self.examples)
+            lengths = [len(example["input_ids"]) for example in self.examples]
+            held = range(len(lengths)) if self.trainee.task.reference else self.held
+            return sum(lengths) + sum(lengths[place] for place in held)
         # Of an encoder-decoder those of its decoder too.
         ids = [value for key, value in self.batch.items() if key.endswith("input_ids")] or [*self.batch.values()][:1]
-        return times * sum(value.shape[0] * (value.shape[1] if value.dim() > 1 else 1) for value in ids)
+        rows = self.rows + len(self.base_rows)
+        return rows * sum(value.shape[1] if value.dim() > 1 else 1 for value in ids)
 
     @property
     def layout(self) -> Any:
@@ -97,7 +114,7 @@ class Passes:
 
     def kind(self, share: Share) -> Any:
         """Shares of one kind can go through the base together."""
-        if share.packed or self._blocks is None or share.trainee.task.reference:
+        if share.packed or self._blocks is None or share.base_rows:
             return share.layout
         return "padded"
 
@@ -133,7 +150,7 @@ class Passes:
             batch = collated(self.model, trainee.task, examples, prepared.pad_token_id, prepared.padding_side)
             return to_device(batch, self.model)
 
-        return Share(trainee, number, [trainee.data.examples[i] for i in rows], packed, collate)
+        return Share(trainee, number, list(rows), packed, collate)
 
     def run(self, shares: Sequence[Share]) -> None:
         """Forward and backward of ``shares``, all of one kind; each trainee's gradient and loss grow by its own.
@@ -189,6 +206,7 @@ class Passes:
                 _seeds(shares),
                 [s.trainee.settings.label_smoothing if s.trainee.task.smooths_tokens else 0.0 for s in shares],
                 reference,
+                [(s.trainee.settings.kl, s.held) for s in shares],
             )
         of_base = iter(losses[len(shares) :])
         return [
@@ -200,16 +218,19 @@ class Passes:
 
     def _padded(self, shares: Sequence[Share]) -> list[Tensor]:
         # The base's rows, of adapters whose loss compares with it, come last.
-        compared = [share for share in shares if share.trainee.task.reference]
-        parts = [*shares, *compared]
-        inputs = {key: torch.cat([share.inputs[key] for share in parts]) for key in shares[0].inputs}
+        compared = [share for share in shares if share.base_rows]
+        inputs = {
+            key: torch.cat([*(s.inputs[key] for s in shares), *(s.inputs[key][s.base_rows] for s in compared)])
+            for key in shares[0].inputs
+        }
         names = [share.trainee.name for share in shares for _ in range(share.rows)]
-        names += [BASE for share in compared for _ in range(share.rows)]
+        names += [BASE for share in compared for _ in share.base_rows]
         routing = routing_of(self.model.base, self.model.router, names, (), inputs)
         routing.seeds = _seeds(shares)
         with self.model.router.activate(routing), self._drops, without_cache(self.model):
             outputs = self.model.base(**inputs)
-        rows = [SimpleNamespace(logits=part) for part in outputs.logits.split([share.rows for share in parts])]
+        sizes = [*(share.rows for share in shares), *(len(share.base_rows) for share in compared)]
+        rows = [SimpleNamespace(logits=part) for part in outputs.logits.split(sizes)]
         of_base = iter(rows[len(shares) :])
         return [
             _loss(share, own, next(of_base) if share in compared else None)
@@ -268,10 +289,14 @@ class Passes:
 
 def _loss(share: Share, outputs: Any, of_base: Any = None) -> Tensor:
     """The share's loss, summed over its examples."""
-    compared = {} if of_base is None else {"reference": of_base}
-    smoothing = share.trainee.settings.label_smoothing
-    losses, _ = share.trainee.task.row_losses(outputs, share.batch, smoothing, **compared)
-    return losses.sum()
+    task, settings = share.trainee.task, share.trainee.settings
+    compared = {"reference": of_base} if task.reference else {}
+    loss = task.row_losses(outputs, share.batch, settings.label_smoothing, **compared)[0].sum()
+    if of_base is None or task.reference:
+        return loss
+    held = SimpleNamespace(logits=outputs.logits[share.held])
+    batch = {key: value[share.held] for key, value in share.batch.items()}
+    return loss + settings.kl * task.row_divergences(held, batch, of_base).sum()
 
 
 def _added(losses: Sequence[Tensor]) -> Tensor:

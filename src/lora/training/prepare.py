@@ -18,6 +18,7 @@ from lora.tasks.agree import agree
 from lora.tasks.encoding import encode
 from lora.tasks.inputs import Data, as_rows, is_sources, length_for, tokenizer_of
 from lora.training.mixture import split_off, told
+from lora.training.replay import Replayed, read_replay, with_replay
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -35,6 +36,7 @@ class Rows:
     sources: list[dict[str, Any]] = field(default_factory=list)
     shares: list[tuple[int, float]] = field(default_factory=list)  # training rows and weight of each source, if several
     cache: Cache | None = None  # where their tokens are kept
+    replay: Replayed | None = None  # what is learned beside them, against forgetting
 
     @property
     def streamed(self) -> bool:
@@ -84,11 +86,15 @@ def read_rows(
     several = len(parts) > 1 or parts[0].weight != 1
     if several:
         notes += told(parts, task)
+    replay = read_replay(settings, task, held_rows, base)
+    if replay is not None:
+        notes += replay.notes
     return Rows(
         joined([part.train for part in parts]) or [], held_rows, task, test_rows, notes,
-        [asdict(source) for source in splits.sources],
+        [*(asdict(source) for source in splits.sources), *(replay.sources if replay else [])],
         [(len(part.train), part.weight) for part in parts] if several else [],
         None if settings.cache is False else Cache(None if settings.cache is True else settings.cache),
+        replay,
     )  # fmt: skip
 
 
@@ -120,6 +126,9 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     length = length_for(model, [], tokenizer, max_length)
     task = rows.task.with_tokenizer(tokenizer)
     train = encode(task, rows.train, tokenizer, length, rows.shares, rows.cache)
+    if rows.replay is not None:
+        train = with_replay(train, rows.replay, tokenizer, length)
+        task.met(train.ends)
     held, test = (
         encode(task, part, tokenizer, length, cache=rows.cache) if part else None for part in (rows.held, rows.test)
     )

@@ -49,6 +49,9 @@ class Trainee:
     ) -> None:  # fmt: skip
         self.name, self.task, self.data, self.settings = name, task, data, settings
         self.greater_is_better(settings.best_metric or task.best_metric)  # complains now, not after an epoch
+        _check_kl(task, data, settings)
+        # From which example on they are held to the base.
+        self._held_from = len(data) - data.replay if settings.kl_on == "replay" else 0
         self.parameters = {key: p for key, p in model.adapter_parameters(name).items() if p.requires_grad}
         if not self.parameters:
             raise TrainingError(f"adapter {name!r} has no trainable parameter (was it loaded with trainable=False?)")
@@ -88,6 +91,10 @@ class Trainee:
         return [group for group in groups if group["params"]]
 
     # -- data ---------------------------------------------------------------------------------------------------
+
+    def holds(self, index: int) -> bool:
+        """Whether example ``index`` is held to the base: ``training.kl`` is part of its loss."""
+        return self.settings.kl > 0 and index >= self._held_from
 
     def begin_step(self) -> None:
         """Forget a step begun and not ended: gradients, sums, and which batch is next."""
@@ -251,10 +258,12 @@ class Trainee:
             ConfigError: it was made under settings that give other results.
         """
         now = self.settings.model_dump(mode="json")
+        # Settings that came later were not there, and at their defaults.
+        then = TrainingConfig().model_dump(mode="json") | state["settings"]
         changed = [
-            f"training.{key}: {state['settings'].get(key)!r} then, {now[key]!r} now"
+            f"training.{key}: {then.get(key)!r} then, {now[key]!r} now"
             for key in now
-            if key not in FREE_ON_RESUME and state["settings"].get(key) != now[key]
+            if key not in FREE_ON_RESUME and then.get(key) != now[key]
         ]
         if state["batches_per_step"] != self.batches_per_step and not changed:
             changed.append(f"processes × accumulation: {state['batches_per_step']} then, {self.batches_per_step} now")
@@ -298,6 +307,19 @@ class Trainee:
             with torch.no_grad():
                 for key, tensor in self._own().items():
                     tensor.copy_(self.best_tensors[key])
+
+
+def _check_kl(task: Task, data: Encoded, settings: TrainingConfig) -> None:
+    """Raise ConfigError where nothing of the task can be held to the base, or there are no rows to be."""
+    if settings.kl and not task.holds_to_base:
+        why = "its loss holds it to the base already: set data.options {beta: ...} instead" if task.generates else (
+            "its head is no part of what the base could do: a lower rate, fewer steps or a smaller rank forget less"
+        )  # fmt: skip
+        raise ConfigError(f"training.kl: is for tasks that learn to write, and this is {task.name}; {why}")
+    if settings.kl and settings.kl_on == "replay" and not data.replay:
+        raise ConfigError("training.kl_on: 'replay' needs data.replay, general text that is learned beside the rows")
+    if not settings.kl and settings.kl_on != "all":
+        raise ConfigError("training.kl_on: says on which rows training.kl acts, which is 0; set it too")
 
 
 def greater_is_better(key: str, settings: TrainingConfig, task: Task) -> bool:

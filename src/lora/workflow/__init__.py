@@ -3,7 +3,8 @@
 from lora.workflow.checking import check
 from lora.workflow.many import train_many
 from lora.workflow.merging import merge_folder
-from lora.workflow.run import TrainResult, resume, train
+from lora.workflow.resuming import resume
+from lora.workflow.run import TrainResult, train
 from lora.workflow.several import choose, load_several
 from lora.workflow.tuned import load_tuned
 

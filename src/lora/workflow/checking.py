@@ -8,6 +8,7 @@ from pathlib import Path
 from lora.checks.finding import Finding
 from lora.config import RunConfig
 from lora.errors import ConfigError
+from lora.io.places import folder_to_write
 from lora.model.base import load_base_config
 from lora.overrides import each_adapter
 from lora.workflow import many, run
@@ -41,6 +42,8 @@ def check(config: RunConfig, say: Say | None = None) -> dict[str, list[Finding]]
             missing.append("data.train: is needed" if not config.adapters else f"adapters.{name}.data.train: is needed")
     if missing:
         raise ConfigError("\n".join(missing))
+    if config.output:
+        folder_to_write(config.output, "output")  # complains as training would
     task = run.task_to_go_on_with(config, start)
     kind = None if task or not config.model else load_base_config(config.model, config.trust_remote_code)
     rows = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ from lora.checks.examples import Choice
 from lora.checks.remarks import Part
 from lora.config import NEARLY_THE_SAME, DataConfig, TrainingConfig
 from lora.errors import ConfigError
-from lora.model.base import load_base_config, load_tokenizer
+from lora.model.base import load_base_config
+from lora.model.vocabulary import tokenizer_for
 from lora.tasks.inputs import Data
 from lora.training.prepare import prepare, read_rows
 from lora.workflow.tuned import adapter_folder, base_of, task_of
@@ -25,6 +27,7 @@ def describe_data(
     config: DataConfig | None = None,
     training: TrainingConfig | None = None,
     start: str | Path | None = None,
+    new_tokens: Sequence[str] = (),
     near: float = NEARLY_THE_SAME,
     show: Choice | None = None,
     trust_remote_code: bool = False,
@@ -38,6 +41,7 @@ def describe_data(
         config: columns, task, length and the like.
         training: batches and epochs, for steps and padding; its seed splits the held-out rows off.
         start: an adapter whose task is gone on with; it names the base too.
+        new_tokens: special tokens that training adds to the tokenizer.
         near: Jaccard index of word triples from which on two inputs are told as nearly the same.
         show: which examples; None: a few of different lengths.
 
@@ -56,7 +60,10 @@ def describe_data(
         raise ConfigError("model: is needed: the base whose tokenizer makes tokens of the data")
     kind = load_base_config(str(name), trust_remote_code)
     rows = read_rows(data, validation, config, training.seed, task_of(folder) if folder else None, kind)
-    tokenizer = load_tokenizer(str(name), trust_remote_code)
+    if rows.replay is not None:
+        rows.notes.append(f"Replay is left out of this look: give {rows.replay.name} as data to see it.")
+        rows.replay = None
+    tokenizer = tokenizer_for(str(name), new_tokens, folder, trust_remote_code)
     # All that `prepare` asks of a model is its configuration.
     base: Any = SimpleNamespace(base=SimpleNamespace(config=kind), notes={})
     prepared = prepare(base, rows, tokenizer, config.max_length)

@@ -17,18 +17,9 @@ from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
-from lora.workflow.run import (
-    Say,
-    TrainResult,
-    config_file,
-    facts_of,
-    in_full,
-    measure,
-    settle,
-    train_new_tokens,
-    verify,
-    verify_trained,
-)
+from lora.workflow.loading import settle, train_new_tokens
+from lora.workflow.places import config_file, in_full
+from lora.workflow.run import Say, TrainResult, facts_of, forgotten, measure, verify, verify_trained
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows
@@ -81,6 +72,10 @@ def train_many(
         jobs[name] = Job(prepared=prepared, training=each.training)
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
+    if config.probe:
+        from lora.checks.probe import probe_texts
+
+        probe_texts(config.probe)  # complains now, not after training
     if config.check and not resume:
         verify(model, {name: (job.prepared, configs[name]) for name, job in jobs.items() if job.prepared}, say)
     output = Path(config.output or "")
@@ -107,9 +102,10 @@ def train_many(
                     + how_to_resume(output)
                 ) from None
             facts = facts_of(configs[name], model, rows[name], result)
+            forgetting = forgotten(config, model, result)
             if config.check:
-                facts["checks_after_training"] = verify_trained(config, model, result, lambda line: None)
-            path = write_report(output / name, facts, result.history, evaluation)
+                facts["checks_after_training"] = verify_trained(model, result, forgetting, lambda line: None)
+            path = write_report(output / name, facts, result.history, evaluation, forgetting)
         out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
     return out
 
@@ -140,7 +136,7 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
         RunFolder.of_a_set(each.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
         # In full in the set's own file too: it can be gone on with from any folder.
         own = config.adapters[name]
-        paths = each.data.model_dump(mode="json", include={"train", "validation"}, exclude_none=True)
+        paths = each.data.model_dump(mode="json", include={"train", "validation", "replay"}, exclude_none=True)
         rest = {key: value for key, value in own.get("data", {}).items() if DataConfig.canonical(key) not in paths}
         config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora.core.configs import is_encoder_decoder
 from lora.core.routing import BASE
 from lora.errors import AdapterFileError, ConfigError, ModelError
 from lora.evaluation.voices import base_task
 from lora.io.peft import CONFIG, read_sidecar
 from lora.io.run import holds_a_set
-from lora.model.base import load_base, load_tokenizer
+from lora.model.base import load_base, load_base_config, load_tokenizer
 from lora.model.lora import LoRA
 from lora.model.vocabulary import enlarge
 from lora.overrides import load_config
 from lora.tasks import Task
-from lora.tasks.chat import ChatTask
 from lora.training.device import best_device, choose_dtype
 from lora.workflow.tuned import adapter_folder, base_of, task_of, vocabulary_of
 
@@ -126,16 +126,16 @@ def load_several(
         ConfigError: an adapter writes no text.
     """
     folders = {name: adapter_folder(place, with_task=False) for name, place in chosen.adapters.items()}
-    tasks, notes = dict[str, Task](), list[str]()
-    for name, folder in folders.items():
-        tasks[name], note = _task_of(folder, chosen.adapters[name])
-        notes += [f"{name}: {note}"] if note else []
+    stored = {name: _task_of(folder, chosen.adapters[name]) for name, folder in folders.items()}
     model_name = chosen.model or base_of(next(iter(folders.values())))
     trained = [(read_sidecar(folder).get("training") or {}).get("dtype") for folder in folders.values()]
     if dtype == "auto" and "float32" in trained:
         dtype = "float32"  # as in training
+    notes = list[str]()
     try:
-        base = load_base(model_name, "AutoModelForCausalLM", choose_dtype(dtype), trust_remote_code=trust_remote_code)
+        config = load_base_config(model_name, trust_remote_code)
+        kind = base_task(None, config).auto_class  # the same for all that such a base can be asked by
+        base = load_base(model_name, kind, choose_dtype(dtype), trust_remote_code=trust_remote_code)
     except ModelError as error:
         where = "" if chosen.model else f" (named by {next(iter(folders.values()))}; --model names another place)"
         raise ModelError(f"{error}{where}") from None
@@ -146,9 +146,16 @@ def load_several(
         model.load_adapter(folder, name, allow_other_base=allow_other_base)
     model.to(best_device()).eval()
     tokenizer = load_tokenizer(model_name, trust_remote_code, own)
+    how = "with a bare text" if is_encoder_decoder(config) else "in the chat template of its base"
+    notes += [
+        f"{name}: it was not made by lora and does not say how it is asked; it is asked {how}."
+        for name, task in stored.items()
+        if task is None
+    ]
+    tasks = {name: task or base_task(tokenizer, config, chat=True) for name, task in stored.items()}
     if not folders and chat:
-        tasks[BASE] = base_task(tokenizer, chat=True)
-        if not getattr(tokenizer, "chat_template", None):
+        tasks[BASE] = base_task(tokenizer, config, chat=True)
+        if not getattr(tokenizer, "chat_template", None) and not is_encoder_decoder(config):
             notes.append(f"{model_name}: its tokenizer has no chat template; the one called 'plain' is used.")
     names = [*folders, *([BASE] if chosen.base or not folders else [])]
     return Loaded(model, tokenizer, names, tasks, folders, notes)
@@ -171,17 +178,17 @@ def _own_tokenizer(folders: Mapping[str, Path]) -> Path | None:
     return own[first] if first else None
 
 
-def _task_of(folder: Path, place: str) -> tuple[Task, str | None]:
-    """The task of an adapter that writes text, and a note where it had to be assumed."""
+def _task_of(folder: Path, place: str) -> Task | None:
+    """The task of an adapter that writes text; None: it does not say. Raises AdapterFileError, ConfigError."""
     if "task" not in read_sidecar(folder):
         kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("task_type")
-        if kind not in (None, "CAUSAL_LM"):
+        if kind not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
             raise AdapterFileError(f"{place}: is for {kind} and writes no text")
-        return ChatTask(messages="messages"), (
-            "it was not made by lora and does not say how it is asked; taken to be for the chat template of its base."
-        )
+        return None
     task = task_of(folder)
-    if not task.generates or task.auto_class != "AutoModelForCausalLM":
-        what = "is answered row by row" if task.generates else "gives labels or numbers and writes no text"
-        raise ConfigError(f"{place}: was trained for the task {task.name}, which {what}; use `lora predict {place}`")
-    return task, None
+    if not task.generates:
+        raise ConfigError(
+            f"{place}: was trained for the task {task.name}, which gives labels or numbers and writes no text; use "
+            f"`lora predict {place}`"
+        )
+    return task

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lora.errors import AdapterFileError
+from lora.errors import AdapterFileError, ConfigError
 from lora.io.peft import CONFIG, SIDECAR, read_sidecar, resolve_folder
 from lora.io.run import holds_a_set
 from lora.model.base import load_base, load_tokenizer
@@ -69,7 +69,7 @@ def task_of(folder: Path) -> Task:
     """The task stored with the adapter in ``folder``. Raises AdapterFileError where it cannot be read."""
     try:
         return from_state(read_sidecar(folder)["task"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise AdapterFileError(
             f"{folder / SIDECAR}: the task in it cannot be read ({type(error).__name__}: {error}); the file is "
             "damaged, or of another version of lora"

@@ -1,22 +1,10 @@
-"""A fixed probe of general ability: the loss of next tokens on plain text that is none of the training data's.
-
-It says whether an adapter has unlearned what the base could do, not how able the base is.
-"""
+"""The texts of the probe of general ability: plain text that is none of the training data's."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lora.data.columns import TEXT, Table
 from lora.data.sources import load_rows
 from lora.errors import DataError
-from lora.tasks.causal import CausalTask
-from lora.tasks.inference import infer
-
-if TYPE_CHECKING:
-    from lora.model.lora import LoRA
-    from lora.training.prepare import Prepared
 
 # Written for this purpose: narration, explanation, a letter, a dialogue, a recipe, news, a definition, code.
 TEXTS = (
@@ -54,16 +42,3 @@ def probe_texts(source: str) -> list[str]:
     if not texts:
         raise DataError(f"{source}: no text for the probe; a txt file, or a column of text, is needed")
     return texts
-
-
-def measure_probe(
-    model: LoRA, prepared: Prepared, names: Sequence[str], texts: Sequence[str] | None = None
-) -> dict[str, float] | None:
-    """Loss per token of each of ``names`` on ``texts`` (None: the built-in ones); None: the base predicts no tokens."""
-    if not prepared.task.next_token:
-        return None
-    task = CausalTask(text="text")
-    rows = [{"text": text} for text in (TEXTS if texts is None else texts)]
-    encoded = task.encode(rows, prepared.tokenizer, max(2, min(prepared.max_length, 512)))
-    found = infer(model, task, encoded, list(names), pad_token_id=prepared.pad_token_id, batch_size=2 * len(names))
-    return {name: outcome.loss_sum / outcome.count for name, outcome in found.items()}

@@ -1,0 +1,56 @@
+"""What a rehearsed run came to: memory by phase and by type, parameters by where they are."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from lora.checks.heap import resident
+from lora.checks.ledger import Ledger, Phase
+from lora.model.lora import LoRA
+from lora.model.targets import block_part
+from lora.model.tree import unwrapped_modules
+from lora.training.participant import Participant
+
+
+def highest_phases(ledger: Ledger, glibc: bool) -> dict[str, Phase]:
+    """Of each name the most."""
+    out: dict[str, Phase] = {}
+    spans = [(phase.start, phase.stop) for _, phase in ledger.phases]
+    held = resident(ledger.events, spans) if glibc else [phase.peak for _, phase in ledger.phases]
+    for (name, phase), most in zip(ledger.phases, held, strict=True):
+        phase.held = max(most, phase.peak)
+        before = out.get(name)
+        if before is not None:
+            phase.held = max(phase.held, before.held)
+        out[name] = phase if before is None or phase.peak >= before.peak else replace(before, held=phase.held)
+    return out
+
+
+def adapter_bytes(participants: Sequence[Participant]) -> int:
+    return sum(t.numel() * t.element_size() for p in participants for t in p.trainee.parameters.values())
+
+
+def weights_by_type(base: nn.Module, model: LoRA) -> dict[str, int]:
+    own = {id(p) for name in model.adapters for p in model.adapter_parameters(name).values()}
+    tensors = {id(t): t for t in (*base.parameters(), *base.buffers()) if id(t) not in own}
+    out: Counter[str] = Counter()
+    for tensor in tensors.values():
+        out[re.sub(r"^torch\.", "", str(tensor.dtype))] += tensor.numel() * tensor.element_size()
+    return dict(out)
+
+
+def trainable_by_kind(model: LoRA) -> dict[str, int]:
+    """Parameters in training of all adapters by where they are: attention, mlp, other layers, trained in full."""
+    modules, out = unwrapped_modules(model.base), Counter[str]()
+    for name in model.adapters:
+        for path, slot in model.slots(name).items():
+            out[block_part(path, modules) or "outside of layers"] += sum(p.numel() for p in slot.parameters())
+        out["single rows"] += sum(its.rows.numel() for its in model.token_rows(name).values())
+        for module in model.owned(name).values():
+            out["trained in full"] += sum(p.numel() for p in module.parameters())
+    return {kind: count for kind, count in out.items() if count}

@@ -1,0 +1,301 @@
+"""What an adapter has changed of what its base could do: both on general text that is none of the training data's.
+
+Where the base predicts tokens: the loss per token of each, KL(base ‖ adapter) per token (`lora.core.divergence`), and
+the share of tokens at which both find the same one most likely. KL is the finer measure: it grows as soon as the
+distribution moves, whichever way, while the loss moves only as far as the text's own tokens are concerned.
+
+An encoder-decoder writes the second half of each text for the first: what it was trained to write differs between
+families, but how far an adapter has moved shows in any text. A base without a language head is looked at by what its
+layers make of the text: the cosine between base and adapter of the last hidden state, mean over tokens. It says how far
+the representation has moved, not whether it has become worse.
+
+Shapes: b row, t token, v vocabulary, h hidden, m position of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lora.config import EVAL_BATCH_SIZE
+from lora.core.configs import is_encoder_decoder
+from lora.core.divergence import cross_sums, probabilities, rows_of_block
+from lora.core.routing import BASE
+from lora.data.batches import in_order
+from lora.errors import DataError, RoutingError
+from lora.evaluation.factors import factor
+from lora.evaluation.grid import Cell, Grid
+from lora.evaluation.probe import TEXTS
+from lora.model.base import pad_token_id
+from lora.model.heads import output_heads
+from lora.tasks import Encoded, Task
+from lora.tasks.causal import CausalTask
+from lora.tasks.inference import collated, evaluating, forward, in_batches, to_device, without_cache
+from lora.tasks.seq2seq import Seq2SeqTask
+from lora.tasks.sequence import pad
+from lora.tasks.tokens import IGNORED
+
+if TYPE_CHECKING:
+    from lora.model.lora import LoRA
+
+LONGEST = 512  # tokens that see each other; a longer text is measured in pieces
+MOST = 512  # texts measured; of more so many, evenly over all of them
+WORDS = 300  # of a text that an encoder-decoder is given
+
+
+@dataclass
+class Forgetting:
+    """Base and adapters on a probe of general text.
+
+    Attributes:
+        kind: ``next tokens``, ``second halves`` (encoder-decoders) or ``hidden states`` (no language head).
+        source: file or hub id of the texts; None: the built-in ones.
+        texts, tokens: how many were measured; of hidden states the tokens that the mean is of.
+        adapters: name -> figures, ``base`` first. Of tokens ``loss`` and ``perplexity``; of an adapter also
+            ``loss_change`` (to the base), ``kl`` and ``same_token``, each a dict of ``value``, ``low`` and ``high``,
+            the ends of its 95 % interval over texts (None: fewer than six). Of hidden states ``cosine``, alike.
+        per_text: the sums that they come from, text by text: ``tokens``, and by adapter ``loss``, ``kl``, ``same``
+            (tokens), or ``cosine``.
+        notes: what a user should know, in full sentences.
+    """
+
+    kind: str
+    source: str | None
+    texts: int
+    tokens: int
+    adapters: dict[str, dict[str, Any]]
+    per_text: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def grid(self) -> Grid:
+        """The figures as a table."""
+        names = list(self.adapters)
+        what = "general texts" if self.source is None else f"texts of {self.source}"
+        grid = Grid(f"Forgetting: {self.texts} {what}", ["", *names], [])
+        for key, (title, form) in FIGURES.items():
+            cells: list[Cell] = [_shown(self.adapters[name].get(key), form) for name in names]
+            if any(cell != "" for cell in cells):
+                grid.rows.append([title, *cells])
+        grid.below = [MEANING[self.kind].format(tokens=self.tokens), *self.notes]
+        return grid
+
+
+FIGURES = {
+    "loss": ("loss per token", ".4f"),
+    "loss_change": ("change of it", "+.4f"),
+    "perplexity": ("perplexity", ",.2f"),
+    "kl": ("KL(base ‖ adapter) per token", ".4f"),
+    "same_token": ("the same most likely token", ".1%"),
+    "cosine": ("cosine of the hidden state", ".4f"),
+}
+MEANING = {
+    "next tokens": "On {tokens:,} tokens; in brackets 95 % intervals over the texts.",
+    "second halves": "The decoder is given the second half of each text for the first: {tokens:,} tokens; in brackets "
+    "95 % intervals over the texts.",
+    "hidden states": "The base has no language head, so this is how far the last hidden state (mean over a text's "
+    "tokens, {tokens:,} in all) has moved: 1 is not at all. It does not say whether that is for the worse.",
+}
+
+
+def _shown(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, dict):
+        return format(value, form)
+    ends = "" if value["low"] is None else f" ({format(value['low'], form)} to {format(value['high'], form)})"
+    return format(value["value"], form) + ends
+
+
+def measure_forgetting(
+    model: LoRA,
+    names: Sequence[str],
+    tokenizer: Any,
+    max_length: int,
+    texts: Sequence[str] | None = None,
+    source: str | None = None,
+    batch_size: int = EVAL_BATCH_SIZE,
+) -> Forgetting | str:
+    """Base and the adapters ``names`` on general text; a sentence where nothing of the kind can be measured.
+
+    Args:
+        max_length: tokens that the model takes; of these `LONGEST` at the most are used.
+        texts: of the probe; None: the built-in ones. ``source``: where they are from.
+        batch_size: rows of one forward pass, adapters together.
+
+    Raises:
+        DataError: a text has no token to predict.
+    """
+    chosen = list(TEXTS if texts is None else texts)
+    notes = []
+    if len(chosen) > MOST:
+        notes.append(f"{MOST} of the {len(chosen):,} texts were measured, evenly over all of them.")
+        chosen = [chosen[round(place * (len(chosen) - 1) / (MOST - 1))] for place in range(MOST)]
+    runs = [BASE, *(name for name in names if name != BASE)]
+    length = max(2, min(max_length, LONGEST))
+    if not output_heads(model.base):
+        return _of_hidden_states(model, runs, tokenizer, length, chosen, source, batch_size, notes)
+    try:
+        kind, task, encoded = _encoded(model, tokenizer, length, chosen)
+    except DataError as error:
+        if texts is None:  # a tokenizer of a few words does not know the built-in texts
+            return f"the tokenizer makes no tokens of the built-in texts ({error})"
+        raise
+    per_text = _sums(model, task, encoded, runs, pad_token_id(tokenizer, model.base), batch_size, len(chosen))
+    kept = per_text["tokens"] > 0
+    tokens = per_text["tokens"][kept]
+    adapters: dict[str, dict[str, Any]] = {}
+    for name in runs:
+        loss = per_text[name]["loss"][kept]
+        mean = float(loss.sum() / tokens.sum())
+        adapters[name] = {"loss": mean, "perplexity": math.exp(mean) if mean < 709 else math.inf}
+        if name != BASE:
+            before = per_text[BASE]["loss"][kept]
+            adapters[name] |= {
+                "loss_change": factor(loss - before, tokens, per_token),
+                "kl": factor(per_text[name]["kl"][kept], tokens, per_token),
+                "same_token": factor(per_text[name]["same"][kept], tokens, per_token),
+            }
+    return Forgetting(
+        kind, source, int(kept.sum()), int(tokens.sum()), adapters,
+        {"tokens": tokens.astype(int).tolist(),
+         **{name: {key: values[kept].tolist() for key, values in per_text[name].items()} for name in runs}},
+        [*notes, *encoded.notes],
+    )  # fmt: skip
+
+
+def per_token(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums (..., texts) over counts alike: a text weighs as much as it has tokens."""
+    return np.asarray(sums.sum(axis=-1) / counts.sum(axis=-1))
+
+
+def _encoded(model: LoRA, tokenizer: Any, length: int, texts: list[str]) -> tuple[str, Task, Encoded]:
+    """What is measured, and the texts as tokens; ``row`` of an example is its text."""
+    if not is_encoder_decoder(getattr(model.base, "config", None)):
+        task: Task = CausalTask(text="text")
+        return "next tokens", task, task.encode([{"text": text} for text in texts], tokenizer, length)
+    task, rows = Seq2SeqTask(prompt="first", completion="second"), []
+    for text in texts:
+        words = text.split()[:WORDS]
+        # A lone word has no second half: it is written for itself.
+        half = len(words) // 2
+        rows.append({"first": " ".join(words[:half] or words), "second": " ".join(words[half:])})
+    return "second halves", task, task.encode(rows, tokenizer, length)
+
+
+@torch.no_grad()
+def _sums(
+    model: LoRA, task: Task, encoded: Encoded, runs: list[str], pad_id: int, batch_size: int, texts: int
+) -> dict[str, Any]:
+    """Of each text its tokens, and of each of ``runs`` its loss and, but for the base, its KL and the tokens that both
+    find most likely: (texts,) in fp64."""
+    out: dict[str, Any] = {"tokens": np.zeros(texts)}
+    for name in runs:
+        out[name] = {key: np.zeros(texts) for key in (("loss",) if name == BASE else ("loss", "kl", "same"))}
+    run = _together(model, runs)
+    with evaluating(model), without_cache(model):
+        for indices in in_batches(model, task, encoded, max(1, batch_size // len(runs)), len(runs)):
+            batch = to_device(collated(model, task, [encoded.examples[i] for i in indices], pad_id), model)
+            # A decoder's input is shifted already; else a position predicts the token behind it.
+            labels = batch["labels"][:, 1:] if task.next_token else batch["labels"]
+            places = (labels != IGNORED).nonzero()
+            rows = np.asarray([encoded.examples[i]["row"] for i in indices])[places[:, 0].cpu().numpy()]
+            np.add.at(out["tokens"], rows, 1)
+            for name, key, part, values in _of_positions(run(batch), labels, places, runs):
+                np.add.at(out[name][key], rows[part], values.double().cpu().numpy())
+    return out
+
+
+def _together(model: LoRA, runs: list[str]) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+    """Logits (b, t, v) of each of ``runs`` for a batch: in one pass, or one after another on a base whose rows cannot
+    be told apart."""
+    apart = False
+
+    def run(batch: dict[str, Tensor]) -> list[Tensor]:
+        nonlocal apart
+        if not apart:
+            rows = len(batch["input_ids"])
+            repeated = {key: torch.cat([value] * len(runs)) for key, value in batch.items()}
+            try:
+                found = forward(model, repeated, [name for name in runs for _ in range(rows)])
+                return list(found.logits.chunk(len(runs)))
+            except RoutingError:
+                apart = True
+        return [forward(model, batch, name).logits for name in runs]
+
+    return run
+
+
+def _of_positions(
+    logits: list[Tensor], labels: Tensor, places: Tensor, runs: list[str]
+) -> Iterator[tuple[str, str, slice, Tensor]]:
+    """(adapter, figure, which of ``places``, its values (m,)), a block of positions at a time: never all in fp32."""
+    step = rows_of_block(logits[0][0])
+    for start in range(0, len(places), step):
+        part = slice(start, start + step)
+        row, token = places[part, 0], places[part, 1]
+        label = labels[row, token].unsqueeze(1)
+        of_base = logits[0][row, token].float()
+        likeliest = of_base.argmax(1)
+        for name, its in zip(runs, logits, strict=True):
+            own = its[row, token].to(torch.float32, copy=True)
+            chosen, found = own.gather(1, label), own.argmax(1)
+            cross = None if name == BASE else cross_sums(own, of_base.clone())
+            normaliser = probabilities(own)
+            yield name, "loss", part, (normaliser - chosen).squeeze(1)
+            if cross is not None:
+                yield name, "kl", part, (cross + normaliser).squeeze(1)
+                yield name, "same", part, (found == likeliest).float()
+
+
+# -- without a language head -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _of_hidden_states(
+    model: LoRA, runs: list[str], tokenizer: Any, length: int, texts: list[str], source: str | None, batch_size: int,
+    notes: list[str],
+) -> Forgetting | str:  # fmt: skip
+    """The cosine between base and adapter of each text's mean hidden state."""
+    if tokenizer is None or not hasattr(getattr(model.base, "config", None), "to_dict"):
+        return f"{type(model.base).__name__} has neither a language head nor hidden states that it tells of"
+    ids = [list(row) for row in tokenizer(texts, truncation=True, max_length=length, verbose=False)["input_ids"]]
+    cosines: dict[str, NDArray[np.float64]] = {name: np.zeros(len(texts)) for name in runs[1:]}
+    fill = pad_token_id(tokenizer, model.base)
+    with evaluating(model), without_cache(model):
+        for indices in in_order([len(row) for row in ids], max(1, batch_size)):
+            batch = {
+                "input_ids": pad([ids[i] for i in indices], fill, "right"),
+                "attention_mask": pad([[1] * len(ids[i]) for i in indices], 0, "right"),
+            }
+            batch = to_device(batch, model)
+            states = []
+            for name in runs:
+                state = _last_state(model(**batch, adapters=[name] * len(indices), output_hidden_states=True))
+                if state is None:
+                    return f"{type(model.base).__name__} has neither a language head nor hidden states that it tells of"
+                weights = batch["attention_mask"].unsqueeze(2).float()
+                states.append((state.float() * weights).sum(1) / weights.sum(1))
+            for name, own in zip(runs[1:], states[1:], strict=True):
+                cosines[name][indices] = torch.cosine_similarity(own, states[0]).double().cpu().numpy()
+    ones = np.ones(len(texts))
+    adapters: dict[str, dict[str, Any]] = {
+        BASE: {}, **{name: {"cosine": factor(its, ones, per_token)} for name, its in cosines.items()}
+    }  # fmt: skip
+    per_text: dict[str, Any] = {name: {"cosine": its.tolist()} for name, its in cosines.items()}
+    per_text["tokens"] = [len(row) for row in ids]
+    return Forgetting("hidden states", source, len(texts), sum(map(len, ids)), adapters, per_text, notes)
+
+
+def _last_state(outputs: Any) -> Tensor | None:
+    """The last hidden state (b, t, h), of an encoder-decoder its encoder's."""
+    state: Tensor | None = getattr(outputs, "encoder_last_hidden_state", None)
+    if state is None and (states := getattr(outputs, "hidden_states", None)):
+        state = states[-1]
+    return state if state is not None and state.dim() == 3 else None

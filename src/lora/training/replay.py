@@ -1,0 +1,176 @@
+"""Replay: general text, or rows of the task's own kind, learned beside the training rows so that less is forgotten.
+
+Rehearsal of old data beside new ones (Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal"; for
+language models Scialom et al. 2022, arXiv:2205.12393, who mix in a share as here). What a base was trained on is
+rarely to be had; text of that kind stands in for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, overload
+
+from lora.config import DataConfig, Source
+from lora.data.batches import rows_taken
+from lora.data.columns import TEXT, Table
+from lora.data.sources import Part, load_splits
+from lora.data.splits import row_key
+from lora.data.stored import update
+from lora.data.streams import ListOrStream, through
+from lora.errors import ConfigError, DataError
+from lora.tasks import Encoded, Task, from_state
+from lora.tasks.agree import agree
+from lora.tasks.causal import CausalTask
+from lora.tasks.encoding import encode
+
+
+@dataclass
+class Replayed:
+    """Rows of ``data.replay`` before tokenisation.
+
+    Attributes:
+        name: of the source, as the user gave it.
+        task: how they become tokens: the run's own on their columns, or plain text.
+        share: part of an epoch's examples that are theirs.
+        notes: what a user should know, in full sentences.
+        sources: the files, with their hashes.
+    """
+
+    name: str
+    rows: ListOrStream
+    task: Task
+    share: float
+    notes: list[str] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_replay(settings: DataConfig, task: Task, held: ListOrStream | None, base: Any = None) -> Replayed | None:
+    """The rows of ``data.replay``, without those that are held out of training; None: it is not set.
+
+    Args:
+        task: of the run.
+        held: held-out rows of the run.
+        base: transformers' configuration of the base model.
+
+    Raises:
+        ConfigError: the task is not one that learns to write.
+        DataError: nothing readable there, or rows that are neither the task's nor plain text.
+    """
+    asked = settings.replayed
+    if asked is None:
+        return None
+    if not task.holds_to_base:
+        raise ConfigError(
+            f"data.replay: is for tasks that learn to write, and this is {task.name}; name rows of the same kind as "
+            "one more source of data.train instead"
+        )
+    source = Source(path=asked.path, columns=asked.columns)
+    splits = load_splits(settings.model_copy(update={"train": [source], "validation": None}))
+    (part,) = splits.parts
+    if part.weight != 1:
+        raise ConfigError(f"data.replay: {asked.path}: how much is taken of it is its share, not a weight (#x)")
+    its, said = _task_of(part, settings, task, base)
+    files = [asdict(replace(file, split="replay")) for file in splits.sources if file.split == "train"]
+    out = Replayed(part.name, part.train, its, asked.share, [*splits.notes, *said], files)
+    if held is not None and type(its) is type(task):
+        _leave_out(out, held, task)
+    return out
+
+
+def _task_of(part: Part, settings: DataConfig, task: Task, base: Any) -> tuple[Task, list[str]]:
+    """The task that makes tokens of the rows, and a sentence about it."""
+    own = {f"{role}_column": None for role in task.roles if f"{role}_column" in DataConfig.model_fields}
+    asked = settings.model_copy(update={**own, "columns": {}, "task": task.name})
+    try:
+        found, _ = agree([part], asked, None, base)
+    except DataError as error:
+        column = Table(part.train).get(part.columns.get("text", ""), *TEXT) if part.train else None
+        if not task.next_token or column is None:
+            also = " or a column of plain text" if task.next_token else ""
+            raise DataError(
+                f"data.replay: rows of the run's own kind ({task.name}){also} are needed; name columns with "
+                f"data.replay {{path: ..., columns: {{...}}}}. {error}"
+            ) from None
+        return CausalTask(text=column), [f"Replay: {part.name}, plain text of column {column!r}, all of it learned."]
+    # Its template, its prefix and whatever else the run's task has; only the columns are its own.
+    columns = {role: found.state().get(role) for role in task.roles}
+    return from_state({**task.state(), **columns}), [f"Replay: {part.name}, rows like the others ({task.name})."]
+
+
+def _leave_out(replayed: Replayed, held: ListOrStream, task: Task) -> None:
+    """Take rows with an input that is held out off the rows to learn."""
+    keys = {row_key(row, [given.column for given in task.inputs()]) for row in held}
+    columns = [given.column for given in replayed.task.inputs()]
+
+    def kept(rows: Any) -> Any:
+        return (row for row in rows if row_key(row, columns) not in keys)
+
+    count = sum(row_key(row, columns) in keys for row in replayed.rows)
+    if count == len(replayed.rows):
+        raise DataError(f"data.replay: {replayed.name}: all of its rows are held out of training; name others")
+    if count:
+        replayed.rows = through(replayed.rows, kept, len(replayed.rows) - count)
+        replayed.notes.append(f"{count:,} rows of {replayed.name} are left out of replay: they are held out.")
+
+
+def with_replay(train: Encoded, replayed: Replayed, tokenizer: Any, max_length: int) -> Encoded:
+    """``train`` with the examples of ``replayed`` behind its own, of which each epoch takes their share.
+
+    Raises DataError as `Task.encode`.
+    """
+    task = replayed.task.with_tokenizer(tokenizer)
+    found = encode(task, replayed.rows, tokenizer, max_length)
+    shares = [*train.shares] or [(len(train), 1.0)]
+    own = sum(rows_taken(count, weight) for count, weight in shares)
+    weight = replayed.share / (1 - replayed.share) * own / len(found)
+    out = Encoded(
+        Joined(train.examples, found.examples), [*train.lengths, *found.lengths],
+        [*train.supervised, *found.supervised], train.truncated + found.truncated,
+        [*train.notes, *(f"Replay: {note}" for note in found.notes)], ends=sorted({*train.ends, *found.ends}),
+        shares=[*shares, (len(found), weight)], of_rows=train.rows + found.rows, replay=len(found),
+    )  # fmt: skip
+    if train.digest is not None:
+        digest = hashlib.sha256(train.digest.encode())
+        update(digest, found.examples)
+        out.digest = digest.hexdigest()
+    out.notes.append(_told(train, shares, found, weight, replayed.name))
+    return out
+
+
+def _told(train: Encoded, shares: Sequence[tuple[int, float]], found: Encoded, weight: float, name: str) -> str:
+    """What an epoch takes of it, in examples and in tokens that are learned."""
+    taken, start, own, tokens = rows_taken(len(found), weight), 0, 0, 0.0
+    for count, its in shares:
+        own += rows_taken(count, its)
+        tokens += its * sum(train.supervised[start : start + count])
+        start += count
+    learned = weight * sum(found.supervised)
+    again = f", each {weight:.1f} times" if weight > 1.05 else ""
+    return (
+        f"Replay: an epoch takes {taken:,} examples of the {len(found):,} of {name}{again}: "
+        f"{taken / (taken + own):.0%} of all examples, {learned / (learned + tokens):.0%} of the learned tokens."
+    )
+
+
+class Joined(Sequence[dict[str, Any]]):
+    """The examples of two sequences, one behind the other, wherever they are kept."""
+
+    def __init__(self, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.first[place] if place < len(self.first) else self.second[place - len(self.first)]

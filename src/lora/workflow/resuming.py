@@ -1,0 +1,63 @@
+"""Going on with a run, or a set of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lora.config import RunConfig
+from lora.errors import ConfigError
+from lora.overrides import load_config
+from lora.workflow.run import Say, TrainResult, train
+
+
+def resume(
+    folder: str | Path, say: Say | None = None, progress: bool | None = None, overrides: dict[str, Any] | None = None
+) -> TrainResult | dict[str, TrainResult]:
+    """Go on with the run, or the set of runs, in ``folder`` under its own configuration.
+
+    Args:
+        overrides: of settings that do not change what the run is: where base and data lie now, and those of training
+            that leave its mathematics alone.
+
+    Raises:
+        ConfigError: no run there, or other settings among ``overrides``.
+    """
+    from lora.training.trainee import FREE_ON_RESUME
+
+    path = Path(folder).expanduser() / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
+    free = {
+        "model",
+        "data.train",
+        "data.validation",
+        "data.cache",
+        "data.streaming",
+        "memory_gib",
+        *(f"training.{key}" for key in FREE_ON_RESUME),
+    }
+    then = load_config(path)
+    fixed = [key for key in overrides or {} if key not in free and _differs(then, path, key, (overrides or {})[key])]
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)}: a run goes on with the settings it began with, to the result of one that was never "
+            f"stopped. May change: {', '.join(sorted(free))}.\n"
+            f"To train its adapter further under other settings, begin a new run with it: lora train --start {folder} "
+            "--data DATA --output ANOTHER_FOLDER ..."
+        )
+    config = load_config(path, {key: value for key, value in (overrides or {}).items() if key in free})
+    config.output = str(folder)
+    if config.adapters:
+        from lora.workflow.many import train_many
+
+        return train_many(config, resume=True, say=say, progress=progress)
+    return train(config, resume=True, say=say, progress=progress)
+
+
+def _differs(then: RunConfig, path: Path, key: str, value: Any) -> bool:
+    """Whether setting ``key`` to ``value`` makes another run than the one that began with ``then``."""
+    now = load_config(path, {key: value})
+    if key == "output":
+        return Path(now.output or "").expanduser().absolute() != Path(then.output or "").absolute()
+    return now != then
