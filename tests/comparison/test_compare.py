@@ -368,6 +368,7 @@ def test_ranks_above_the_layers_are_left_out(bert: Path, tmp_path: Path) -> None
 
 def test_the_command(bert: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     write_jsonl(tmp_path / "rows.jsonl", labelled(60, longest=4))
+    write_jsonl(tmp_path / "test.jsonl", labelled(20, seed=4))
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: Any) -> tuple[int, str, str]:
@@ -376,11 +377,15 @@ def test_the_command(bert: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) 
 
     code, out, error = run(
         "-m", bert, "-d", "rows.jsonl", "-o", "out", "--ranks", "1", "--target-sets", "query+value", "--rate-factors",
-        "3", "--seeds", "1", "--no-alone", "--no-linear-probe", "--max-steps", "2", "--dtype", "float32", "--at-once", 2
+        "3", "--seeds", "1", "--no-alone", "--no-linear-probe", "--max-steps", "2", "--dtype", "float32",
+        "--at-once", 2, "--test", "test.jsonl#13",
     )  # fmt: skip
     assert code == 0, error
     assert "r1-query" in out and "winner.yaml" in out and "on 13 test rows" in out and "Held out" in error
-    code, out, error = run("--resume", "out", "--json", "-q")
+    with monkeypatch.context() as elsewhere:
+        (tmp_path / "elsewhere").mkdir()
+        elsewhere.chdir(tmp_path / "elsewhere")
+        code, out, error = run("--resume", "../out", "--json", "-q")
     told = json.loads(out)
     assert code == 0 and [its["name"] for its in told["candidates"]] == ["r1-query+value", "full"] and not error
     assert told["candidates"][0]["targets"] == ["query", "value"]

@@ -54,7 +54,13 @@ def settings_of(
         problems.append("data.held_out: with 0 there are no rows to choose learning rates on; leave it out")
     if problems:
         raise ConfigError("\n".join(problems))
-    return config.model_copy(deep=True), asked or ComparisonConfig.make(settings)
+    asked = asked.model_copy() if asked is not None else ComparisonConfig.make(settings)
+    if asked.test:  # in full, as the other paths: a comparison can be gone on with from any folder
+        named = RunConfig.make({"data": asked.test})
+        in_full(named)
+        assert isinstance(named.data.train, str), "one source"
+        asked.test = named.data.train
+    return config.model_copy(deep=True), asked
 
 
 def own_folder(config: RunConfig, resume: bool, overwrite: bool) -> Path:
