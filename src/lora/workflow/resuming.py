@@ -8,7 +8,8 @@ from typing import Any
 from lora.config import RunConfig
 from lora.errors import ConfigError
 from lora.overrides import load_config
-from lora.workflow.run import Say, TrainResult, train
+from lora.workflow.measuring import Say
+from lora.workflow.run import TrainResult, train
 
 
 def resume(
