@@ -95,6 +95,33 @@ def test_what_is_held_out_is_not_replayed(base: str, tmp_path: Path) -> None:
     assert any("left out of replay" in note for note in found.notes)
 
 
+def asked(count: int, answer: str, **more: str) -> list[dict[str, Any]]:
+    return [{"instruction": text, "output": answer, **more} for text in sentences(count, 3)]
+
+
+@pytest.mark.parametrize("rows, replayed", [
+    (talks(30), [{"messages": [row["messages"][0], {"role": "assistant", "content": "no"}]} for row in talks(30)]),
+    (asked(30, "yes", input=""), asked(30, "no")),
+    (asked(30, "yes"), asked(30, "no", input="")),
+])  # fmt: skip
+def test_a_question_held_out_is_not_replayed_with_another_answer(
+    base: str, tmp_path: Path, rows: list[dict[str, Any]], replayed: list[dict[str, Any]]
+) -> None:
+    found = read_rows(rows, None, DataConfig(replay=put(tmp_path / "r.jsonl", replayed), held_out=0.2), 0)
+    assert found.held and found.replay
+    held = {found.task.key(row) for row in found.held}
+    assert len(found.replay.rows) == 30 - len(held) and not held & {found.replay.task.key(r) for r in found.replay.rows}
+
+
+def test_test_rows_are_not_replayed(base: str, tmp_path: Path) -> None:
+    rows = asked(30, "yes")
+    for name, part in (("train", rows[:20]), ("test", rows[20:])):
+        put(tmp_path / f"{name}.jsonl", part)
+    file = put(tmp_path.parent / f"{tmp_path.name}-r.jsonl", rows)
+    found = read_rows(str(tmp_path), False, DataConfig(replay=file), 0)
+    assert found.replay and found.test and len(found.replay.rows) == 20
+
+
 def test_other_replay_is_other_data_and_more_weight_too(base: str, tmp_path: Path) -> None:
     first, second = (put(tmp_path / f"{n}.jsonl", [{"text": t} for t in sentences(9, n)]) for n in (1, 2))
     digests = {

@@ -209,7 +209,10 @@ class Task(ABC):
 
     def key(self, row: Row) -> int:
         """64 bits of what the model is asked with, case and white space aside: by it rows are split."""
-        return text_key(given.asked(row.get(given.column)) for given in self.inputs())
+        cells = [given.asked(row.get(given.column)) for given in self.inputs()]
+        while cells and not cells[-1].strip():  # rows of another source may lack the column altogether
+            cells.pop()
+        return text_key(cells)
 
     def classes(self) -> str | None:
         """The column whose values should all be met in training and in evaluation; None: there is no such column."""

@@ -86,7 +86,7 @@ def read_rows(
     several = len(parts) > 1 or parts[0].weight != 1
     if several:
         notes += told(parts, task)
-    replay = read_replay(settings, task, held_rows, base)
+    replay = read_replay(settings, task, [held_rows, test_rows], base)
     if replay is not None:
         notes += replay.notes
     return Rows(
