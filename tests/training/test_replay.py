@@ -15,6 +15,7 @@ from lora import DataConfig, LoRA, RunConfig, fit, workflow
 from lora.data.batches import BatchPlan
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_base, load_tokenizer
+from lora.tasks import encoding
 from lora.tasks.tokens import IGNORED
 from lora.training.prepare import Prepared, prepare, read_rows
 from lora.workflow.look import describe_data
@@ -129,6 +130,18 @@ def test_other_replay_is_other_data_and_more_weight_too(base: str, tmp_path: Pat
         for replay in (None, first, second, {"path": first, "share": 0.3})
     }  # fmt: skip
     assert len(digests) == 4
+
+
+def test_the_same_rows_are_the_same_data_streamed_or_cached_or_not(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These settings may change when a run is resumed."""
+    monkeypatch.setattr(encoding, "FEWEST", 5)
+    replay = put(tmp_path / "general.jsonl", [{"text": text} for text in sentences(9, 1)])
+    rows: Any = put(tmp_path / "rows.jsonl", talks(9))
+    cache = str(tmp_path / "cache")
+    ways = ({"cache": False}, {"cache": cache}, {"cache": cache}, {"cache": False, "streaming": True})
+    assert len({prepared(base, rows, replay, **way).digest for way in ways}) == 1
 
 
 @pytest.mark.parametrize("given, said", [

@@ -16,13 +16,12 @@ from lora.config import DataConfig, Source
 from lora.data.batches import rows_taken
 from lora.data.columns import TEXT, Table
 from lora.data.sources import Part, load_splits
-from lora.data.stored import update
 from lora.data.streams import ListOrStream, through
 from lora.errors import ConfigError, DataError
 from lora.tasks import Encoded, Task, from_state
 from lora.tasks.agree import agree
 from lora.tasks.causal import CausalTask
-from lora.tasks.encoding import encode
+from lora.tasks.encoding import digest_of, encode
 
 
 @dataclass
@@ -133,10 +132,8 @@ def with_replay(train: Encoded, replayed: Replayed, tokenizer: Any, max_length: 
         [*train.notes, *(f"Replay: {note}" for note in found.notes)], ends=sorted({*train.ends, *found.ends}),
         shares=[*shares, (len(found), weight)], of_rows=train.rows + found.rows, replay=len(found),
     )  # fmt: skip
-    if train.digest is not None:
-        digest = hashlib.sha256(train.digest.encode())
-        update(digest, found.examples)
-        out.digest = digest.hexdigest()
+    # Of both digests: whether they were known already depends on streaming and cache, which may change on resume.
+    out.digest = hashlib.sha256(f"{digest_of(train)} {digest_of(found)}".encode()).hexdigest()
     out.notes.append(_told(train, shares, found, weight, replayed.name))
     return out
 
