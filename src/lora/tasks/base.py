@@ -47,7 +47,7 @@ class Encoded:
             Where there are many they are read from the disk one by one (`lora.data.stored`).
         lengths: number of tokens of each example.
         supervised: number of supervised positions (tokens or labels) of each example.
-        truncated: how many rows were longer than ``max_length``, those left out among them.
+        truncated: how many rows were longer than ``max_length``, those left out among them, those of replay not.
         notes: what a user should know, in full sentences (truncation, dropped rows).
         answers: of each example the text that is its answer, as the data have it; empty where that is not kept.
         ends: token ids with which answers end that were only met among the rows, see `Task.met`.
@@ -71,6 +71,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def own(self) -> int:
+        """How many of the examples, the first, are of the data themselves."""
+        return len(self) - self.replay
 
     @property
     def rows(self) -> int:

@@ -128,7 +128,7 @@ def with_replay(train: Encoded, replayed: Replayed, tokenizer: Any, max_length: 
     weight = replayed.share / (1 - replayed.share) * own / len(found)
     out = Encoded(
         Joined(train.examples, found.examples), [*train.lengths, *found.lengths],
-        [*train.supervised, *found.supervised], train.truncated + found.truncated,
+        [*train.supervised, *found.supervised], train.truncated,
         [*train.notes, *(f"Replay: {note}" for note in found.notes)], ends=sorted({*train.ends, *found.ends}),
         shares=[*shares, (len(found), weight)], of_rows=train.rows + found.rows, replay=len(found),
     )  # fmt: skip
