@@ -223,6 +223,19 @@ def test_a_run_with_both_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     report = json.loads((whole / "report.json").read_text())
     assert report["data"]["replay_examples"] > 5
     assert [source["split"] for source in report["data"]["sources"]] == ["train", "replay"]
-    replay.write_text(" ".join(sentences(60, 8, 20)))
+    for other in ({"path": "moved.txt", "share": 0.5}, None):
+        with pytest.raises(ConfigError, match="data.replay .all but its path.: a run goes on with"):
+            workflow.resume(cut, progress=False, overrides={"data.replay": other})
+    moved, probe = Path(shutil.move(replay, tmp_path / "moved.txt")), tmp_path / "probe.txt"
+    probe.write_text("red sun here\n\nblue moon there\n")
+    there: list[dict[str, Any]] = [
+        {"data.replay": str(moved)}, {"data.replay": {"path": str(moved), "share": 0.25}, "probe": str(probe)}
+    ]  # fmt: skip
+    for overrides in there:
+        shutil.rmtree(cut / "checkpoints" / last.name)
+        workflow.resume(cut, progress=False, overrides=overrides)
+        assert (cut / "adapter" / "adapter_model.safetensors").read_bytes() == one
+    assert json.loads((cut / "report.json").read_text())["forgetting"]["texts"] == 2
+    moved.write_text(" ".join(sentences(60, 8, 20)))
     with pytest.raises(ConfigError, match="training data"):
         workflow.resume(cut, progress=False)
