@@ -8,9 +8,12 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora import LoRA, fit
+from lora.config import TrainingConfig
 from lora.errors import ConfigError, DataError, ModelError, TrainingError
+from lora.tasks import TASKS
 from lora.training.job import Job
 from lora.training.prepare import prepare, read_rows
+from lora.training.trainee import greater_is_better
 from small_base import labelled, stories
 
 
@@ -426,3 +429,12 @@ def test_a_refusal_at_the_last_moment_leaves_the_run_to_be_replaced(bert, tmp_pa
         fit(classifier(bert), labelled(30), False, max_steps=1, output_dir=tmp_path / "run", overwrite=True,
             gradient_checkpointing=True)  # fmt: skip
     assert (tmp_path / "run" / "adapter").is_dir() and (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_any_measure_of_a_task_can_pick_the_best(kind):
+    task, _ = TASKS[kind].made_up()
+    found = {key: greater_is_better(key, TrainingConfig(best_metric=key), task) for key in task.measures}
+    assert task.best_metric in found and found["loss"] is False
+    less = {"loss", "perplexity", "mse", "rmse", "mae", "hamming", "reward_rejected"}
+    assert {key for key, more in found.items() if not more} == less & set(found)

@@ -118,7 +118,13 @@ class Session:
         kept = "the one before it stays" if taken else "it is not kept"
         return self._or_as_before(lambda: self.answer(on_text), lambda: self.messages.extend(taken), kept)
 
-    def _or_as_before(self, answer: Callable[[], Answer], undo: Callable[[], object], then: str) -> Answer:
+    def _or_as_before(self, answer: Callable[[], Answer], take_back: Callable[[], object], then: str) -> Answer:
+        start = self._start
+
+        def undo() -> None:
+            take_back()
+            self._start = start
+
         try:
             made = answer()
         except BaseException:
@@ -215,7 +221,7 @@ class Session:
                 raise DataError(self._too_long(len(ids)))
             alone = f"{voice.name} is asked with a bare text: each message is answered by itself."
             return ids, self._once(alone) if len(self.messages) > 1 else []
-        start, room, notes = min(self._start, len(self.messages) - 1), self.room, list[str]()
+        start, room, notes = self._start, self.room, list[str]()
         if self.tools and not voice.tools:
             notes.append(f"{voice.name} was trained without tools: it is not told which there are.")
         while len(ids := self._ids(voice, self._asked(start))) > room:
@@ -266,7 +272,8 @@ class Session:
         before = len(self.messages)
         last = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         del self.messages[last[-1] if last else 0 :]
-        self._start = min(self._start, max(len(self.messages) - 1, 0))
+        if self._start >= len(self.messages):
+            self._start = 0  # an earlier message may be an answer: the next prompt finds anew where it begins
         return before - len(self.messages)
 
     @property

@@ -144,7 +144,7 @@ def more_is_better(model: LoRA, prepared: Prepared, config: RunConfig) -> bool:
     """Whether more of the metric is better. Raises ConfigError where the metric is none of the task's."""
     settings, task = config.training, prepared.task
     metric = settings.best_metric or task.best_metric
-    if task.measures and metric not in task.measures:
+    if metric not in task.measures:
         raise ConfigError(
             f"training.best_metric: {metric!r} is not measured for the task {task.name}; known: "
             + ", ".join(task.measures)

@@ -140,7 +140,7 @@ def compare(
     if plain and test != "bootstrap":
         found = _proportions(metric, a, b, level, "mcnemar" if test == "auto" else test)
     else:
-        found = _resampled(metric, a, b, level, resamples, np.random.default_rng(seed))
+        found = _resampled(metric, a, b, level, resamples, seed)
     if test == "permutation" and not math.isnan(found.difference):
         p = exchange_test(metric, a, b, seed=seed, draws=resamples)
         found = replace(found, p_value=p, p_corrected=p, test="permutation")
@@ -165,9 +165,9 @@ def compare_all(
 
 
 def correct(found: Mapping[str, Comparison], correction: str = "holm") -> dict[str, Comparison]:
-    """Comparisons of any sort as one family: their p-values corrected for their number."""
+    """Comparisons of any sort as one family: their p-values corrected for the number of those that have one."""
     p_values = corrected([its.p_value for its in found.values()], correction)
-    many = 1 if correction == "none" else len(found)
+    many = 1 if correction == "none" else max(1, sum(not math.isnan(its.p_value) for its in found.values()))
     return {
         name: replace(its, p_corrected=float(p), comparisons=many)
         for (name, its), p in zip(found.items(), p_values, strict=True)
@@ -195,10 +195,8 @@ def row_values(metric: Metric, rows: Rows) -> Array:
     return metric.function(rows.cells)
 
 
-def _resampled(
-    metric: Metric, a: Rows, b: Rows, level: float, resamples: int | None, rng: np.random.Generator
-) -> Comparison:
-    units = a.units
+def _resampled(metric: Metric, a: Rows, b: Rows, level: float, resamples: int | None, seed: int) -> Comparison:
+    units, rng = a.units, np.random.default_rng(seed)
     of_a, of_b = evaluator([metric], a, units), evaluator([metric], b, units)
 
     def difference(drawn: Array) -> Array:
@@ -222,7 +220,7 @@ def _resampled(
         notes.append("All resamples have the same difference, so they say nothing of how far it may be off.")
     p, error, test = own.p_value(), own.spread, "bootstrap"
     if math.isnan(p):  # the difference is alike in all rows: no interval, but it is surely there
-        p, test = exchange_test(metric, a, b, draws=resamples), "permutation"
+        p, test = exchange_test(metric, a, b, seed=seed, draws=resamples), "permutation"
     return Comparison(
         metric.name, value_a, value_b, point, low, high, level, p, p, test,
         _effect(point, error * math.sqrt(units.drawn)), detectable(error, level), len(a), units.drawn,

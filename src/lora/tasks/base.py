@@ -135,9 +135,8 @@ class Task(ABC):
     options: ClassVar[type[Options]] = Options
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
     best_metric: ClassVar[str]  # key of `metrics` that picks the best checkpoint
-    greater_is_better: ClassVar[bool]
-    # The numbers among `metrics`, any of which can pick the best checkpoint; empty: not known before the first time.
-    measures: ClassVar[tuple[str, ...]] = ()
+    # The numbers among `metrics`, any of which can pick the best checkpoint, and whether more of it is better.
+    measures: ClassVar[Mapping[str, bool]]
     per_token: ClassVar[bool] = False  # whether its labels are of single tokens: the logits are (b, t, c), not (b, c)
     # Whether the loss is the cross-entropy of each next token that ``labels`` of an example holds: such examples can be
     # packed into one row, and the head computed for supervised positions alone.
@@ -249,6 +248,11 @@ class Task(ABC):
     def met(self, ends: Sequence[int]) -> None:
         """Take note of `Encoded.ends`, of rows that another process may have encoded."""
         return None
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether more of ``best_metric`` is better."""
+        return self.measures[self.best_metric]
 
     @property
     def reference(self) -> bool:

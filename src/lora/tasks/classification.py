@@ -23,8 +23,7 @@ class ClassificationTask(LabelsTask):
     labels_are = Kind.CLASSES
     learns = "label"
     best_metric = "f1_macro"  # accuracy hides a rare class that is never found
-    greater_is_better = True
-    measures = ("loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted")
+    measures = {"loss": False, "accuracy": True, "f1_macro": True, "f1_micro": True, "f1_weighted": True}
     problem_type = "single_label_classification"
 
     @classmethod

@@ -32,8 +32,9 @@ class MultiLabelTask(LabelsTask):
     labels_are = Kind.LISTS
     learns = "labels"
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
-    greater_is_better = True
-    measures = ("loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted", "hamming")
+    measures = {
+        "loss": False, "accuracy": True, "f1_macro": True, "f1_micro": True, "f1_weighted": True, "hamming": False,
+    }  # fmt: skip
     problem_type = "multi_label_classification"
 
     @classmethod

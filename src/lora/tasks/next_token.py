@@ -6,7 +6,7 @@ Shapes: b row, t token, v vocabulary, n supervised token.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,8 +24,7 @@ class NextTokenTask(Task):
 
     auto_class = "AutoModelForCausalLM"
     best_metric = "loss"
-    greater_is_better = False
-    measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    measures: ClassVar[Mapping[str, bool]] = {"loss": False, "perplexity": False, "token_accuracy": True}
     next_token = True
     generates = True
     holds_to_base = True

@@ -78,7 +78,10 @@ class PreferenceTask(PairTask, NextTokenTask):
     name = "preference"
     options = PreferenceOptions
     settings: PreferenceOptions
-    measures = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "likelihood_accuracy")
+    measures = {
+        "loss": False, "accuracy": True, "margin": True, "reward_chosen": True, "reward_rejected": False,
+        "likelihood_accuracy": True,
+    }  # fmt: skip
     smooths_tokens = False
     holds_to_base = False  # its loss does so already, by beta
     rows = 2

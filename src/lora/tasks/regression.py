@@ -31,8 +31,7 @@ class RegressionTask(SequenceTask):
     labels_are = Kind.QUANTITY
     learns = "number"
     best_metric = "rmse"
-    greater_is_better = False
-    measures = ("loss", "mse", "rmse", "mae", "r2", "pearson")
+    measures = {"loss": False, "mse": False, "rmse": False, "mae": False, "r2": True, "pearson": True}
 
     def __init__(
         self,

@@ -48,8 +48,7 @@ class RewardTask(PairTask):
     sign = None  # the same columns are more often meant for preference training
     auto_class = "AutoModelForSequenceClassification"
     best_metric = "loss"
-    greater_is_better = False
-    measures = ("loss", "accuracy", "margin")
+    measures = {"loss": False, "accuracy": True, "margin": True}
     rows = 2
 
     def __init__(self, *args: Any, completion: str = "completion", **kwargs: Any) -> None:

@@ -42,10 +42,10 @@ class TokenClassificationTask(Task):
     to_name = "data.columns {tokens: …, tags: …} to tag words"
     auto_class = "AutoModelForTokenClassification"
     best_metric = "f1"
-    greater_is_better = True
-    measures = (
-        "loss", "accuracy", "precision", "recall", "f1", "f1_strict", "precision_macro", "recall_macro", "f1_macro",
-    )  # fmt: skip
+    measures = {
+        "loss": False, "accuracy": True, "precision": True, "recall": True, "f1": True, "f1_strict": True,
+        "precision_macro": True, "recall_macro": True, "f1_macro": True,
+    }  # fmt: skip
     per_token = True
     learns = "labels"
 

@@ -21,8 +21,6 @@ from lora.training.schedule import rate_at, warmup_steps
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
-HIGHER = {"accuracy", "f1_macro", "f1_micro", "f1_weighted", "r2", "pearson", "token_accuracy"}
-LOWER = {"loss", "perplexity", "mse", "rmse", "mae", "hamming"}
 # Settings that may change between a run and its continuation: they do not touch the mathematics.
 FREE_ON_RESUME = {
     "log_every", "save_every", "keep_checkpoints", "tensorboard", "eval_batch_size", "patience",
@@ -326,11 +324,9 @@ def greater_is_better(key: str, settings: TrainingConfig, task: Task) -> bool:
     """Whether more of metric ``key`` is good. Raises ConfigError as `Trainee.greater_is_better`."""
     if settings.greater_is_better is not None:
         return settings.greater_is_better
-    if key == task.best_metric:
-        return task.greater_is_better
-    if key in HIGHER or key in LOWER:
-        return key in HIGHER
+    if key in task.measures:
+        return task.measures[key]
     raise ConfigError(
-        f"training.best_metric: {key!r} is not a known metric ({', '.join(sorted(HIGHER | LOWER))}); for one of "
-        "your own say whether more of it is better: greater_is_better=True or False"
+        f"training.best_metric: {key!r} is none that the task {task.name} measures ({', '.join(task.measures)}); for "
+        "one of your own say whether more of it is better: greater_is_better=True or False"
     )
