@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +73,11 @@ class Forgetting:
     adapters: dict[str, dict[str, Any]]
     per_text: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def of(self, name: str) -> Forgetting:
+        """Base and ``name`` alone."""
+        per_text = {key: its for key, its in self.per_text.items() if key in ("tokens", BASE, name)}
+        return replace(self, adapters={key: self.adapters[key] for key in (BASE, name)}, per_text=per_text)
 
     def grid(self) -> Grid:
         """The figures as a table."""
@@ -132,13 +137,12 @@ def measure_forgetting(
     Raises:
         DataError: a text has no token to predict.
     """
-    chosen = list(TEXTS if texts is None else texts)
+    chosen = _spread(TEXTS if texts is None else texts)
     notes = []
-    if len(chosen) > MOST:
-        notes.append(f"{MOST} of the {len(chosen):,} texts were measured, evenly over all of them.")
-        chosen = [chosen[round(place * (len(chosen) - 1) / (MOST - 1))] for place in range(MOST)]
+    if texts is not None and len(chosen) < len(texts):
+        notes.append(f"{MOST} of the {len(texts):,} texts were measured, evenly over all of them.")
     runs = [BASE, *(name for name in names if name != BASE)]
-    length = max(2, min(max_length, LONGEST))
+    length = _length(max_length)
     if not output_heads(model.base):
         return _of_hidden_states(model, runs, tokenizer, length, chosen, source, batch_size, notes)
     try:
@@ -168,6 +172,24 @@ def measure_forgetting(
          **{name: {key: values[kept].tolist() for key, values in per_text[name].items()} for name in runs}},
         [*notes, *encoded.notes],
     )  # fmt: skip
+
+
+def check_probe(model: LoRA, tokenizer: Any, max_length: int, texts: Sequence[str]) -> None:
+    """Raise the DataError that `measure_forgetting` would, before anything is trained."""
+    if output_heads(model.base):
+        _encoded(model, tokenizer, _length(max_length), _spread(texts))
+
+
+def _spread(texts: Sequence[str]) -> list[str]:
+    """The texts that are measured: `MOST` at the most, evenly over all of them."""
+    if len(texts) <= MOST:
+        return list(texts)
+    return [texts[round(place * (len(texts) - 1) / (MOST - 1))] for place in range(MOST)]
+
+
+def _length(max_length: int) -> int:
+    """Tokens that see each other."""
+    return max(2, min(max_length, LONGEST))
 
 
 def per_token(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
