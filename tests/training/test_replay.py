@@ -19,7 +19,7 @@ from lora.tasks import encoding
 from lora.tasks.tokens import IGNORED
 from lora.training.prepare import Prepared, prepare, read_rows
 from lora.workflow.look import describe_data
-from small_base import labelled, save_base, stories
+from small_base import labelled, save_base, stories, tokenizer
 
 CAUSAL = "AutoModelForCausalLM"
 
@@ -163,10 +163,26 @@ def test_what_cannot_be_replayed_is_refused(base: str, tmp_path: Path) -> None:
         prepared(base, talks(9), f"{texts}#x2")
     with pytest.raises(DataError, match="no such file"):
         prepared(base, talks(9), str(tmp_path / "none.txt"))
+
+
+def test_an_encoder_decoder_replays_halves(tmp_path: Path) -> None:
     from transformers import T5Config
 
-    with pytest.raises(DataError, match="rows of the run's own kind .seq2seq. are needed"):
-        read_rows(stories(9), False, DataConfig(replay=texts), 0, base=T5Config())
+    texts = [*sentences(8, 5, 12), "red " * 400, "sun"]
+    replay = put(tmp_path / "t.jsonl", [{"text": text} for text in texts])
+    found = read_rows(stories(9), False, DataConfig(replay=replay, streaming=True), 0, base=T5Config())
+    assert found.replay is not None and found.replay.task.name == "seq2seq"
+    rows = [(row["prompt"], row["completion"]) for row in found.replay.rows]
+    words = texts[0].split()
+    assert rows[0] == (" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :]))
+    assert rows[8] == (" ".join(["red"] * 150),) * 2 and rows[9] == ("sun", "sun")
+    assert any("second half of each text" in note for note in found.notes)
+    base = LoRA(load_base(str(save_base(tmp_path / "t5", "t5")), "AutoModelForSeq2SeqLM", torch.float32), rank=2)
+    train = prepare(base, found, tokenizer("t5"), 64).train
+    assert train.replay == 9 and len(train) == 18  # what is longer than the length is left out
+    with pytest.raises(DataError, match="rows of the run's own kind .seq2seq. or a column of plain text"):
+        bad = put(tmp_path / "n.jsonl", [{"number": 1}])
+        read_rows(stories(9), False, DataConfig(replay=bad), 0, base=T5Config())
 
 
 @pytest.mark.parametrize("packing", [None, False])

@@ -4,10 +4,9 @@ Where the base predicts tokens: the loss per token of each, KL(base ‖ adapter)
 the share of tokens at which both find the same one most likely. KL is the finer measure: it grows as soon as the
 distribution moves, whichever way, while the loss moves only as far as the text's own tokens are concerned.
 
-An encoder-decoder writes the second half of each text for the first: what it was trained to write differs between
-families, but how far an adapter has moved shows in any text. A base without a language head is looked at by what its
-layers make of the text: the cosine between base and adapter of the last hidden state, mean over tokens. It says how far
-the representation has moved, not whether it has become worse.
+How a text is read, the first task says that reads running text with such a base (`Task.for_running_text`). A base
+without a language head is looked at by what its layers make of the text: the cosine between base and adapter of the
+last hidden state, mean over tokens. It says how far the representation has moved, not whether it has become worse.
 
 Shapes: b row, t token, v vocabulary, h hidden, m position of a block.
 """
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lora.config import EVAL_BATCH_SIZE
-from lora.core.configs import is_encoder_decoder
 from lora.core.divergence import cross_sums, probabilities, rows_of_block
 from lora.core.routing import BASE
 from lora.data.batches import in_order
@@ -35,10 +33,8 @@ from lora.evaluation.grid import Cell, Grid
 from lora.evaluation.probe import TEXTS
 from lora.model.base import pad_token_id
 from lora.model.heads import output_heads
-from lora.tasks import Encoded, Task
-from lora.tasks.causal import CausalTask
+from lora.tasks import Encoded, Task, running_text
 from lora.tasks.inference import collated, evaluating, forward, in_batches, to_device, without_cache
-from lora.tasks.seq2seq import Seq2SeqTask
 from lora.tasks.sequence import pad
 from lora.tasks.tokens import IGNORED
 
@@ -47,7 +43,7 @@ if TYPE_CHECKING:
 
 LONGEST = 512  # tokens that see each other; a longer text is measured in pieces
 MOST = 512  # texts measured; of more so many, evenly over all of them
-WORDS = 300  # of a text that an encoder-decoder is given
+STATES = "hidden states"  # the kind of a base without a language head
 
 
 @dataclass
@@ -55,7 +51,7 @@ class Forgetting:
     """Base and adapters on a probe of general text.
 
     Attributes:
-        kind: ``next tokens``, ``second halves`` (encoder-decoders) or ``hidden states`` (no language head).
+        kind: ``hidden states`` (no language head), or what the base writes: ``next tokens``, say (`Task.running_kind`).
         source: file or hub id of the texts; None: the built-in ones.
         texts, tokens: how many were measured; of hidden states the tokens that the mean is of.
         adapters: name -> figures, ``base`` first. Of tokens ``loss`` and ``perplexity``; of an adapter also
@@ -88,7 +84,7 @@ class Forgetting:
             cells: list[Cell] = [_shown(self.adapters[name].get(key), form) for name in names]
             if any(cell != "" for cell in cells):
                 grid.rows.append([title, *cells])
-        grid.below = [MEANING[self.kind].format(tokens=self.tokens), *self.notes]
+        grid.below = [(OF_STATES if self.kind == STATES else OF_TOKENS).format(tokens=self.tokens), *self.notes]
         return grid
 
 
@@ -100,13 +96,11 @@ FIGURES = {
     "same_token": ("the same most likely token", ".1%"),
     "cosine": ("cosine of the hidden state", ".4f"),
 }
-MEANING = {
-    "next tokens": "On {tokens:,} tokens; in brackets 95 % intervals over the texts.",
-    "second halves": "The decoder is given the second half of each text for the first: {tokens:,} tokens; in brackets "
-    "95 % intervals over the texts.",
-    "hidden states": "The base has no language head, so this is how far the last hidden state (mean over a text's "
-    "tokens, {tokens:,} in all) has moved: 1 is not at all. It does not say whether that is for the worse.",
-}
+OF_TOKENS = "On {tokens:,} tokens; in brackets 95 % intervals over the texts."
+OF_STATES = (
+    "The base has no language head, so this is how far the last hidden state (mean over a text's tokens, {tokens:,} in "
+    "all) has moved: 1 is not at all. It does not say whether that is for the worse."
+)
 
 
 def _shown(value: Any, form: str) -> str:
@@ -146,7 +140,7 @@ def measure_forgetting(
     if not output_heads(model.base):
         return _of_hidden_states(model, runs, tokenizer, length, chosen, source, batch_size, notes)
     try:
-        kind, task, encoded = _encoded(model, tokenizer, length, chosen)
+        task, encoded = _encoded(model, tokenizer, length, chosen)
     except DataError as error:
         if texts is None:  # a tokenizer of a few words does not know the built-in texts
             return f"the tokenizer makes no tokens of the built-in texts ({error})"
@@ -167,10 +161,10 @@ def measure_forgetting(
                 "same_token": factor(per_text[name]["same"][kept], tokens, per_token),
             }
     return Forgetting(
-        kind, source, int(kept.sum()), int(tokens.sum()), adapters,
+        task.running_kind, source, int(kept.sum()), int(tokens.sum()), adapters,
         {"tokens": tokens.astype(int).tolist(),
          **{name: {key: values[kept].tolist() for key, values in per_text[name].items()} for name in runs}},
-        [*notes, *encoded.notes],
+        [*([task.running_note] if task.running_note else []), *notes, *encoded.notes],
     )  # fmt: skip
 
 
@@ -197,18 +191,11 @@ def per_token(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray
     return np.asarray(sums.sum(axis=-1) / counts.sum(axis=-1))
 
 
-def _encoded(model: LoRA, tokenizer: Any, length: int, texts: list[str]) -> tuple[str, Task, Encoded]:
-    """What is measured, and the texts as tokens; ``row`` of an example is its text."""
-    if not is_encoder_decoder(getattr(model.base, "config", None)):
-        task: Task = CausalTask(text="text")
-        return "next tokens", task, task.encode([{"text": text} for text in texts], tokenizer, length)
-    task, rows = Seq2SeqTask(prompt="first", completion="second"), []
-    for text in texts:
-        words = text.split()[:WORDS]
-        # A lone word has no second half: it is written for itself.
-        half = len(words) // 2
-        rows.append({"first": " ".join(words[:half] or words), "second": " ".join(words[half:])})
-    return "second halves", task, task.encode(rows, tokenizer, length)
+def _encoded(model: LoRA, tokenizer: Any, length: int, texts: list[str]) -> tuple[Task, Encoded]:
+    """The task that reads the texts, and the texts as tokens; ``row`` of an example is its text."""
+    task = running_text(getattr(model.base, "config", None))
+    assert task is not None, "the base has a language head"
+    return task, task.encode(list(task.running_rows({"text": text} for text in texts)), tokenizer, length)
 
 
 @torch.no_grad()
@@ -312,7 +299,7 @@ def _of_hidden_states(
     }  # fmt: skip
     per_text: dict[str, Any] = {name: {"cosine": its.tolist()} for name, its in cosines.items()}
     per_text["tokens"] = [len(row) for row in ids]
-    return Forgetting("hidden states", source, len(texts), sum(map(len, ids)), adapters, per_text, notes)
+    return Forgetting(STATES, source, len(texts), sum(map(len, ids)), adapters, per_text, notes)
 
 
 def _last_state(outputs: Any) -> Tensor | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, overload
 
 from lora.config import DataConfig, Source
@@ -18,9 +19,8 @@ from lora.data.columns import TEXT, Table
 from lora.data.sources import Part, load_splits
 from lora.data.streams import ListOrStream, through
 from lora.errors import ConfigError, DataError
-from lora.tasks import Encoded, Task, from_state
+from lora.tasks import Encoded, Task, from_state, running_text
 from lora.tasks.agree import agree
-from lora.tasks.causal import CausalTask
 from lora.tasks.encoding import digest_of, encode
 
 
@@ -88,13 +88,16 @@ def _task_of(part: Part, settings: DataConfig, task: Task, base: Any) -> tuple[T
         found, _ = agree([part], asked, None, base)
     except DataError as error:
         column = Table(part.train).get(part.columns.get("text", ""), *TEXT) if part.train else None
-        if not task.next_token or column is None:
-            also = " or a column of plain text" if task.next_token else ""
+        reads = running_text(base, column or "")
+        # Told by the kind of model where the base's configuration is not known.
+        if reads is None or reads.auto_class != task.auto_class or column is None:
             raise DataError(
-                f"data.replay: rows of the run's own kind ({task.name}){also} are needed; name columns with "
-                f"data.replay {{path: ..., columns: {{...}}}}. {error}"
+                f"data.replay: rows of the run's own kind ({task.name}) or a column of plain text are needed; name "
+                f"columns with data.replay {{path: ..., columns: {{...}}}}. {error}"
             ) from None
-        return CausalTask(text=column), [f"Replay: {part.name}, plain text of column {column!r}, all of it learned."]
+        part.train = through(part.train, partial(reads.running_rows, column=column), len(part.train))
+        how = f". {reads.running_note}" if reads.running_note else ", all of it learned."
+        return reads, [f"Replay: {part.name}, plain text of column {column!r}{how}"]
     # Its template, its prefix and whatever else the run's task has; only the columns are its own.
     columns = {role: found.state().get(role) for role in task.roles}
     return from_state({**task.state(), **columns}), [f"Replay: {part.name}, rows like the others ({task.name})."]
