@@ -144,6 +144,29 @@ def test_the_same_rows_are_the_same_data_streamed_or_cached_or_not(
     assert len({prepared(base, rows, replay, **way).digest for way in ways}) == 1
 
 
+def test_tokens_of_replay_are_kept_for_another_time(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "FEWEST", 15)
+    replay = put(tmp_path / "general.jsonl", [{"text": text} for text in sentences(20, 1)])
+    first, second = (prepared(base, talks(9), replay, cache=str(tmp_path / "cache")) for _ in range(2))
+    assert not any("were read from" in note for note in first.notes)
+    assert any(note.startswith("Replay: Token ids were read from") for note in second.notes)
+    assert list(first.train.examples) == list(second.train.examples)
+
+
+def test_answers_stay_beside_their_examples(base: str, tmp_path: Path) -> None:
+    general = put(tmp_path / "general.jsonl", [{"text": text} for text in sentences(4, 1)])
+    alike = put(tmp_path / "alike.jsonl", asked(4, "blue moon"))
+    rows = asked(9, "red sun")
+    assert list(prepared(base, rows, alike).train.answers) == ["red sun"] * 9 + ["blue moon"] * 4
+    assert list(prepared(base, rows, general, columns={}).train.answers) == ["red sun"] * 9 + [""] * 4
+
+
+def test_only_training_rows_of_a_source_are_read(base: str, tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", [{"text": text} for text in sentences(4, 1)])
+    (tmp_path / "validation.jsonl").write_text("{")
+    assert prepared(base, talks(9), str(tmp_path)).train.replay == 4
+
+
 @pytest.mark.parametrize("given, said", [
     ({"path": "x", "share": 1.0}, "replay.share"), ({"path": "x", "part": 0.1}, "unknown setting"),
     (3, "replay"),
