@@ -19,7 +19,7 @@ from lora.tasks import encoding
 from lora.tasks.tokens import IGNORED
 from lora.training.prepare import Prepared, prepare, read_rows
 from lora.workflow.look import describe_data
-from small_base import labelled, save_base, stories
+from small_base import labelled, save_base, stories, tokenizer
 
 CAUSAL = "AutoModelForCausalLM"
 
@@ -144,6 +144,29 @@ def test_the_same_rows_are_the_same_data_streamed_or_cached_or_not(
     assert len({prepared(base, rows, replay, **way).digest for way in ways}) == 1
 
 
+def test_tokens_of_replay_are_kept_for_another_time(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "FEWEST", 15)
+    replay = put(tmp_path / "general.jsonl", [{"text": text} for text in sentences(20, 1)])
+    first, second = (prepared(base, talks(9), replay, cache=str(tmp_path / "cache")) for _ in range(2))
+    assert not any("were read from" in note for note in first.notes)
+    assert any(note.startswith("Replay: Token ids were read from") for note in second.notes)
+    assert list(first.train.examples) == list(second.train.examples)
+
+
+def test_answers_stay_beside_their_examples(base: str, tmp_path: Path) -> None:
+    general = put(tmp_path / "general.jsonl", [{"text": text} for text in sentences(4, 1)])
+    alike = put(tmp_path / "alike.jsonl", asked(4, "blue moon"))
+    rows = asked(9, "red sun")
+    assert list(prepared(base, rows, alike).train.answers) == ["red sun"] * 9 + ["blue moon"] * 4
+    assert list(prepared(base, rows, general, columns={}).train.answers) == ["red sun"] * 9 + [""] * 4
+
+
+def test_only_training_rows_of_a_source_are_read(base: str, tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", [{"text": text} for text in sentences(4, 1)])
+    (tmp_path / "validation.jsonl").write_text("{")
+    assert prepared(base, talks(9), str(tmp_path)).train.replay == 4
+
+
 @pytest.mark.parametrize("given, said", [
     ({"path": "x", "share": 1.0}, "replay.share"), ({"path": "x", "part": 0.1}, "unknown setting"),
     (3, "replay"),
@@ -163,10 +186,26 @@ def test_what_cannot_be_replayed_is_refused(base: str, tmp_path: Path) -> None:
         prepared(base, talks(9), f"{texts}#x2")
     with pytest.raises(DataError, match="no such file"):
         prepared(base, talks(9), str(tmp_path / "none.txt"))
+
+
+def test_an_encoder_decoder_replays_halves(tmp_path: Path) -> None:
     from transformers import T5Config
 
-    with pytest.raises(DataError, match="rows of the run's own kind .seq2seq. are needed"):
-        read_rows(stories(9), False, DataConfig(replay=texts), 0, base=T5Config())
+    texts = [*sentences(8, 5, 12), "red " * 400, "sun"]
+    replay = put(tmp_path / "t.jsonl", [{"text": text} for text in texts])
+    found = read_rows(stories(9), False, DataConfig(replay=replay, streaming=True), 0, base=T5Config())
+    assert found.replay is not None and found.replay.task.name == "seq2seq"
+    rows = [(row["prompt"], row["completion"]) for row in found.replay.rows]
+    words = texts[0].split()
+    assert rows[0] == (" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :]))
+    assert rows[8] == (" ".join(["red"] * 150),) * 2 and rows[9] == ("sun", "sun")
+    assert any("second half of each text" in note for note in found.notes)
+    base = LoRA(load_base(str(save_base(tmp_path / "t5", "t5")), "AutoModelForSeq2SeqLM", torch.float32), rank=2)
+    train = prepare(base, found, tokenizer("t5"), 64).train
+    assert train.replay == 9 and len(train) == 18  # what is longer than the length is left out
+    with pytest.raises(DataError, match="rows of the run's own kind .seq2seq. or a column of plain text"):
+        bad = put(tmp_path / "n.jsonl", [{"number": 1}])
+        read_rows(stories(9), False, DataConfig(replay=bad), 0, base=T5Config())
 
 
 @pytest.mark.parametrize("packing", [None, False])

@@ -4,10 +4,9 @@ Where the base predicts tokens: the loss per token of each, KL(base ‖ adapter)
 the share of tokens at which both find the same one most likely. KL is the finer measure: it grows as soon as the
 distribution moves, whichever way, while the loss moves only as far as the text's own tokens are concerned.
 
-An encoder-decoder writes the second half of each text for the first: what it was trained to write differs between
-families, but how far an adapter has moved shows in any text. A base without a language head is looked at by what its
-layers make of the text: the cosine between base and adapter of the last hidden state, mean over tokens. It says how far
-the representation has moved, not whether it has become worse.
+How a text is read, the first task says that reads running text with such a base (`Task.for_running_text`). A base
+without a language head is looked at by what its layers make of the text: the cosine between base and adapter of the
+last hidden state, mean over tokens. It says how far the representation has moved, not whether it has become worse.
 
 Shapes: b row, t token, v vocabulary, h hidden, m position of a block.
 """
@@ -16,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lora.config import EVAL_BATCH_SIZE
-from lora.core.configs import is_encoder_decoder
 from lora.core.divergence import cross_sums, probabilities, rows_of_block
 from lora.core.routing import BASE
 from lora.data.batches import in_order
@@ -36,10 +34,8 @@ from lora.evaluation.probe import TEXTS
 from lora.evaluation.tables import Metric, number
 from lora.model.base import pad_token_id
 from lora.model.heads import output_heads
-from lora.tasks import Encoded, Task
-from lora.tasks.causal import CausalTask
+from lora.tasks import Encoded, Task, running_text
 from lora.tasks.inference import collated, evaluating, forward, in_batches, to_device, without_cache
-from lora.tasks.seq2seq import Seq2SeqTask
 from lora.tasks.sequence import pad
 from lora.tasks.tokens import IGNORED
 
@@ -48,7 +44,7 @@ if TYPE_CHECKING:
 
 LONGEST = 512  # tokens that see each other; a longer text is measured in pieces
 MOST = 512  # texts measured; of more so many, evenly over all of them
-WORDS = 300  # of a text that an encoder-decoder is given
+STATES = "hidden states"  # the kind of a base without a language head
 
 
 @dataclass
@@ -56,7 +52,7 @@ class Forgetting:
     """Base and adapters on a probe of general text.
 
     Attributes:
-        kind: ``next tokens``, ``second halves`` (encoder-decoders) or ``hidden states`` (no language head).
+        kind: ``hidden states`` (no language head), or what the base writes: ``next tokens``, say (`Task.running_kind`).
         source: file or hub id of the texts; None: the built-in ones.
         texts, tokens: how many were measured; of hidden states the tokens that the mean is of.
         adapters: name -> figures, ``base`` first. Of tokens ``loss`` and ``perplexity``; of an adapter also
@@ -75,6 +71,11 @@ class Forgetting:
     per_text: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def of(self, name: str) -> Forgetting:
+        """Base and ``name`` alone."""
+        per_text = {key: its for key, its in self.per_text.items() if key in ("tokens", BASE, name)}
+        return replace(self, adapters={key: self.adapters[key] for key in (BASE, name)}, per_text=per_text)
+
     def grid(self, path: str = "/forgetting") -> Grid:
         """The figures as a table; ``path``: where they stand in a report."""
         names = list(self.adapters)
@@ -84,7 +85,7 @@ class Forgetting:
             cells = [self.cell(name, key, path) for name in names]
             if any(cell != "" for cell in cells):
                 grid.rows.append([metric.title, *cells])
-        grid.below = [MEANING[self.kind].format(tokens=self.tokens), *self.notes]
+        grid.below = [(OF_STATES if self.kind == STATES else OF_TOKENS).format(tokens=self.tokens), *self.notes]
         return grid
 
     def cell(self, name: str, key: str, path: str = "/forgetting") -> Cell:
@@ -107,13 +108,11 @@ FIGURES = {
     "same_token": Metric("the same most likely token", ".1%"),
     "cosine": Metric("cosine of the hidden state", ".4f"),
 }
-MEANING = {
-    "next tokens": "On {tokens:,} tokens; in brackets 95 % intervals over the texts.",
-    "second halves": "The decoder is given the second half of each text for the first: {tokens:,} tokens; in brackets "
-    "95 % intervals over the texts.",
-    "hidden states": "The base has no language head, so this is how far the last hidden state (mean over a text's "
-    "tokens, {tokens:,} in all) has moved: 1 is not at all. It does not say whether that is for the worse.",
-}
+OF_TOKENS = "On {tokens:,} tokens; in brackets 95 % intervals over the texts."
+OF_STATES = (
+    "The base has no language head, so this is how far the last hidden state (mean over a text's tokens, {tokens:,} in "
+    "all) has moved: 1 is not at all. It does not say whether that is for the worse."
+)
 
 
 def measure_forgetting(
@@ -135,17 +134,16 @@ def measure_forgetting(
     Raises:
         DataError: a text has no token to predict.
     """
-    chosen = list(TEXTS if texts is None else texts)
+    chosen = _spread(TEXTS if texts is None else texts)
     notes = []
-    if len(chosen) > MOST:
-        notes.append(f"{MOST} of the {len(chosen):,} texts were measured, evenly over all of them.")
-        chosen = [chosen[round(place * (len(chosen) - 1) / (MOST - 1))] for place in range(MOST)]
+    if texts is not None and len(chosen) < len(texts):
+        notes.append(f"{MOST} of the {len(texts):,} texts were measured, evenly over all of them.")
     runs = [BASE, *(name for name in names if name != BASE)]
-    length = max(2, min(max_length, LONGEST))
+    length = _length(max_length)
     if not output_heads(model.base):
         return _of_hidden_states(model, runs, tokenizer, length, chosen, source, batch_size, notes)
     try:
-        kind, task, encoded = _encoded(model, tokenizer, length, chosen)
+        task, encoded = _encoded(model, tokenizer, length, chosen)
     except DataError as error:
         if texts is None:  # a tokenizer of a few words does not know the built-in texts
             return f"the tokenizer makes no tokens of the built-in texts ({error})"
@@ -166,11 +164,29 @@ def measure_forgetting(
                 "same_token": factor(per_text[name]["same"][kept], tokens, per_token),
             }
     return Forgetting(
-        kind, source, int(kept.sum()), int(tokens.sum()), adapters,
+        task.running_kind, source, int(kept.sum()), int(tokens.sum()), adapters,
         {"tokens": tokens.astype(int).tolist(),
          **{name: {key: values[kept].tolist() for key, values in per_text[name].items()} for name in runs}},
-        [*notes, *encoded.notes],
+        [*([task.running_note] if task.running_note else []), *notes, *encoded.notes],
     )  # fmt: skip
+
+
+def check_probe(model: LoRA, tokenizer: Any, max_length: int, texts: Sequence[str]) -> None:
+    """Raise the DataError that `measure_forgetting` would, before anything is trained."""
+    if output_heads(model.base):
+        _encoded(model, tokenizer, _length(max_length), _spread(texts))
+
+
+def _spread(texts: Sequence[str]) -> list[str]:
+    """The texts that are measured: `MOST` at the most, evenly over all of them."""
+    if len(texts) <= MOST:
+        return list(texts)
+    return [texts[round(place * (len(texts) - 1) / (MOST - 1))] for place in range(MOST)]
+
+
+def _length(max_length: int) -> int:
+    """Tokens that see each other."""
+    return max(2, min(max_length, LONGEST))
 
 
 def per_token(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,18 +194,11 @@ def per_token(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray
     return np.asarray(sums.sum(axis=-1) / counts.sum(axis=-1))
 
 
-def _encoded(model: LoRA, tokenizer: Any, length: int, texts: list[str]) -> tuple[str, Task, Encoded]:
-    """What is measured, and the texts as tokens; ``row`` of an example is its text."""
-    if not is_encoder_decoder(getattr(model.base, "config", None)):
-        task: Task = CausalTask(text="text")
-        return "next tokens", task, task.encode([{"text": text} for text in texts], tokenizer, length)
-    task, rows = Seq2SeqTask(prompt="first", completion="second"), []
-    for text in texts:
-        words = text.split()[:WORDS]
-        # A lone word has no second half: it is written for itself.
-        half = len(words) // 2
-        rows.append({"first": " ".join(words[:half] or words), "second": " ".join(words[half:])})
-    return "second halves", task, task.encode(rows, tokenizer, length)
+def _encoded(model: LoRA, tokenizer: Any, length: int, texts: list[str]) -> tuple[Task, Encoded]:
+    """The task that reads the texts, and the texts as tokens; ``row`` of an example is its text."""
+    task = running_text(getattr(model.base, "config", None))
+    assert task is not None, "the base has a language head"
+    return task, task.encode(list(task.running_rows({"text": text} for text in texts)), tokenizer, length)
 
 
 @torch.no_grad()
@@ -293,7 +302,7 @@ def _of_hidden_states(
     }  # fmt: skip
     per_text: dict[str, Any] = {name: {"cosine": its.tolist()} for name, its in cosines.items()}
     per_text["tokens"] = [len(row) for row in ids]
-    return Forgetting("hidden states", source, len(texts), sum(map(len, ids)), adapters, per_text, notes)
+    return Forgetting(STATES, source, len(texts), sum(map(len, ids)), adapters, per_text, notes)
 
 
 def _last_state(outputs: Any) -> Tensor | None:

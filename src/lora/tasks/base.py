@@ -7,7 +7,7 @@ Shapes: b row, t token, v vocabulary, c class.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Any, ClassVar, Literal
@@ -147,6 +147,9 @@ class Task(ABC):
     holds_to_base: ClassVar[bool] = False
     rows: ClassVar[int] = 1  # of a padded batch that one example makes
     generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
+    # What becomes of a running text (`for_running_text`), in a word or two; and in a sentence, unless it is plain.
+    running_kind: ClassVar[str] = "next tokens"
+    running_note: ClassVar[str] = ""
     # What is learned of a row: one of its ``labels``, several, a number, which of two answers is better, or a text.
     learns: ClassVar[Literal["label", "labels", "number", "pairs", "written"]] = "written"
 
@@ -161,6 +164,16 @@ class Task(ABC):
         """The task by which a base without an adapter, of the configuration ``base``, is asked for a text: with
         ``messages`` in a chat template, or with a bare prompt. None: not by this one."""
         return None
+
+    @classmethod
+    def for_running_text(cls, base: Any, column: str = "text") -> Task | None:
+        """The task by which a base of the configuration ``base`` reads the text in ``column``, of no task's own: what
+        is replayed, and what forgetting is measured on. None: not by this one. Its rows are those of `running_rows`."""
+        return None
+
+    def running_rows(self, rows: Iterable[Row], column: str = "text") -> Iterator[Row]:
+        """Rows with a text in ``column``, as the task of `for_running_text` takes them: one of each."""
+        yield from rows
 
     @classmethod
     @abstractmethod

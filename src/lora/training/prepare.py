@@ -126,7 +126,7 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     task = rows.task.with_tokenizer(tokenizer)
     train = encode(task, rows.train, tokenizer, length, rows.shares, rows.cache)
     if rows.replay is not None:
-        train = with_replay(train, rows.replay, tokenizer, length)
+        train = with_replay(train, rows.replay, tokenizer, length, rows.cache)
         task.met(train.ends)
     held, test = (
         encode(task, part, tokenizer, length, cache=rows.cache) if part else None for part in (rows.held, rows.test)

@@ -70,7 +70,7 @@ def train_many(
     jobs, probe = {}, None
     for name, each in configs.items():
         prepared = prepare(model, rows[name], tokenizer, each.data.max_length)
-        probe = read_probe(each, prepared)  # the same for all
+        probe = read_probe(each, model, prepared)  # the same for all
         jobs[name] = Job(prepared=prepared, training=each.training)
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
@@ -86,25 +86,24 @@ def train_many(
             memory_gib=config.memory_gib, compile=config.compile, liger=config.liger,
             progress=progress,
         )  # fmt: skip
-    out = {}
-    for name, result in results.items():
-        path, evaluation = None, None
-        if processes.main and result.error is None:
+    finished = {name: result for name, result in results.items() if processes.main and result.error is None}
+    out = {name: TrainResult(model, result, None, None, main=processes.main) for name, result in results.items()}
+    try:
+        forgetting = forgotten(config, configs, model, finished, probe, say)
+        for name, result in finished.items():
             # The base's head, made up for the first one's labels, has nothing to say of other labels.
             fits = _labels(rows[name]) in (None, getattr(model.base.config, "num_labels", None))
-            try:
-                evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    f"all adapters are trained and saved in {output}, but not all are measured. For that: "
-                    + how_to_resume(output)
-                ) from None
+            evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
             facts = facts_of(configs[name], model, rows[name], result)
-            forgetting = forgotten(configs[name], model, result, probe)
             if config.check:
-                facts["checks_after_training"] = verify_trained(model, result, forgetting, lambda line: None)
-            path = write_report(output / name, facts, result.history, evaluation, forgetting)
-        out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
+                facts["checks_after_training"] = verify_trained(model, result, forgetting[name], lambda line: None)
+            path = write_report(output / name, facts, result.history, evaluation, forgetting[name])
+            out[name] = TrainResult(model, result, evaluation, path)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"all adapters are trained and saved in {output}, but not all are measured. For that: "
+            + how_to_resume(output)
+        ) from None
     return out
 
 

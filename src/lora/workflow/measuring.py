@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import RunConfig
+from lora.errors import DataError, LoraError
 from lora.io.peft import read_sidecar
 from lora.model.lora import LoRA
 from lora.plural import number_of
@@ -21,20 +22,26 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def read_probe(config: RunConfig, prepared: Prepared) -> list[str] | None:
+def read_probe(config: RunConfig, model: LoRA, prepared: Prepared) -> list[str] | None:
     """The texts of ``config.probe``, read before training: what is wrong with them is said then. None: it is not set.
 
     Raises DataError.
     """
     if not config.probe:
         return None
+    from lora.evaluation.forgetting import check_probe
     from lora.evaluation.probe import probe_texts
 
     if config.data.replayed is not None and config.data.replayed.path == config.probe:
         prepared.notes.append(
             "The probe's texts are those of data.replay: what is measured on them was learned, not kept."
         )
-    return probe_texts(config.probe)
+    texts = probe_texts(config.probe)
+    try:
+        check_probe(model, prepared.tokenizer, prepared.max_length, texts)
+    except DataError as error:
+        raise DataError(f"probe: {config.probe}: {error}") from None
+    return texts
 
 
 def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say) -> None:
@@ -58,15 +65,39 @@ def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say
     say(f"{number_of(count, 'check')} before training in {time.perf_counter() - begun:.1f} s.")
 
 
-def forgotten(config: RunConfig, model: LoRA, result: FitResult, probe: list[str] | None) -> Forgetting | str:
-    """Base and adapter on the texts of the probe (None: the built-in ones); or why nothing was measured."""
-    from lora.evaluation.forgetting import measure_forgetting
+def forgotten(
+    config: RunConfig, configs: Mapping[str, RunConfig], model: LoRA, results: Mapping[str, FitResult],
+    probe: list[str] | None, say: Say,
+) -> dict[str, Forgetting | str]:  # fmt: skip
+    """By name, base and adapter on the texts of the probe (None: the built-in ones); or why nothing was measured.
 
-    prepared = result.data
-    return measure_forgetting(
-        model, [result.adapter], prepared.tokenizer, prepared.max_length,
-        probe, config.probe, config.training.evaluation_rows,
-    )  # fmt: skip
+    The base is measured once for as many adapters as a pass holds rows. What goes wrong, such as memory that does not
+    suffice, is a reason: the trained adapter and its report are not lost to it.
+
+    Args:
+        config: of the run or the set, whose probe it is.
+        configs: by the names of ``results``.
+    """
+    from lora.evaluation.forgetting import LONGEST, measure_forgetting
+
+    lots = dict[int, list[str]]()
+    for name, result in results.items():
+        lots.setdefault(min(result.data.max_length, LONGEST), []).append(name)
+    out = dict[str, "Forgetting | str"]()
+    for length, names in lots.items():
+        rows = min(configs[name].training.evaluation_rows for name in names)
+        most = max(1, rows - 1)  # the base has a row of each pass too
+        for lot in (names[start : start + most] for start in range(0, len(names), most)):
+            adapters = [results[name].adapter for name in lot]
+            tokenizer = results[lot[0]].data.tokenizer
+            try:
+                found = measure_forgetting(model, adapters, tokenizer, length, probe, config.probe, rows)
+            except (LoraError, RuntimeError) as error:  # torch has no narrower one for memory on all devices
+                found = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+                say(f"What was forgotten is not measured: {found}.")
+            for name, adapter in zip(lot, adapters, strict=True):
+                out[name] = found if isinstance(found, str) else found.of(adapter)
+    return out
 
 
 def verify_trained(model: LoRA, result: FitResult, forgetting: Forgetting | str, say: Say) -> dict[str, str]:

@@ -76,7 +76,7 @@ def train(
     config.data.streaming = rows.streamed  # a run resumed elsewhere reads its rows alike
     model, tokenizer = load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
-    probe = read_probe(config, prepared)
+    probe = read_probe(config, model, prepared)
     for line in [*model.summary().splitlines(), *prepared.notes]:
         say(line)
     if config.check and not resume:
@@ -92,15 +92,16 @@ def train(
         return TrainResult(model, result, None, run.path / "report.md", main=False)
     if newest and newest[0].name == f"step-{result.steps:08d}":
         say(f"All {result.steps} steps had been taken before; the result is measured again.")
+    facts = facts_of(config, model, rows, result)
     try:
         evaluation = measure(config, model, tokenizer, result, latency, say)
+        forgetting = forgotten(config, {"": config}, model, {"": result}, probe, say)[""]
+        if config.check:
+            facts["checks_after_training"] = verify_trained(model, result, forgetting, say)
     except KeyboardInterrupt:
         raise Interrupted(
             f"the adapter is trained and saved ({run.adapter}), but not measured. For that: {how_to_resume(run.path)}"
         ) from None
-    facts, forgetting = facts_of(config, model, rows, result), forgotten(config, model, result, probe)
-    if config.check:
-        facts["checks_after_training"] = verify_trained(model, result, forgetting, say)
     # The time of earlier parts is that of their training: what they measured, if they came to that, is not counted.
     facts["training"]["total_seconds"] = round(time.perf_counter() - begun + result.seconds_before, 1)
     report = write_report(run.path, facts, result.history, evaluation, forgetting)
