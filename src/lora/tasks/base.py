@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from lora.data.columns import Claim, Table
+from lora.data.formats import Format
 from lora.data.problems import text_problem
 from lora.data.rendering import IGNORED
 from lora.data.rows import Row
@@ -22,7 +23,10 @@ from lora.data.splits import text_key
 from lora.errors import DataError
 from lora.settings import Settings
 
-__all__ = ["Encoded", "Input", "Options", "Row", "Task", "resized"]
+# Of a part of an example its name, its token ids, and the labels of these; None: no token of it is learned by itself.
+ExamplePart = tuple[str, list[int], list[int] | None]
+
+__all__ = ["Encoded", "ExamplePart", "Input", "Options", "Row", "Task", "resized"]
 
 
 class Options(Settings):
@@ -144,6 +148,11 @@ class Task(ABC):
     generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
     # What is learned of a row: one of its ``labels``, several, a number, which of two answers is better, or a text.
     learns: ClassVar[Literal["label", "labels", "number", "pairs", "written"]] = "written"
+
+    # Of an instance, where it has such.
+    labels: Sequence[Any] = ()  # names of its labels, in the order of the logits
+    format: Format | None = None  # the chat format of its adapter; None: texts are bare
+    tools: str | None = None  # the column of functions that the assistant may call
 
     @classmethod
     def suits(cls, base: Any) -> bool:
@@ -286,6 +295,12 @@ class Task(ABC):
                 out.append(({**rest, "input_ids": ids[:start]}, ids[start:end]))
         return out
 
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        """All tokens of an example, by its parts in order; a part without a name falls into what is learned and what is
+        not, or into the messages of its row."""
+        labels = example.get("labels")
+        return [("text", example["input_ids"], labels if isinstance(labels, list) else None)]
+
     def last_tokens(self, example: dict[str, Any]) -> list[int]:
         """The last token of each answer that is learned of a supervised example."""
         labels = [*example["labels"], IGNORED]
@@ -330,11 +345,11 @@ class Task(ABC):
         ``encoded``: these rows; ``predictions``: one per example of it. A task that makes several examples of a row
         puts them together again. Here: probabilities by name, a bare number under ``value``.
         """
-        labels, out = getattr(self, "labels", None), []
+        out = []
         for said in predictions:
             answer = dict(said) if isinstance(said, dict) else {"value": said}
-            if labels and "probabilities" in answer:
-                answer["probabilities"] = dict(zip(labels, answer["probabilities"], strict=True))
+            if self.labels and "probabilities" in answer:
+                answer["probabilities"] = dict(zip(self.labels, answer["probabilities"], strict=True))
             out.append(answer)
         return out
 
