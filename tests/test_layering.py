@@ -85,12 +85,22 @@ def violations(source: str, path: str) -> list[str]:
                 out.append(f"{path}: imports {name}, which the ground must not load")
             continue
         there = rest.partition(".")[0]
+        if there in {*GROUND, *LEVEL} and not _is_there(rest):
+            out.append(f"{path}: imports {name}, and there is no such module")
+            continue
         if (path, name) in DEFERRED and name not in top_level_names(source, package):
             continue
         problem = _problem(here, there)
         if problem:
             out.append(f"{path}: imports {name}: {problem}")
     return out
+
+
+def _is_there(module: str) -> bool:
+    """Whether ``module`` (below the package) has a file: what a function imports is else found out when it is called,
+    and a type checker that ignores missing third parties says nothing."""
+    path = PACKAGE / module.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def _problem(here: str, there: str) -> str | None:
@@ -151,6 +161,7 @@ def test_exceptions_are_in_use(path: str, name: str) -> None:
         ("config.py", "from torch import nn"),
         ("config.py", "from lora.core.layer import Layer"),
         ("errors.py", "from lora.config import RunConfig"),
+        ("workflow/many.py", "def f():\n    from lora.checks.probe import probe_texts"),
         ("novel/thing.py", "from lora.core import layer"),
     ],
 )

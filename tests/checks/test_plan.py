@@ -16,7 +16,7 @@ from lora.checks import plan as planning
 from lora.checks import rehearsal, stand_in
 from lora.checks.plan import _root
 from lora.checks.rehearsal import Role, rehearse
-from lora.checks.stand_in import longer, made_up
+from lora.checks.stand_in import longer, made_up, rows_for
 from lora.config import AdapterConfig, TrainingConfig
 from lora.errors import ConfigError
 from small_base import labelled, save_base, stories, write_jsonl
@@ -90,11 +90,13 @@ def test_replay_is_planned_with(tmp_path: Path) -> None:
     settings = {"model": str(tmp_path / "base"), "data": {"train": str(data), "held_out": 0, "max_length": 50},
                 "training": {"batch_size": 4}}  # fmt: skip
     plain = lora.plan(RunConfig.make(settings), search=False)
+    without = rows_for(RunConfig.make(settings), None).tokens
     settings["data"]["replay"] = {"path": str(general), "share": 0.2}  # type: ignore[index]
     settings["training"].update(kl=1.0, kl_on="replay")  # type: ignore[attr-defined]
     replayed = lora.plan(RunConfig.make(settings), search=False)
     assert plain.steps == 30 and replayed.steps == 39  # 10 and 12.5 batches an epoch
     assert plain.length < replayed.length == 41
+    assert rows_for(RunConfig.make(settings), None).tokens == pytest.approx(0.8 * without + 0.2 * 4 * 41)
     settings["data"].pop("train")  # type: ignore[attr-defined]
     assert lora.plan(RunConfig.make(settings), length=32, search=False).tokens == 2 * 4 * 32
 

@@ -145,7 +145,7 @@ def updates(result: ComparisonResult) -> Grid:
         found = its.spectrum
         if found is None:
             continue
-        of = f" of {its.rank}" if its.rank else ""
+        of = f" of {found['rank']}"
         kept = found["kept_by_rank"].get(1)
         grid.rows.append([
             its.name, f"{found['effective_rank']:.1f}{of}", _layer(found["used_most"]), _layer(found["used_least"]),

@@ -31,8 +31,9 @@ from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.errors import DataError, RoutingError
 from lora.evaluation.factors import factor
-from lora.evaluation.grid import Cell, Grid
+from lora.evaluation.grid import Cell, Grid, pointer
 from lora.evaluation.probe import TEXTS
+from lora.evaluation.tables import Metric, number
 from lora.model.base import pad_token_id
 from lora.model.heads import output_heads
 from lora.tasks import Encoded, Task
@@ -74,26 +75,37 @@ class Forgetting:
     per_text: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def grid(self) -> Grid:
-        """The figures as a table."""
+    def grid(self, path: str = "/forgetting") -> Grid:
+        """The figures as a table; ``path``: where they stand in a report."""
         names = list(self.adapters)
         what = "general texts" if self.source is None else f"texts of {self.source}"
         grid = Grid(f"Forgetting: {self.texts} {what}", ["", *names], [])
-        for key, (title, form) in FIGURES.items():
-            cells: list[Cell] = [_shown(self.adapters[name].get(key), form) for name in names]
+        for key, metric in FIGURES.items():
+            cells = [self.cell(name, key, path) for name in names]
             if any(cell != "" for cell in cells):
-                grid.rows.append([title, *cells])
+                grid.rows.append([metric.title, *cells])
         grid.below = [MEANING[self.kind].format(tokens=self.tokens), *self.notes]
         return grid
 
+    def cell(self, name: str, key: str, path: str = "/forgetting") -> Cell:
+        """One figure with its interval; an empty text where it was not measured."""
+        value, at, metric = self.adapters[name].get(key), path + pointer("adapters", name, key), FIGURES[key]
+        if value is None:
+            return ""
+        if not isinstance(value, dict):
+            return number(value, metric, at)
+        ends = [number(value.get(end), metric, f"{at}/{end}") for end in ("low", "high")]
+        first = number(value.get("value"), metric, f"{at}/value")
+        return first if value.get("low") is None else [first, " (", ends[0], " to ", ends[1], ")"]
+
 
 FIGURES = {
-    "loss": ("loss per token", ".4f"),
-    "loss_change": ("change of it", "+.4f"),
-    "perplexity": ("perplexity", ",.2f"),
-    "kl": ("KL(base ‖ adapter) per token", ".4f"),
-    "same_token": ("the same most likely token", ".1%"),
-    "cosine": ("cosine of the hidden state", ".4f"),
+    "loss": Metric("loss per token", ".4f", -1),
+    "loss_change": Metric("change of it", "+.4f", -1),
+    "perplexity": Metric("perplexity", ",.2f", -1),
+    "kl": Metric("KL(base ‖ adapter) per token", ".4f", -1),
+    "same_token": Metric("the same most likely token", ".1%"),
+    "cosine": Metric("cosine of the hidden state", ".4f"),
 }
 MEANING = {
     "next tokens": "On {tokens:,} tokens; in brackets 95 % intervals over the texts.",
@@ -102,15 +114,6 @@ MEANING = {
     "hidden states": "The base has no language head, so this is how far the last hidden state (mean over a text's "
     "tokens, {tokens:,} in all) has moved: 1 is not at all. It does not say whether that is for the worse.",
 }
-
-
-def _shown(value: Any, form: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, dict):
-        return format(value, form)
-    ends = "" if value["low"] is None else f" ({format(value['low'], form)} to {format(value['high'], form)})"
-    return format(value["value"], form) + ends
 
 
 def measure_forgetting(

@@ -51,7 +51,7 @@ class Encoded:
             Where there are many they are read from the disk one by one (`lora.data.stored`).
         lengths: number of tokens of each example.
         supervised: number of supervised positions (tokens or labels) of each example.
-        truncated: how many rows were longer than ``max_length``, those left out among them.
+        truncated: how many rows were longer than ``max_length``, those left out among them, those of replay not.
         notes: what a user should know, in full sentences (truncation, dropped rows).
         answers: of each example the text that is its answer, as the data have it; empty where that is not kept.
         ends: token ids with which answers end that were only met among the rows, see `Task.met`.
@@ -75,6 +75,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def own(self) -> int:
+        """How many of the examples, the first, are of the data themselves."""
+        return len(self) - self.replay
 
     @property
     def rows(self) -> int:
@@ -217,7 +222,10 @@ class Task(ABC):
 
     def key(self, row: Row) -> int:
         """64 bits of what the model is asked with, case and white space aside: by it rows are split."""
-        return text_key(given.asked(row.get(given.column)) for given in self.inputs())
+        cells = [given.asked(row.get(given.column)) for given in self.inputs()]
+        while cells and not cells[-1].strip():  # rows of another source may lack the column altogether
+            cells.pop()
+        return text_key(cells)
 
     def classes(self) -> str | None:
         """The column whose values should all be met in training and in evaluation; None: there is no such column."""

@@ -16,14 +16,12 @@ from lora.config import DataConfig, Source
 from lora.data.batches import rows_taken
 from lora.data.columns import TEXT, Table
 from lora.data.sources import Part, load_splits
-from lora.data.splits import row_key
-from lora.data.stored import update
 from lora.data.streams import ListOrStream, through
 from lora.errors import ConfigError, DataError
 from lora.tasks import Encoded, Task, from_state
 from lora.tasks.agree import agree
 from lora.tasks.causal import CausalTask
-from lora.tasks.encoding import encode
+from lora.tasks.encoding import digest_of, encode
 
 
 @dataclass
@@ -46,12 +44,14 @@ class Replayed:
     sources: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_replay(settings: DataConfig, task: Task, held: ListOrStream | None, base: Any = None) -> Replayed | None:
-    """The rows of ``data.replay``, without those that are held out of training; None: it is not set.
+def read_replay(
+    settings: DataConfig, task: Task, kept_out: Sequence[ListOrStream | None], base: Any = None
+) -> Replayed | None:
+    """The rows of ``data.replay``, without those that are kept out of training; None: it is not set.
 
     Args:
         task: of the run.
-        held: held-out rows of the run.
+        kept_out: held-out and test rows of the run.
         base: transformers' configuration of the base model.
 
     Raises:
@@ -74,8 +74,9 @@ def read_replay(settings: DataConfig, task: Task, held: ListOrStream | None, bas
     its, said = _task_of(part, settings, task, base)
     files = [asdict(replace(file, split="replay")) for file in splits.sources if file.split == "train"]
     out = Replayed(part.name, part.train, its, asked.share, [*splits.notes, *said], files)
-    if held is not None and type(its) is type(task):
-        _leave_out(out, held, task)
+    there = [rows for rows in kept_out if rows is not None]
+    if there and type(its) is type(task):
+        _leave_out(out, there, task)
     return out
 
 
@@ -99,15 +100,15 @@ def _task_of(part: Part, settings: DataConfig, task: Task, base: Any) -> tuple[T
     return from_state({**task.state(), **columns}), [f"Replay: {part.name}, rows like the others ({task.name})."]
 
 
-def _leave_out(replayed: Replayed, held: ListOrStream, task: Task) -> None:
-    """Take rows with an input that is held out off the rows to learn."""
-    keys = {row_key(row, [given.column for given in task.inputs()]) for row in held}
-    columns = [given.column for given in replayed.task.inputs()]
+def _leave_out(replayed: Replayed, kept_out: Sequence[ListOrStream], task: Task) -> None:
+    """Take rows that ask what is asked in ``kept_out`` off the rows to learn, whatever they answer."""
+    keys = {task.key(row) for rows in kept_out for row in rows}
+    key = replayed.task.key
 
     def kept(rows: Any) -> Any:
-        return (row for row in rows if row_key(row, columns) not in keys)
+        return (row for row in rows if key(row) not in keys)
 
-    count = sum(row_key(row, columns) in keys for row in replayed.rows)
+    count = sum(key(row) in keys for row in replayed.rows)
     if count == len(replayed.rows):
         raise DataError(f"data.replay: {replayed.name}: all of its rows are held out of training; name others")
     if count:
@@ -127,14 +128,12 @@ def with_replay(train: Encoded, replayed: Replayed, tokenizer: Any, max_length: 
     weight = replayed.share / (1 - replayed.share) * own / len(found)
     out = Encoded(
         Joined(train.examples, found.examples), [*train.lengths, *found.lengths],
-        [*train.supervised, *found.supervised], train.truncated + found.truncated,
+        [*train.supervised, *found.supervised], train.truncated,
         [*train.notes, *(f"Replay: {note}" for note in found.notes)], ends=sorted({*train.ends, *found.ends}),
         shares=[*shares, (len(found), weight)], of_rows=train.rows + found.rows, replay=len(found),
     )  # fmt: skip
-    if train.digest is not None:
-        digest = hashlib.sha256(train.digest.encode())
-        update(digest, found.examples)
-        out.digest = digest.hexdigest()
+    # Of both digests: whether they were known already depends on streaming and cache, which may change on resume.
+    out.digest = hashlib.sha256(f"{digest_of(train)} {digest_of(found)}".encode()).hexdigest()
     out.notes.append(_told(train, shares, found, weight, replayed.name))
     return out
 

@@ -18,8 +18,9 @@ from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
 from lora.workflow.loading import settle, train_new_tokens
+from lora.workflow.measuring import Say, facts_of, forgotten, measure, read_probe, verify, verify_trained
 from lora.workflow.places import config_file, in_full
-from lora.workflow.run import Say, TrainResult, facts_of, forgotten, measure, verify, verify_trained
+from lora.workflow.run import TrainResult
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows
@@ -66,16 +67,13 @@ def train_many(
     if problems:  # of all adapters, not of the first: they may be mended in one go
         raise DataError("\n".join(problems))
     model, tokenizer = load(config, configs, rows)
-    jobs = {}
+    jobs, probe = {}, None
     for name, each in configs.items():
         prepared = prepare(model, rows[name], tokenizer, each.data.max_length)
+        probe = read_probe(each, prepared)  # the same for all
         jobs[name] = Job(prepared=prepared, training=each.training)
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
-    if config.probe:
-        from lora.checks.probe import probe_texts
-
-        probe_texts(config.probe)  # complains now, not after training
     if config.check and not resume:
         verify(model, {name: (job.prepared, configs[name]) for name, job in jobs.items() if job.prepared}, say)
     output = Path(config.output or "")
@@ -102,7 +100,7 @@ def train_many(
                     + how_to_resume(output)
                 ) from None
             facts = facts_of(configs[name], model, rows[name], result)
-            forgetting = forgotten(config, model, result)
+            forgetting = forgotten(configs[name], model, result, probe)
             if config.check:
                 facts["checks_after_training"] = verify_trained(model, result, forgetting, lambda line: None)
             path = write_report(output / name, facts, result.history, evaluation, forgetting)
