@@ -12,7 +12,7 @@ import numpy as np
 from lora.evaluation.facts import course
 from lora.evaluation.forgetting import Forgetting
 from lora.evaluation.result import Evaluation, Generation, plain
-from lora.evaluation.speed_grid import SpeedGrid
+from lora.evaluation.speed_plan import SpeedGrid
 from lora.statistics.calibration import BRIER, brier_rows, confidence_and_right, ece, reliability
 from lora.statistics.classes import ACCURACY, F1_MACRO, label_rows
 from lora.statistics.compare import compare, correct

@@ -79,7 +79,7 @@ def _labels(out: Answers, parts: Sequence[Part], task: Task) -> list[Remark]:
         if part is parts[0]:
             out.unlabelled = sum(not names for names in lists)
     train = counts[parts[0].name]
-    names = [str(name) for name in getattr(task, "labels", [])]
+    names = [str(name) for name in task.labels]
     for name in sorted(names, key=lambda name: (-train[name], name)):
         out.classes[name] = {part: count[name] for part, count in counts.items()}
     findings, unit = [], "word" if task.per_token else "row"

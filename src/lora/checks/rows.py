@@ -35,7 +35,7 @@ def vocabulary(model: LoRA, prepared: Prepared) -> Finding:
     if size is None:
         return Finding(name, "skipped", "the base has no embedding of tokens")
     parts = [part for part in (prepared.train, prepared.held, prepared.test) if part is not None]
-    largest = max(max(ids_of(example), default=0) for part in parts for example in part.examples)
+    largest = max(max(ids_of(prepared.task, example), default=0) for part in parts for example in part.examples)
     if largest < size:
         return Finding(name, "passed", f"{size:,} in its vocabulary, {largest:,} is the largest of the rows")
     return Finding(
@@ -146,7 +146,7 @@ def rate(model: LoRA, adapter: str, learning_rate: float) -> Finding:
 def template_tokens(model: LoRA, adapter: str, prepared: Prepared) -> Finding:
     """Whether the special tokens that the chat format writes have embeddings that were ever trained, or will be."""
     name = "the template's tokens are trained"
-    kept: Any = getattr(prepared.task, "format", None)
+    kept = prepared.task.format
     base: Any = model.base
     embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
     if not kept or embedding is None:

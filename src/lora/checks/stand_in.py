@@ -58,11 +58,11 @@ def made_up(
         data: with options of the task.
         end: id of the token that ends a text, which some models look for (T5 with a head for classes).
     """
-    known = getattr(kind, "labels", None) or range(labels)
+    known = () if isinstance(kind, str) else kind.labels
     task, example = (task_class(kind) if isinstance(kind, str) else type(kind)).made_up(
-        len(known), end if isinstance(end, int) else 1
+        len(known) or labels, end if isinstance(end, int) else 1
     )
-    if not isinstance(kind, str) and not getattr(kind, "labels", None):
+    if not isinstance(kind, str) and not known:
         task = kind
     if data is not None:
         task = with_options(task, data)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lora.evaluation.forgetting import Forgetting
-    from lora.evaluation.speed_grid import SpeedGrid
+    from lora.evaluation.speed_plan import SpeedGrid
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Evaluation:
 def _parts() -> dict[str, type]:
     """What is a dataclass of its own in an `Evaluation`."""
     from lora.evaluation.forgetting import Forgetting
-    from lora.evaluation.speed_grid import SpeedGrid
+    from lora.evaluation.speed_plan import SpeedGrid
 
     return {"generation": Generation, "forgetting": Forgetting, "speed_grid": SpeedGrid}
 

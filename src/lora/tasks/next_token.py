@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora.core.configs import is_encoder_decoder
 from lora.core.divergence import divergences
-from lora.tasks.base import Task
+from lora.tasks.base import ExamplePart, Task
 from lora.tasks.sequence import pad, padded_ids
 from lora.tasks.tokens import IGNORED
 
@@ -37,6 +37,10 @@ class NextTokenTask(Task):
         made = super().of_length(example, length)
         # What stands first has nothing before it to be predicted from.
         return {**made, "labels": [IGNORED, *made["labels"][1:]]}
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        ((name, ids, labels),) = super().parts(example)
+        return [(name if labels is None or self.inputs()[0].divisible else "", ids, labels)]
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from lora.data.rendering import IGNORED
 from lora.errors import ConfigError
-from lora.tasks.base import Encoded, Row, Task, resized
+from lora.tasks.base import Encoded, ExamplePart, Row, Task, resized
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.pairs import PairTask, right_share
 from lora.tasks.templated import TemplateOptions
@@ -140,6 +141,16 @@ class PreferenceTask(PairTask, NextTokenTask):
         ids = resized(example["input_ids"], sum(branches))
         labels = [IGNORED] * branches[0] + resized(example["labels"][prompt:], sum(branches[1:]))
         return {**example, "input_ids": ids, "labels": labels, "branches": branches}
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        if "branches" not in example:
+            return super().parts(example)
+        prompt, chosen, _ = example["branches"]
+        ends = (0, prompt, prompt + chosen, None)
+        return [
+            (name, example["input_ids"][start:stop], example["labels"][start:stop])
+            for name, (start, stop) in zip(("prompt", "chosen", "rejected"), pairwise(ends), strict=True)
+        ]
 
     def last_tokens(self, example: dict[str, Any]) -> list[int]:
         prompt, chosen, _ = example["branches"]

@@ -18,7 +18,7 @@ from lora.data.conversations import Message
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Row, Task, resized
+from lora.tasks.base import Encoded, ExamplePart, Input, Row, Task, resized
 from lora.tasks.pairs import PairTask, right_share
 from lora.tasks.sequence import REMEDY, padded_ids
 from lora.tasks.templated import MessagesInput, TemplateOptions, named_error, to_messages
@@ -101,6 +101,15 @@ class RewardTask(PairTask):
         longest, _, _ = self.size(example)
         made = {key: max(2, round(len(example[key]) * length / longest)) for key in ("chosen", "rejected")}
         return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        """What both answers share before them is there once."""
+        if "chosen" not in example:
+            return super().parts(example)
+        chosen, rejected = example["chosen"], example["rejected"]
+        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))
+        parts = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+        return [(name, ids, None) for name, ids in parts.items()]
 
     def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
         return len(example["chosen"]), len(example["rejected"])

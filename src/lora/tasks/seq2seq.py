@@ -18,7 +18,7 @@ from lora.data.columns import Claim, Table
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import ModelError
-from lora.tasks.base import Encoded, NoneLeft, Options, Row, Task, resized
+from lora.tasks.base import Encoded, ExamplePart, NoneLeft, Options, Row, Task, resized
 from lora.tasks.causal import CausalTask
 from lora.tasks.sequence import REMEDY, cut_note, pad, padded_ids, tokenise
 from lora.tasks.tokens import IGNORED, NO_END
@@ -141,6 +141,10 @@ class Seq2SeqTask(CausalTask):
         _, _, longest = self.size(example)
         made = {key: max(1, round(len(example[key]) * length / longest)) for key in ("input_ids", "labels")}
         return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        source, target = example["input_ids"], example.get("labels")
+        return [("source", source, None), ("target", target, target)] if target else [("text", source, None)]
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

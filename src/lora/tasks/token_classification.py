@@ -57,7 +57,7 @@ class TokenClassificationTask(Task):
         tokens: str = "tokens",
         tags: str = "tags",
     ) -> None:
-        self.labels = list(labels)
+        self.labels: list[str] = list(labels)
         self.label_kind = label_kind
         self.scheme = scheme
         self.tokens = tokens
