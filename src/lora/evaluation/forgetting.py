@@ -28,12 +28,13 @@ from lora.core.divergence import cross_sums, probabilities, rows_of_block
 from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.errors import DataError, RoutingError
-from lora.evaluation.factors import factor
 from lora.evaluation.grid import Cell, Grid, pointer
 from lora.evaluation.probe import TEXTS
 from lora.evaluation.tables import Metric, number
 from lora.model.base import pad_token_id
 from lora.model.heads import output_heads
+from lora.statistics import Rows, SumMetric, estimates
+from lora.statistics.metric import ratio
 from lora.tasks import Encoded, Task, running_text
 from lora.tasks.inference import collated, evaluating, forward, in_batches, to_device, without_cache
 from lora.tasks.sequence import pad
@@ -45,6 +46,24 @@ if TYPE_CHECKING:
 LONGEST = 512  # tokens that see each other; a longer text is measured in pieces
 MOST = 512  # texts measured; of more so many, evenly over all of them
 STATES = "hidden states"  # the kind of a base without a language head
+FEWEST_TEXTS = 6  # below this an interval is the range of the texts and looks surer than it is
+TEXT_SUMS = "texts of the probe"  # rows of the statistics: sums over a text's tokens, and behind them their number
+
+
+def _per_token(name: str, place: int, lowest: float, highest: float) -> SumMetric:
+    """A sum over another: a text weighs as much as it has tokens."""
+    return SumMetric(
+        name, (TEXT_SUMS,), "There are no tokens.", None, lowest, highest,
+        function=lambda sums: ratio(sums[..., place], sums[..., -1]),
+    )  # fmt: skip
+
+
+OF_TEXTS = [
+    _per_token("loss_change", 0, -math.inf, math.inf),
+    _per_token("kl", 1, 0.0, math.inf),
+    _per_token("same_token", 2, 0.0, 1.0),
+]
+COSINE = _per_token("cosine", 0, -1.0, 1.0)
 
 
 @dataclass
@@ -57,7 +76,8 @@ class Forgetting:
         texts, tokens: how many were measured; of hidden states the tokens that the mean is of.
         adapters: name -> figures, ``base`` first. Of tokens ``loss`` and ``perplexity``; of an adapter also
             ``loss_change`` (to the base), ``kl`` and ``same_token``, each a dict of ``value``, ``low`` and ``high``,
-            the ends of its 95 % interval over texts (None: fewer than six). Of hidden states ``cosine``, alike.
+            the ends of its 95 % interval over texts, by `lora.statistics.estimate` (None: fewer than six texts).
+            Of hidden states ``cosine``, alike.
         per_text: the sums that they come from, text by text: ``tokens``, and by adapter ``loss``, ``kl``, ``same``
             (tokens), or ``cosine``.
         notes: what a user should know, in full sentences.
@@ -152,22 +172,22 @@ def measure_forgetting(
     kept = per_text["tokens"] > 0
     tokens = per_text["tokens"][kept]
     adapters: dict[str, dict[str, Any]] = {}
+    said = list[str]()
     for name in runs:
         loss = per_text[name]["loss"][kept]
         mean = float(loss.sum() / tokens.sum())
         adapters[name] = {"loss": mean, "perplexity": math.exp(mean) if mean < 709 else math.inf}
         if name != BASE:
-            before = per_text[BASE]["loss"][kept]
-            adapters[name] |= {
-                "loss_change": factor(loss - before, tokens, per_token),
-                "kl": factor(per_text[name]["kl"][kept], tokens, per_token),
-                "same_token": factor(per_text[name]["same"][kept], tokens, per_token),
-            }
+            its = per_text[name]
+            columns = [loss - per_text[BASE]["loss"][kept], its["kl"][kept], its["same"][kept], tokens]
+            figures, about = _estimated(OF_TEXTS, columns)
+            adapters[name] |= figures
+            said += about
     return Forgetting(
         task.running_kind, source, int(kept.sum()), int(tokens.sum()), adapters,
         {"tokens": tokens.astype(int).tolist(),
          **{name: {key: values[kept].tolist() for key, values in per_text[name].items()} for name in runs}},
-        [*([task.running_note] if task.running_note else []), *notes, *encoded.notes],
+        [*([task.running_note] if task.running_note else []), *notes, *dict.fromkeys(said), *encoded.notes],
     )  # fmt: skip
 
 
@@ -189,9 +209,22 @@ def _length(max_length: int) -> int:
     return max(2, min(max_length, LONGEST))
 
 
-def per_token(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums (..., texts) over counts alike: a text weighs as much as it has tokens."""
-    return np.asarray(sums.sum(axis=-1) / counts.sum(axis=-1))
+def _estimated(
+    metrics: Sequence[SumMetric], columns: Sequence[NDArray[np.float64]]
+) -> tuple[dict[str, dict[str, float | None]], list[str]]:
+    """Each of ``metrics`` of texts whose sums are ``columns`` (texts,), with its interval; and sentences about them."""
+    cells = np.column_stack(columns)
+    if not np.isfinite(cells).all():  # an adapter that has diverged: nothing can be drawn of it
+        with np.errstate(all="ignore"):
+            values = [float(metric.function(cells.sum(axis=0))) for metric in metrics]
+        return {m.name: {"value": v, "low": None, "high": None} for m, v in zip(metrics, values, strict=True)}, []
+    out, said = dict[str, dict[str, float | None]](), list[str]()
+    for found in estimates(metrics, Rows.of(TEXT_SUMS, cells)):
+        ends = [None if found.units < FEWEST_TEXTS or math.isnan(end) else end for end in (found.low, found.high)]
+        out[found.metric] = {"value": found.value, "low": ends[0], "high": ends[1]}
+        if found.note and ends[0] is not None:
+            said.append(found.note.replace(" rows ", " texts "))  # a row of the statistics is a text
+    return out, said
 
 
 def _encoded(model: LoRA, tokenizer: Any, length: int, texts: list[str]) -> tuple[Task, Encoded]:
@@ -296,13 +329,16 @@ def _of_hidden_states(
                 states.append((state.float() * weights).sum(1) / weights.sum(1))
             for name, own in zip(runs[1:], states[1:], strict=True):
                 cosines[name][indices] = torch.cosine_similarity(own, states[0]).double().cpu().numpy()
-    ones = np.ones(len(texts))
-    adapters: dict[str, dict[str, Any]] = {
-        BASE: {}, **{name: {"cosine": factor(its, ones, per_token)} for name, its in cosines.items()}
-    }  # fmt: skip
+    adapters: dict[str, dict[str, Any]] = {BASE: {}}
+    said = list[str]()
+    for name, own_cosines in cosines.items():
+        adapters[name], about = _estimated([COSINE], [own_cosines, np.ones(len(texts))])
+        said += about
     per_text: dict[str, Any] = {name: {"cosine": its.tolist()} for name, its in cosines.items()}
     per_text["tokens"] = [len(row) for row in ids]
-    return Forgetting(STATES, source, len(texts), sum(map(len, ids)), adapters, per_text, notes)
+    return Forgetting(
+        STATES, source, len(texts), sum(map(len, ids)), adapters, per_text, [*notes, *dict.fromkeys(said)]
+    )
 
 
 def _last_state(outputs: Any) -> Tensor | None:
