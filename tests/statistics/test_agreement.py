@@ -18,7 +18,6 @@ from lora.statistics import classes, means, numbers, ranking, texts
 from lora.statistics.estimate import estimate
 from lora.statistics.metric import Metric
 from lora.statistics.rows import Rows
-from lora.tasks.spans import Span, scores
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
 SAME = {"rel": 1e-9, "abs": 1e-9, "nan_ok": True}
@@ -73,28 +72,6 @@ def test_label_sets_are_scikit_learns(labels: int, count: int, random: object) -
             if average == "weighted" and not true.any():
                 expected = math.nan  # no weight at all; scikit-learn then says 0, which would be a bad mark for nothing
             assert value(classes.averaged("F1", average), rows) == pytest.approx(expected, **SAME)
-
-
-def test_spans_are_those_of_the_task() -> None:
-    rng = np.random.default_rng(0)
-    types = ["LOC", "ORG", "PER"]
-    for _ in range(20):
-        both: list[list[list[Span]]] = [[], []]
-        counts = np.zeros((3, 8, 3))
-        for row in range(8):
-            sides = [
-                {Span(types[t], s, s + 1) for t, s in zip(rng.integers(0, 3, 4), rng.integers(0, 4, 4))} for _ in both
-            ]
-            for side, spans in zip(both, sides):
-                side.append(sorted(spans))
-            for place, spans in enumerate((sides[0] & sides[1], sides[1], sides[0])):
-                for span in spans:
-                    counts[place, row, types.index(span.type)] += 1
-        theirs = scores(both[0], both[1], types)
-        rows = classes.span_rows(*counts, labels=types)
-        assert value(classes.F1_MICRO, rows) == pytest.approx(theirs["micro"]["f1"])
-        assert value(classes.PRECISION_MACRO, rows) == pytest.approx(theirs["macro"]["precision"])
-        assert value(classes.F1_MACRO, rows) == pytest.approx(theirs["macro"]["f1"])
 
 
 ranked = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.7, 0.9])), min_size=1, max_size=25)

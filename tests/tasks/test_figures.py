@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -12,24 +13,32 @@ import torch
 from lora.statistics.compare import compare
 from lora.statistics.estimate import estimate
 from lora.statistics.rows import pooled
+from lora.tasks import TASKS
 from lora.tasks.causal import CausalTask
+from lora.tasks.chat import ChatTask
 from lora.tasks.classification import ClassificationTask
 from lora.tasks.figures import figures
 from lora.tasks.inference import Outcome
 from lora.tasks.multilabel import MultiLabelTask
 from lora.tasks.preference import PreferenceTask
 from lora.tasks.regression import RegressionTask
+from lora.tasks.reward import RewardTask
+from lora.tasks.seq2seq import Seq2SeqTask
 from lora.tasks.token_classification import TokenClassificationTask
 
 N = 40
+WRITTEN = ("causal", "chat", "seq2seq")
+COUNTS = {"tokens"}  # among metrics a number of something, which is nothing to have an interval
 
 
-def answered(kind: str, seed: int = 0) -> tuple[Any, list[dict[str, Any]], Outcome]:
+def answered(kind: str, seed: int = 0, rows: int = N) -> tuple[Any, list[dict[str, Any]], Outcome]:
     """A task, examples, and an outcome made up at random."""
     task, examples, said = made_up(kind, seed)
+    examples, said = examples[:rows], said[:rows]
     draw = random.Random(seed)
-    counts = [len(e["labels"]) if kind == "causal" else 1 for e in examples]
-    losses = [row["loss"] for row in said] if kind == "causal" else [draw.uniform(0, 3) for _ in examples]
+    written = kind in WRITTEN
+    counts = [len(e["labels"]) if written else 1 for e in examples]
+    losses = [row["loss"] for row in said] if written else [draw.uniform(0, 3) for _ in examples]
     return task, examples, Outcome(said, sum(losses), sum(counts), losses, counts)
 
 
@@ -53,16 +62,18 @@ def made_up(kind: str, seed: int) -> tuple[Any, list[dict[str, Any]], list[Any]]
         examples = [{"label": truth.gauss(3, 2)} for _ in range(N)]
         said = [one["label"] + draw.gauss(0, 1) for one in examples]
         return task, examples, said
-    if kind == "causal":
-        task = CausalTask(text="text")
+    if kind in WRITTEN:
+        chosen = {"causal": CausalTask(text="text"), "chat": ChatTask("m"), "seq2seq": Seq2SeqTask("p", "c")}
+        task = chosen[kind]
         examples = [{"labels": [1] * truth.randint(1, 9)} for _ in range(N)]
         said = [{"loss": draw.uniform(1, 9), "tokens": len(e["labels"]), "correct": draw.randint(0, len(e["labels"]))}
                 for e in examples]  # fmt: skip
         return task, examples, said
-    if kind == "preference":
+    if kind in ("preference", "reward"):
         keys = ("reward_chosen", "reward_rejected", "margin", "loss_chosen", "loss_rejected")
         said = [{key: draw.gauss(0, 1) for key in keys} for _ in range(N)]
-        return PreferenceTask(prompt="p", chosen="c", rejected="r"), [{}] * N, said
+        cls = {"preference": PreferenceTask, "reward": RewardTask}[kind]
+        return cls(prompt="p", chosen="c", rejected="r"), [{}] * N, said
     task = TokenClassificationTask(["B-x", "B-y", "I-x", "I-y", "O"], scheme="IOB2")
     examples, said = [], []
     for number in range(N):  # one row in four has a second window
@@ -72,7 +83,52 @@ def made_up(kind: str, seed: int) -> tuple[Any, list[dict[str, Any]], list[Any]]
     return task, examples, said
 
 
-KINDS = ["classification", "multi-label", "regression", "causal", "preference", "token-classification"]
+KINDS = list(TASKS)
+
+
+def same_values(task: Any, examples: list[dict[str, Any]], outcome: Outcome) -> None:
+    expected = task.metrics(outcome.predictions, task.targets(examples), outcome.loss_sum, outcome.count)
+    numbers = {key for key, value in expected.items() if not isinstance(value, dict)} - COUNTS
+    found = figures(task, outcome, examples)
+    assert set(found) == numbers
+    for key, (metric, rows) in found.items():
+        value = metric.value(rows)
+        if math.isnan(value):  # rates of spans and label sets, of which there are none, are 0 among metrics
+            assert expected[key] is None or (expected[key] == 0 and rows.kind in ("spans", "label sets")), key
+            assert metric.reason(rows)
+        else:
+            assert value == pytest.approx(expected[key], rel=1e-12, abs=1e-9), key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2, N])
+def test_metrics_and_figures_are_the_same(kind: str, rows: int) -> None:
+    for seed in range(3):
+        same_values(*answered(kind, seed, rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_rows(kind: str) -> None:
+    """One class alone, the same number everywhere, sentences and label sets without a label."""
+    task, examples, outcome = answered(kind)
+    place = next(i for i, e in enumerate(examples) if kind != "multi-label" or not e["label"])
+    examples = [examples[place]] * N
+    for name in ("predictions", "losses", "counts"):
+        setattr(outcome, name, [getattr(outcome, name)[place]] * N)
+    if kind == "multi-label":
+        outcome.predictions = [{"labels": [], "probabilities": [0.1, 0.2, 0.3]}] * N
+    if kind == "token-classification":
+        examples = [{"row": number, "labels": [-100, 4, 4]} for number in range(N)]
+        outcome.predictions = [{"tags": ["O", "O"]}] * N
+    outcome.loss_sum, outcome.count = sum(outcome.losses), sum(outcome.counts)
+    same_values(task, examples, outcome)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_picks_the_best_is_among_the_measures(kind: str) -> None:
+    task, examples, outcome = answered(kind)
+    expected = task.metrics(outcome.predictions, task.targets(examples), outcome.loss_sum, outcome.count)
+    assert task.best_metric in task.measures and set(task.measures) <= set(expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import click
 
 from lora.cli.benchmarks import harness_options, one_adapter, run_benchmarks
 from lora.cli.options import config_options
-from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS, SPEED_SECONDS
+from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS, RESAMPLES, SPEED_SECONDS
 from lora.io.places import file_to_write
 
 
@@ -24,6 +24,10 @@ class Prompts(click.ParamType):
         if not value.isascii() or not value.isdigit() or int(value) < 1:
             self.fail(f"{value!r} is neither a whole number of at least 1 nor 'all'", param, ctx)
         return int(value)
+
+
+def _listed(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 @click.command()
@@ -50,6 +54,17 @@ class Prompts(click.ParamType):
     help="longest answer of --generate",
 )
 @click.option("--probe", metavar="FILE", help="measure what was forgotten, on general text of this file; or 'built-in'")
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=0),
+    default=RESAMPLES,
+    show_default=True,
+    help="of the rows, for intervals and tests; 0 leaves them out",
+)
+@click.option("--slices", metavar="COLUMN,...", help="part the rows by these columns too, beside labels and length")
+@click.option(
+    "--robustness", metavar="NOISE,...|some", help="measure the rows with noise in their texts too: typos, case, ..."
+)
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")
 @click.option("--overwrite", is_flag=True, help="replace the file that --output names")
@@ -59,7 +74,8 @@ class Prompts(click.ParamType):
 @config_options("data")
 def command(
     adapters: tuple[str, ...], model: str | None, batch_size: int, baseline: bool, latency: bool, speed: bool,
-    speed_seconds: float, generate: int | None, max_new_tokens: int, probe: str | None, as_json: bool,
+    speed_seconds: float, generate: int | None, max_new_tokens: int, probe: str | None, resamples: int,
+    slices: str | None, robustness: str | None, as_json: bool,
     output: str | None, overwrite: bool, trust_remote_code: bool, allow_other_base: bool, harness: dict[str, Any],
     overrides: dict[str, object],
 ) -> None:  # fmt: skip
@@ -68,6 +84,7 @@ def command(
     \b
     lora eval run --data test.jsonl
     lora eval run --data test.jsonl --generate 100
+    lora eval run --data test.jsonl --slices source --robustness typos,case
     lora eval run other-run --harness arc_easy,gsm8k --limit 100
     """
     if harness["tasks"]:
@@ -75,7 +92,10 @@ def command(
         run_benchmarks(
             adapters, model, harness, loading, baseline=baseline, batch_size=batch_size, as_json=as_json,
             output=output, overwrite=overwrite,
-            unused=(("--data", overrides), ("--generate", generate), ("--speed", speed)),
+            unused=(
+                ("--data", overrides), ("--generate", generate), ("--speed", speed), ("--slices", slices),
+                ("--robustness", robustness),
+            ),
         )  # fmt: skip
         return
     adapter = one_adapter(adapters, harness)
@@ -104,7 +124,8 @@ def command(
         max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
         generate=generate or False, max_new_tokens=max_new_tokens,
         speed=SpeedPlan(seconds=speed_seconds) if speed else False,
-        probe=probe == "built-in" or probe or False,
+        probe=probe == "built-in" or probe or False, resamples=resamples, slices=_listed(slices),
+        robustness=robustness == "some" or _listed(robustness),
     )  # fmt: skip
     for note in evaluation.notes:
         say(note)

@@ -35,10 +35,11 @@ BATCHES = 8  # whose rows are sorted by length together and answered at once
     show_default=True,
     help="longest completion of a generating model",
 )
+@click.option("--calibrated", is_flag=True, help="probabilities at the temperature that training fitted")
 @base_options
 def command(
     adapter: str, texts: tuple[str, ...], data: str | None, output: str | None, resume: bool, overwrite: bool,
-    batch_size: int, max_new_tokens: int, model: str | None, loading: dict[str, Any],
+    batch_size: int, max_new_tokens: int, calibrated: bool, model: str | None, loading: dict[str, Any],
 ) -> None:  # fmt: skip
     """Predict labels or completions with ADAPTER (an adapter or a run's folder), for TEXTs or a file of rows.
 
@@ -60,12 +61,14 @@ def command(
     tuned, name, tokenizer, task = load_tuned(adapter, model, **loading)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if task.generates else {}
     options |= {"adapter": name, "tokenizer": tokenizer, "task": task, "batch_size": batch_size}
+    options |= {"calibrated": True} if calibrated else {}
     if not file:
         for prediction in predict_iter(tuned, rows, **options):
             print(json.dumps(prediction, ensure_ascii=False))
         return
     checked_rows(task, rows, 0)  # before the first is answered
     settings = {"--batch-size": batch_size, "--max-new-tokens": max_new_tokens}
+    settings |= {"--calibrated": True} if calibrated else {}
     job = job_of(rows, tuned.base, {"": adapter_folder(adapter)}, settings)
     at_once = BATCHES * batch_size
 

@@ -109,7 +109,7 @@ def _measured(model: LoRA, prepared: Prepared, config: RunConfig, names: Sequenc
     assert test is not None, "there are test rows"
     outcomes = infer(
         model, prepared.task, test, list(names), pad_token_id=prepared.pad_token_id,
-        batch_size=config.training.evaluation_rows * len(names), padding_side=prepared.padding_side,
+        batch_size=config.training.evaluation_rows, padding_side=prepared.padding_side,
     )  # fmt: skip
     return {name: figures(prepared.task, outcome, test.examples) for name, outcome in outcomes.items()}
 

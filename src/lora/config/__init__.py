@@ -16,6 +16,7 @@ from lora.config.defaults import (
     LATENCY_ROWS,
     MAX_NEW_TOKENS,
     NEARLY_THE_SAME,
+    RESAMPLES,
     SPEED_SECONDS,
 )
 from lora.config.run import RunConfig
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_NEW_TOKENS",
     "NEARLY_THE_SAME",
     "RANKS",
+    "RESAMPLES",
     "SPEED_SECONDS",
     "AdapterConfig",
     "ComparisonConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,18 @@ from lora.core.routing import BASE
 from lora.evaluation.generation import complete, ends_of, until
 from lora.evaluation.result import Generation
 from lora.evaluation.speed import spread
-from lora.evaluation.text_metrics import text_metrics
+from lora.evaluation.text_metrics import text_figures, text_metrics
+from lora.statistics.means import EXACT_MATCH, mean, right_rows, value_rows
 from lora.tasks import Encoded, Task
+from lora.tasks.figures import Figures
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from lora.model.lora import LoRA
 
+STOPPED = replace(EXACT_MATCH, name="answers that end")
+LENGTH = mean("tokens of an answer", higher_is_better=None, lowest=0.0)
 FEW = 0.5  # of the answers that had room: where fewer end by themselves, something is wrong more often than not
 
 
@@ -32,11 +36,13 @@ class Question:
         example: as `Task.encode` makes it without labels.
         references: texts that would be right.
         lengths: of each the number of tokens, the end token not counted.
+        row: that it comes from, the first of them: answers in one conversation belong together.
     """
 
     example: dict[str, Any]
     references: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    row: int = 0
 
 
 def has_answers(task: Task, encoded: Encoded) -> bool:
@@ -88,7 +94,7 @@ def _question(
         asked = task.asked(encoded.examples[place])
         question, answer = asked[number]
         answer = list(until(answer, ends))
-        out = out or Question(question)
+        out = out or Question(question, row=encoded.examples[place].get("row", place))
         kept = encoded.answers and len(asked) == 1
         own = encoded.answers[place] if kept else tokenizer.decode(answer, skip_special_tokens=True)
         if own not in out.references:
@@ -101,7 +107,7 @@ def _question(
 def write_answers(
     model: LoRA, task: Task, encoded: Encoded, names: Sequence[str], tokenizer: Any, *, wanted: int | None,
     max_new_tokens: int, batch_size: int,
-) -> tuple[Generation, dict[str, dict[str, float]]]:  # fmt: skip
+) -> tuple[Generation, dict[str, dict[str, float]], dict[str, Figures]]:  # fmt: skip
     """Let each of ``names`` answer the same prompts, greedily.
 
     Args:
@@ -110,13 +116,15 @@ def write_answers(
 
     Returns:
         the answers, and metrics of each name: those of `text_metrics`; ``stop_rate``, the share that ended with an end
-        token; ``answer_length``, mean tokens.
+        token; ``answer_length``, mean tokens. And what they are figures of.
     """
     ends = ends_of(model, tokenizer, task)
     asked = questions(task, encoded, tokenizer, ends, wanted)
     prompts = Encoded([q.example for q in asked], [len(q.example["input_ids"]) for q in asked], [0] * len(asked))
     references = [q.references for q in asked]
     metrics, texts, signatures = dict[str, dict[str, float]](), dict[str, list[str]](), dict[str, str]()
+    found_in: dict[str, Figures] = {}
+    groups = [q.row for q in asked] if len({q.row for q in asked}) < len(asked) else None
     for name in names:
         # One after another, not in one batch: a row that has ended waits there for the longest, and a base that has
         # not learned to stop is that.
@@ -126,6 +134,10 @@ def write_answers(
         metrics[name] = found | {
             "stop_rate": sum(its.stopped for its in done) / len(done),
             "answer_length": sum(its.tokens for its in done) / len(done),
+        }
+        found_in[name] = text_figures(texts[name], references, groups) | {
+            "stop_rate": (STOPPED, right_rows([its.stopped for its in done], groups=groups)),
+            "answer_length": (LENGTH, value_rows([its.tokens for its in done], groups=groups)),
         }
     lengths = [length for q in asked for length in q.lengths]
     shown = [tokenizer.decode(q.example["input_ids"], skip_special_tokens=True) for q in asked]
@@ -140,7 +152,7 @@ def write_answers(
         signatures=signatures,
         notes=_notes(asked, metrics, max_new_tokens),
     )
-    return generation, metrics
+    return generation, metrics, found_in
 
 
 def _notes(asked: Sequence[Question], metrics: dict[str, dict[str, float]], max_new_tokens: int) -> list[str]:

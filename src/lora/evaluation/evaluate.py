@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora.config import EVAL_BATCH_SIZE, LATENCY_ROWS, MAX_NEW_TOKENS, DataConfig
+from lora.config import EVAL_BATCH_SIZE, LATENCY_ROWS, MAX_NEW_TOKENS, RESAMPLES, DataConfig
 from lora.core.routing import BASE
 from lora.errors import ConfigError, DataError, ModelError
 from lora.evaluation.answers import has_answers, write_answers
+from lora.evaluation.beside import FEWEST, Beside
 from lora.evaluation.forgetting import Forgetting, measure_forgetting
 from lora.evaluation.inputs import Inputs, chosen_adapters, prepare
 from lora.evaluation.probe import probe_texts
@@ -22,6 +23,7 @@ from lora.evaluation.result import Evaluation
 from lora.evaluation.speed import PeakMemory, measure_speed
 from lora.evaluation.speed_grid import speed_grid
 from lora.evaluation.speed_plan import SpeedPlan
+from lora.evaluation.uncertainty import figures_of
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task
 from lora.tasks.inference import collated, evaluating, forward, infer, misfit, to_device
@@ -43,6 +45,10 @@ def evaluate(
     baseline: bool = True,
     batch_size: int = EVAL_BATCH_SIZE,
     max_length: int | None = None,
+    resamples: int = RESAMPLES,
+    slices: Sequence[str] = (),
+    robustness: bool | Sequence[str] = False,
+    seed: int = 0,
     latency: bool = True,
     latency_rows: int = LATENCY_ROWS,
     speed: bool | SpeedPlan = False,
@@ -63,8 +69,12 @@ def evaluate(
         task: default: the one stored with the adapter, else read from the rows.
         adapters: default: all of the model's.
         baseline: run ``"base"`` too.
-        batch_size: rows of one forward pass, adapters together.
+        batch_size: rows of one forward pass.
         max_length: tokens kept of a row; default: as in training, else what the model takes.
+        resamples: of the rows, for intervals and tests; 0: no intervals, tests and slices.
+        seed: of the resamples and the noise: the same gives the same.
+        slices: columns by whose values the rows are parted too, beside labels and length.
+        robustness: measure the same rows with noise in their texts too: names of `lora.statistics.noise`, or True.
         latency: measure speed and peak memory too (on CUDA this resets torch's peak counter).
         latency_rows: single rows that latency is measured on.
         speed: measure latency by batch size and length, of adapters merged into the base too, and how fast texts are
@@ -83,6 +93,8 @@ def evaluate(
     """
     check_arguments(model=model, task=task, data=data_config, tokenizer=tokenizer)
     _check(adapters, generate, batch_size=batch_size, latency_rows=latency_rows, max_new_tokens=max_new_tokens)
+    if resamples and resamples < FEWEST:
+        raise ConfigError(f"resamples is {resamples}; intervals need at least {FEWEST}, and 0 leaves them out")
     if not isinstance(speed, (bool, SpeedPlan)):
         raise ConfigError(f"speed is {speed!r}; it must be True, False or a SpeedPlan")
     started = time.perf_counter()
@@ -91,6 +103,8 @@ def evaluate(
     task, encoded = inputs.task, inputs.encoded
     if generate and not has_answers(task, encoded):
         raise ConfigError(f"generate: rows of the task {task.name} hold no answers to be written, so leave it out")
+    beside = Beside(slices, robustness, resamples, seed)
+    beside.check(inputs)
     names = _fitting(model, inputs, names)
     # Without measuring, the peak counter of a surrounding training run is left alone.
     with PeakMemory(model) if latency else nullcontext() as peak:
@@ -106,12 +120,15 @@ def evaluate(
         measured = speed_grid(model, task, encoded, names, plan, pad_token_id=inputs.pad_token_id)
     targets = task.targets(encoded.examples)
     metrics = {name: task.metrics(out.predictions, targets, out.loss_sum, out.count) for name, out in outcomes.items()}
+    counted, notes = figures_of(task, outcomes, encoded)
+    inputs.notes += notes
     generation = None
     if generate:
-        generation, scores = write_answers(
+        generation, scores, written = write_answers(
             model, task, encoded, names, tokenizer or tokenizer_of(model), max_new_tokens=max_new_tokens,
             wanted=None if generate is True else generate, batch_size=batch_size,
         )  # fmt: skip
+        counted = {name: its | written[name] for name, its in counted.items()}
         metrics = {name: its | scores[name] for name, its in metrics.items()}
     forgetting = None
     if probe is not False:
@@ -120,6 +137,10 @@ def evaluate(
             inputs.notes.append(f"Forgetting was not measured: {found}.")
         else:
             forgetting = found
+    untrained = BASE in names and has_untrained_head(model)
+    more = beside.measure(model, inputs, outcomes, counted, untrained, _tokenizer_if_any(model, tokenizer), batch_size)
+    for name, its in more.pop("metrics").items():
+        metrics[name] |= its
     return Evaluation(
         metrics=metrics,
         rows=encoded.rows,
@@ -128,7 +149,7 @@ def evaluate(
         task=task.name,
         best_metric=task.best_metric,
         greater_is_better=task.greater_is_better,
-        untrained_head=BASE in names and has_untrained_head(model),
+        untrained_head=untrained,
         reference=constant_answer(task, outcomes[names[0]].predictions, targets),
         speed=speeds,
         speed_grid=measured,
@@ -138,6 +159,7 @@ def evaluate(
         forgetting=forgetting,
         seconds=time.perf_counter() - started,
         source=inputs.source,
+        **more,
     )
 
 
@@ -164,6 +186,14 @@ def _forgotten(
         return "no adapter was evaluated"
     length = length_for(model, tuned, tokenizer, max_length)
     return measure_forgetting(model, tuned, tokenizer, length, texts, source, batch_size)
+
+
+def _tokenizer_if_any(model: LoRA, tokenizer: Any) -> Any:
+    """For texts to be read; rows that came tokenised may have none."""
+    try:
+        return tokenizer or tokenizer_of(model)
+    except (ConfigError, ModelError):
+        return None
 
 
 def has_untrained_head(model: LoRA) -> bool:

@@ -17,7 +17,7 @@ from lora.tasks import Encoded, Row, Task, from_state
 from lora.tasks.inputs import as_rows, length_for, task_for, tokenizer_of, with_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclass
@@ -27,6 +27,8 @@ class Inputs:
     Attributes:
         source: file, folder or hub id; None for rows given directly.
         notes: what a user should know, in full sentences.
+        rows: as they were before they were tokenised; None where that is not known.
+        encode: tokenises other rows as these were.
     """
 
     task: Task
@@ -34,6 +36,8 @@ class Inputs:
     pad_token_id: int
     source: str | None = None
     notes: list[str] = field(default_factory=list)
+    rows: list[Row] | None = None
+    encode: Callable[[list[Row]], Encoded] | None = None
 
 
 def prepare(
@@ -65,9 +69,14 @@ def prepare(
             notes.append(note)
         task = with_columns(task, config)
         tokenizer = tokenizer or tokenizer_of(model)
-        task = task.with_tokenizer(tokenizer)
+        ready = task.with_tokenizer(tokenizer)
         length = length_for(model, names, tokenizer, max_length or config.max_length)
-        inputs = Inputs(task, task.encode(rows, tokenizer, length), pad_token_id(tokenizer, model.base), source, notes)
+
+        def encode(some: list[Row]) -> Encoded:
+            return ready.encode(some, tokenizer, length)
+
+        pad = pad_token_id(tokenizer, model.base)
+        inputs = Inputs(ready, encode(rows), pad, source, notes, rows, encode)
     if not len(inputs.encoded):
         raise DataError("there are no rows to evaluate on")
     if not sum(inputs.encoded.supervised):

@@ -14,6 +14,7 @@ from lora.data.problems import Problems
 from lora.data.rows import Origin, SourceRow
 from lora.data.sources import load_rows
 from lora.errors import ConfigError, DataError, RoutingError
+from lora.evaluation.calibrating import at_temperature, stored_temperature
 from lora.evaluation.generation import asked_with, complete, prompt_length
 from lora.evaluation.inputs import chosen_adapters, stored_task
 from lora.model.base import pad_token_id
@@ -78,6 +79,7 @@ def predict_iter(
     max_new_tokens: int | None = None,
     at_once: int | None = None,
     first: int = 0,
+    calibrated: bool = False,
     on_note: Callable[[str], None] = log.warning,
     **generation: Any,
 ) -> Iterator[dict[str, Any]]:
@@ -96,6 +98,7 @@ def predict_iter(
             ``generate``.
         at_once: rows answered at a time, so many after another: their answers come out together; default: `CHUNK`.
         first: number of the first of ``rows``, for one who goes on: messages count from there.
+        calibrated: give probabilities at the temperature that is stored with the adapter; answers stay the same.
         on_note: called with what a user should know (rows that were cut); default: a warning in the log.
 
     Yields:
@@ -124,6 +127,7 @@ def predict_iter(
         length = prompt_length(model, [name], tokenizer, max_length, options["max_new_tokens"])
     else:
         length = length_for(model, [name], tokenizer, max_length)
+    temperature = stored_temperature(model, name, task) if calibrated else None
     done, at_once = first, at_once or CHUNK
     for chunk in chunks(given_rows(rows), at_once):
         ready = checked_rows(task, chunk, done)
@@ -139,7 +143,10 @@ def predict_iter(
         else:
             pad = pad_token_id(tokenizer, model.base)
             found = infer(model, task, encoded, [name], pad_token_id=pad, batch_size=batch_size, supervised=False)
-            yield from task.answers(ready, encoded, found[name].predictions)
+            said = found[name].predictions
+            if temperature is not None:
+                said = at_temperature(task, said, temperature)
+            yield from task.answers(ready, encoded, said)
         done += len(chunk)
     if done == first:
         raise DataError("there are no rows to predict on")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
 from lora.evaluation.grid import Cell, Grid, Number, Piece, pointer
+from lora.evaluation.lenient import dicts
 from lora.plural import number_of
 
 if TYPE_CHECKING:
@@ -41,15 +42,22 @@ METRICS = {
     "precision_macro": Metric("precision macro"),
     "recall_macro": Metric("recall macro"),
     "f1_micro": Metric("F1 micro"),
+    "precision_micro": Metric("precision micro"),
+    "recall_micro": Metric("recall micro"),
     "f1_weighted": Metric("F1 weighted"),
+    "mcc": Metric("MCC"),
+    "auroc": Metric("AUROC"),
+    "average_precision": Metric("average precision"),
     "hamming": Metric("wrong cells (Hamming loss)", better=-1),
     "rmse": Metric("RMSE", ".4g", -1),
     "mae": Metric("MAE", ".4g", -1),
     "mse": Metric("MSE", ".4g", -1),
     "r2": Metric("R²"),
     "pearson": Metric("Pearson's r"),
+    "spearman": Metric("Spearman's ρ"),
     "loss": Metric("loss", better=-1),
     "perplexity": Metric("perplexity", ",.2f", -1),
+    "bits_per_byte": Metric("bits per byte", better=-1),
     "token_accuracy": Metric("token accuracy"),
     "margin": Metric("margin of rewards", ".4f"),
     "reward_chosen": Metric("reward, chosen", ".4f", 0),
@@ -305,6 +313,12 @@ def short(said: str) -> str:
     return (said if len(said) <= EXCERPT else said[:EXCERPT] + " …") or "(nothing)"
 
 
+def tested(evaluation: Evaluation, name: str) -> str:
+    """What a test says of the difference to the base in the metric that counts, as ", better"; empty: there is none."""
+    its = dicts(dicts(evaluation.comparisons).get(name)).get(evaluation.best_metric, {})
+    return f", {its['verdict']}" if isinstance(its.get("verdict"), str) else ""
+
+
 def headline(evaluation: Evaluation) -> Cell:
     """One sentence: the metric that counts, the base's, and the difference."""
     key, described = evaluation.best_metric, described_metrics(evaluation)
@@ -318,7 +332,7 @@ def headline(evaluation: Evaluation) -> Cell:
         own, path = value(name)
         out += [f"{'; ' if place else ''}{metric.title} ", number(own, metric, path), f" with {name}"]
         if evaluation.base and (before := value(evaluation.base))[0] is not None:
-            out += [" (", *(change(own, before[0], metric, path, before[1]) or [""]), ")"]
+            out += [" (", *(change(own, before[0], metric, path, before[1]) or [""]), tested(evaluation, name), ")"]
     if evaluation.base:
         out += [", ", number(value(evaluation.base)[0], metric, value(evaluation.base)[1])]
         out.append(f" with {evaluation.label(BASE)}")

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
+
+from lora.statistics.means import EXACT_MATCH, ROUGE_L, right_rows, value_rows
+from lora.statistics.texts import BLEU as CORPUS_BLEU
+from lora.statistics.texts import CHRF as CORPUS_CHRF
+from lora.statistics.texts import bleu_rows, chrf_rows
+from lora.tasks.figures import Figures
 
 
 class _Words:
@@ -28,11 +34,9 @@ def text_metrics(
         reference, and ``exact_match``, the share of answers that equal a reference but for case and white space: means
         over the answers, 0 to 1.
     """
-    from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU, CHRF
 
-    answers = [answer.strip() for answer in answers]
-    references = [[text.strip() for text in own] for own in references]
+    answers, references = _stripped(answers, references)
     # sacrebleu wants a first reference of every answer, a second of every answer, ...; None where there is none.
     most = max(map(len, references))
     turned: list[Any] = [[own[place] if place < len(own) else None for own in references] for place in range(most)]
@@ -40,11 +44,36 @@ def text_metrics(
     for key, metric in (("bleu", BLEU()), ("chrf", CHRF())):
         out[key] = float(metric.corpus_score(answers, turned).score)
         signatures[key] = str(metric.get_signature())
+    nearest, exact = _each(answers, references)
+    return out | {"rouge_l": sum(nearest) / len(nearest), "exact_match": sum(exact) / len(exact)}, signatures
+
+
+def text_figures(
+    answers: Sequence[str], references: Sequence[Sequence[str]], groups: Sequence[Hashable] | None = None
+) -> Figures:
+    """What the metrics of `text_metrics` are figures of: the counts and scores of each answer."""
+    answers, references = _stripped(answers, references)
+    nearest, exact = _each(answers, references)
+    return {
+        "bleu": (CORPUS_BLEU, bleu_rows(answers, references, groups=groups)),
+        "chrf": (CORPUS_CHRF, chrf_rows(answers, references, groups=groups)),
+        "rouge_l": (ROUGE_L, value_rows(nearest, groups=groups)),
+        "exact_match": (EXACT_MATCH, right_rows(exact, groups=groups)),
+    }
+
+
+def _stripped(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    return [answer.strip() for answer in answers], [[text.strip() for text in own] for own in references]
+
+
+def _each(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[float], list[bool]]:
+    """ROUGE-L of each answer, and whether it is one of its references."""
+    from rouge_score.rouge_scorer import RougeScorer
+
     rouge = RougeScorer(["rougeL"], tokenizer=_Words())
     pairs = list(zip(answers, references, strict=True))
     nearest = [float(rouge.score_multi(own, answer)["rougeL"].fmeasure) for answer, own in pairs]
-    exact = [_normal(answer) in map(_normal, own) for answer, own in pairs]
-    return out | {"rouge_l": sum(nearest) / len(pairs), "exact_match": sum(exact) / len(pairs)}, signatures
+    return nearest, [_normal(answer) in map(_normal, own) for answer, own in pairs]
 
 
 def _normal(text: str) -> str:

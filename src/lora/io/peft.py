@@ -21,7 +21,7 @@ from lora.core.layer import TiedSlot
 from lora.core.variant import variants
 from lora.errors import AdapterFileError
 from lora.hub import offline_unless_reachable
-from lora.io.atomic import atomic_files, atomic_folder, is_there, recover
+from lora.io.atomic import atomic_files, atomic_folder, is_there, recover, write_text
 from lora.io.fingerprint import fingerprint
 from lora.io.peft_tensors import stored_embeddings
 from lora.model.heads import input_embedding, output_heads
@@ -273,6 +273,12 @@ def resolve_folder(folder: str | Path) -> Path:
         except Exception as error:
             reason = f"did not give it ({type(error).__name__})" if reachable else "cannot be reached"
             raise AdapterFileError(f"{folder}: no such folder here, and the hub {reason}") from None
+
+
+def add_to_sidecar(folder: str | Path, values: dict[str, Any]) -> None:
+    """Put ``values`` into ``lora.json`` of an adapter folder that lora wrote. Raises AdapterFileError, SaveError."""
+    content = json.dumps({**read_sidecar(folder), **values}, indent=2, ensure_ascii=False)
+    write_text(Path(folder) / SIDECAR, content + "\n")
 
 
 def read_sidecar(folder: str | Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Pure numpy and scipy: statistics of rows go in, numbers and words come out. See docs/statistics.md.
 """
 
-from lora.statistics.compare import Comparison, compare, compare_all, verdict
+from lora.statistics.compare import Comparison, compare, compare_all, compare_each, verdict
 from lora.statistics.estimate import Estimate, estimate, estimates
 from lora.statistics.metric import Metric, OrderMetric, SumMetric
 from lora.statistics.multiple import corrected
@@ -21,6 +21,7 @@ __all__ = [
     "by_slice",
     "compare",
     "compare_all",
+    "compare_each",
     "corrected",
     "estimate",
     "estimates",

@@ -95,7 +95,7 @@ def calibration_table(
     z, y = np.asarray(logits, dtype=np.float64), np.asarray(true)
     fitted = fit_temperature(z, y)
     out: dict[str, Any] = {"temperature": fitted.value, "note": fitted.note, "n": len(z), "folds": [], "after": None}
-    out["before"] = _measures(probabilities_at(z), y)
+    out["before"] = measures(probabilities_at(z), y)
     numbers = group_numbers(groups, len(z))
     unit = np.arange(len(z)) if numbers is None else numbers
     units = int(unit.max()) + 1
@@ -108,7 +108,7 @@ def calibration_table(
         found = fit_temperature(z[fold != number], y[fold != number]).value
         own[fold == number] = found
         out["folds"].append(found)
-    out["after"] = _measures(probabilities_at(z, own), y)
+    out["after"] = measures(probabilities_at(z, own), y)
     return out
 
 
@@ -128,7 +128,8 @@ def nll_at(logits: ArrayLike, true: ArrayLike, temperature: float) -> float:
     return float(-log_softmax(z / temperature, axis=1)[np.arange(len(z)), y].mean())
 
 
-def _measures(probabilities: Array, true: Any) -> dict[str, float]:
+def measures(probabilities: Array, true: Any) -> dict[str, float]:
+    """``ece``, ``ece_equal_mass``, ``debiased_error``, ``brier``, ``nll``; arguments as of `brier_rows`."""
     said, right = confidence_and_right(probabilities, true)
     return {
         "ece": ece(said, right),

@@ -18,7 +18,9 @@ from lora.data.formats import Format
 from lora.data.rendering import IGNORED
 from lora.data.rows import Row
 from lora.data.splits import text_key
+from lora.statistics.rows import Array
 from lora.tasks.examples import Encoded, ExamplePart, Input, NoneLeft, Options, resized
+from lora.tasks.figures import Figures, Groups
 
 __all__ = ["Encoded", "ExamplePart", "Input", "NoneLeft", "Options", "Row", "Task", "resized"]
 
@@ -286,4 +288,27 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
-        """Metrics of one adapter: a flat dict of floats, and nested ones for per-class and confusion tables."""
+        """Metrics of one adapter: a flat dict of floats, and nested ones for per-class and confusion tables.
+
+        Where a number can be a figure of rows, it is that of `figures`; None where that is undefined.
+        """
+
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        """By the keys of `metrics` what each is, and of which rows: from it come values, intervals and tests.
+
+        Without the loss, which follows from `row_losses` alone. Empty: of this task nothing is known beside that.
+        ``groups``: what examples belong together (parts of one row), for those that are drawn together.
+
+        Raises DataError where a prediction is no finite number.
+        """
+        return {}
+
+    def stated(self, predictions: Sequence[Any], targets: Sequence[Any]) -> tuple[Array, Array] | None:
+        """The probabilities that predictions state, (n, c), and what is true: the place of each row's class, (n,), or 0
+        and 1 by label, (n, c), where a row can have several. None: they state none."""
+        return None
+
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        """What was expected of an example and what was answered, to be read side by side; equal: no error. None: there
+        is no such answer."""
+        return None, None

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lora.data.kinds import Kind
 from lora.data.rows import named
 from lora.errors import DataError
+from lora.statistics.classes import (
+    ACCURACY,
+    F1_MACRO,
+    F1_MICRO,
+    F1_WEIGHTED,
+    MCC,
+    PRECISION_MACRO,
+    RECALL_MACRO,
+    label_rows,
+)
+from lora.statistics.rows import Array
 from lora.tasks.base import Row
-from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, per_class, refuse_unseen, sort_names
+from lora.tasks.figures import Figures, Groups, by_label, finite, ranked, values
+from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, refuse_unseen, sort_names
 from lora.tasks.sequence import label_problem, wrong_type
 
 
@@ -23,7 +36,10 @@ class ClassificationTask(LabelsTask):
     labels_are = Kind.CLASSES
     learns = "label"
     best_metric = "f1_macro"  # accuracy hides a rare class that is never found
-    measures = {"loss": False, "accuracy": True, "f1_macro": True, "f1_micro": True, "f1_weighted": True}
+    measures = {
+        "loss": False, "accuracy": True, "f1_macro": True, "f1_micro": True, "f1_weighted": True,
+        "precision_macro": True, "recall_macro": True, "mcc": True, "auroc": True, "average_precision": True,
+    }  # fmt: skip
     problem_type = "single_label_classification"
 
     @classmethod
@@ -87,23 +103,45 @@ class ClassificationTask(LabelsTask):
     def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         return [self.restore(example["label"]) for example in examples]
 
-    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
-        """Accuracy, F1 over the classes that occur in targets or predictions, per class, confusion (true × said)."""
-        from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        true = [name_of(value, self.label_kind) for value in targets]
+        said = [name_of(row["label"], self.label_kind) for row in predictions]
+        rows = label_rows(true, said, labels=self.labels, groups=groups)
+        own = {
+            "accuracy": ACCURACY, "f1_macro": F1_MACRO, "f1_micro": F1_MICRO, "f1_weighted": F1_WEIGHTED,
+            "precision_macro": PRECISION_MACRO, "recall_macro": RECALL_MACRO, "mcc": MCC,
+        }  # fmt: skip
+        out: Figures = {key: (metric, rows) for key, metric in own.items()}
+        probabilities = finite(predictions, "probabilities")  # a constant answer has none
+        if probabilities is not None:
+            out |= ranked(np.asarray([self._index[name] for name in true]), probabilities, groups)
+        return out
 
-        every = list(range(len(self.labels)))
+    def stated(self, predictions: Sequence[Any], targets: Sequence[Any]) -> tuple[Array, Array] | None:
+        probabilities = finite(predictions, "probabilities")
         true = [self._index[name_of(value, self.label_kind)] for value in targets]
-        said = [self._index[name_of(value["label"], self.label_kind)] for value in predictions]
-        averages = {
-            f"f1_{kind}": float(f1_score(true, said, average=kind, zero_division=0))
-            for kind in ("macro", "micro", "weighted")
-        }
+        return None if probabilities is None else (probabilities, np.asarray(true, dtype=np.float64))
+
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        return target, prediction["label"]
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """Accuracy, F1, precision and recall over the classes that occur in targets or predictions, MCC; AUROC and
+        average precision, means over classes; per class, confusion (true × said)."""
+        found = self.figures(predictions, targets)
+        _, rows = found["accuracy"]
+        matrix = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
+        pairs = [
+            (self._index[name_of(true, self.label_kind)], self._index[name_of(row["label"], self.label_kind)])
+            for true, row in zip(targets, predictions, strict=True)
+        ]
+        np.add.at(matrix, tuple(zip(*pairs, strict=True)), 1)
         return {
             "loss": loss_sum / count,
-            "accuracy": float(accuracy_score(true, said)),
-            **averages,
-            "per_class": per_class(true, said, self.labels),
-            "confusion": {"labels": self.labels, "matrix": confusion_matrix(true, said, labels=every).tolist()},
+            **dict.fromkeys(("auroc", "average_precision")),
+            **values(found),
+            "per_class": by_label(rows),
+            "confusion": {"labels": self.labels, "matrix": matrix.tolist()},
         }
 
     def _log_probabilities(self, outputs: Any) -> Tensor:

@@ -1,10 +1,9 @@
-"""One pass over data with any number of adapters: each batch holds each row once per adapter."""
+"""One pass over data with any number of adapters: each batch goes through one after another."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,6 @@ from lora.config import EVAL_BATCH_SIZE
 from lora.core.configs import is_encoder_decoder, text_config
 from lora.core.routing import BASE
 from lora.data.batches import in_order
-from lora.errors import RoutingError
 from lora.model.heads import output_heads
 from lora.tasks.base import Encoded, Task
 
@@ -53,72 +51,41 @@ def infer(
 ) -> dict[str, Outcome]:
     """Run every adapter in ``adapters`` (``"base"`` among them, if wanted) over ``encoded`` in one pass.
 
+    A batch goes through one adapter after another, so the numbers of each are to the bit those that it has alone: how
+    many others there are changes neither the shape of a batch nor what is in it.
+
     Args:
-        batch_size: rows of one forward pass, adapters together.
+        batch_size: rows of one forward pass.
         supervised: whether the rows carry labels, so that losses can be taken.
 
     Returns:
         an `Outcome` per adapter.
     """
-    options: dict[str, Any] = {
-        "pad_token_id": pad_token_id, "batch_size": batch_size, "padding_side": padding_side, "supervised": supervised,
-    }  # fmt: skip
-    try:
-        return _together(model, task, encoded, adapters, **options)
-    except RoutingError:
-        if len(adapters) == 1:
-            raise
-        # A base whose rows cannot be told apart: one adapter after another gives the same, more slowly.
-        return {name: _together(model, task, encoded, [name], **options)[name] for name in adapters}
-
-
-def _together(
-    model: LoRA, task: Task, encoded: Encoded, adapters: Sequence[str], *, pad_token_id: int, batch_size: int,
-    padding_side: str, supervised: bool,
-) -> dict[str, Outcome]:  # fmt: skip
-    """`infer` with every adapter's rows in one batch. Raises RoutingError where the base cannot tell them apart."""
-    runs = list(adapters)
-    if task.reference and supervised and BASE not in runs:
-        runs.append(BASE)
-    rows_each = max(1, batch_size // (len(runs) * task.rows))
+    beside = task.reference and supervised  # the base's outputs of a batch are kept for every adapter
+    copies = (1 + beside) * task.rows
     out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
     for outcome in out.values() if supervised else ():
         outcome.losses, outcome.counts = [0.0] * len(encoded), [0] * len(encoded)
     with evaluating(model), without_cache(model):
-        for indices in in_batches(model, task, encoded, rows_each, len(runs) * task.rows):
+        for indices in in_batches(model, task, encoded, max(1, batch_size // copies), copies):
             batch = collated(model, task, [encoded.examples[i] for i in indices], pad_token_id, padding_side)
             batch = to_device(batch, model)
-            rows = len(next(iter(batch.values())))
-            repeated = {key: torch.cat([value] * len(runs)) for key, value in batch.items()}
-            outputs = forward(model, repeated, [name for name in runs for _ in range(rows)])
-            if task.reference and supervised:
-                parts = _compared(task, outputs, batch, runs)
-            else:
-                sums, counts = task.row_losses(outputs, repeated) if supervised else (None, None)
-                parts = [(task.predictions(outputs, repeated), sums, counts)]
-            predictions = [prediction for part in parts for prediction in part[0]]
-            for k, name in enumerate(adapters):
-                its = slice(k * len(indices), (k + 1) * len(indices))
-                for index, prediction in zip(indices, predictions[its], strict=True):
+            base = forward(model, batch, BASE) if beside else None
+            more = {"reference": base} if beside else {}
+            own: Any = task  # with ``reference``, as the contract has it
+            for name in adapters:
+                outputs = base if beside and name == BASE else forward(model, batch, name)
+                predictions = own.predictions(outputs, batch, **more)
+                for index, prediction in zip(indices, predictions, strict=True):
                     out[name].predictions[index] = prediction
                 if supervised:
-                    sums, counts = (torch.cat([part[place] for part in parts])[its] for place in (1, 2))
+                    sums, counts = own.row_losses(outputs, batch, **more)
                     out[name].loss_sum += float(sums.cpu().double().sum())
                     out[name].count += int(counts.sum())
                     for index, loss, count in zip(indices, sums.tolist(), counts.tolist(), strict=True):
                         out[name].losses[index], out[name].counts[index] = loss, int(count)
+                del outputs
     return out
-
-
-def _compared(task: Task, outputs: Any, batch: dict[str, Tensor], runs: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Predictions, loss sums and counts of each of ``runs``, beside the base, which is one of them."""
-    each = [SimpleNamespace(logits=rows) for rows in outputs.logits.chunk(len(runs))]
-    compare: Any = task  # with ``reference``, as the contract has it
-    base = each[runs.index(BASE)]
-    return [
-        (compare.predictions(own, batch, reference=base), *compare.row_losses(own, batch, reference=base))
-        for own in each
-    ]
 
 
 LOGITS = 1 << 28  # of a batch; in fp32, in which losses are taken, they are 1 GiB

@@ -77,17 +77,6 @@ class LabelsTask(SequenceTask):
         return typed(name, self.label_kind)
 
 
-def per_class(true: Any, said: Any, names: list[str]) -> dict[str, dict[str, float | int]]:
-    """Precision, recall, F1 and support of every class (0 where undefined); arguments as scikit-learn takes them."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    table = precision_recall_fscore_support(true, said, labels=list(range(len(names))), zero_division=0)
-    return {
-        name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
-        for name, precision, recall, f1, support in zip(names, *table, strict=True)
-    }
-
-
 def kind_of(values: list[Any]) -> str:
     """The type that labels share (bool, int, float, str); a mixture is taken as strings, of int and float as float."""
     kinds = {type(value) for value in values if label_problem(value) is None}

@@ -14,8 +14,22 @@ from lora.data.kinds import Kind
 from lora.data.problems import written_list
 from lora.data.rows import named
 from lora.errors import DataError
+from lora.statistics.classes import (
+    ACCURACY,
+    F1_MACRO,
+    F1_MICRO,
+    F1_WEIGHTED,
+    HAMMING,
+    PRECISION_MACRO,
+    PRECISION_MICRO,
+    RECALL_MACRO,
+    RECALL_MICRO,
+    label_set_rows,
+)
+from lora.statistics.rows import Array
 from lora.tasks.base import Row
-from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, per_class, refuse_unseen, sort_names
+from lora.tasks.figures import Figures, Groups, by_label, finite, ranked, values
+from lora.tasks.labels import LabelsTask, kind_of, mixed_types, name_of, refuse_unseen, sort_names
 from lora.tasks.sequence import label_problem, wrong_type
 
 THRESHOLD = 0.5
@@ -33,7 +47,9 @@ class MultiLabelTask(LabelsTask):
     learns = "labels"
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
     measures = {
-        "loss": False, "accuracy": True, "f1_macro": True, "f1_micro": True, "f1_weighted": True, "hamming": False,
+        "loss": False, "accuracy": True, "f1_macro": True, "f1_micro": True, "f1_weighted": True,
+        "precision_macro": True, "recall_macro": True, "precision_micro": True, "recall_micro": True,
+        "hamming": False, "auroc": True, "average_precision": True,
     }  # fmt: skip
     problem_type = "multi_label_classification"
 
@@ -117,30 +133,44 @@ class MultiLabelTask(LabelsTask):
     def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         return [[self.restore(name) for name in example["label"]] for example in examples]
 
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        true, said = self._hot(targets), self._hot([row["labels"] for row in predictions])
+        rows = label_set_rows(true, said, labels=self.labels, groups=groups)
+        own = {
+            "accuracy": ACCURACY, "f1_macro": F1_MACRO, "f1_micro": F1_MICRO, "f1_weighted": F1_WEIGHTED,
+            "precision_macro": PRECISION_MACRO, "recall_macro": RECALL_MACRO, "precision_micro": PRECISION_MICRO,
+            "recall_micro": RECALL_MICRO, "hamming": HAMMING,
+        }  # fmt: skip
+        out: Figures = {key: (metric, rows) for key, metric in own.items()}
+        probabilities = finite(predictions, "probabilities")  # a constant answer has none
+        if probabilities is not None:
+            out |= ranked(true, probabilities, groups)
+        return out
+
+    def stated(self, predictions: Sequence[Any], targets: Sequence[Any]) -> tuple[Array, Array] | None:
+        probabilities = finite(predictions, "probabilities")
+        return None if probabilities is None else (probabilities, self._hot(targets).astype(float))
+
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        expected, answer = ({name_of(one, self.label_kind) for one in each} for each in (target, prediction["labels"]))
+        return [one for one in self.labels if one in expected], [one for one in self.labels if one in answer]
+
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
-        """Exact matches, F1 over the labels that occur in targets or predictions, share of wrong cells, per label."""
-        from sklearn.metrics import accuracy_score, f1_score, hamming_loss
-
-        true = self._hot(targets)
-        said = self._hot([value["labels"] for value in predictions])
-        occurring = [place for place in range(len(self.labels)) if true[:, place].any() or said[:, place].any()]
-
-        def f1(kind: str) -> float:
-            if not occurring:
-                return 0.0
-            return float(f1_score(true, said, labels=occurring, average=kind, zero_division=0))
-
+        """Exact matches; F1, precision and recall over the labels that occur in targets or predictions (0 where none
+        does), share of wrong cells; AUROC and average precision, means over labels; per label."""
+        found = self.figures(predictions, targets)
+        _, rows = found["accuracy"]
+        each = values(found)
+        rates = {key: each[key] or 0.0 for key in each if key.startswith(("f1", "precision", "recall"))}
         return {
             "loss": loss_sum / count,
-            "accuracy": float(accuracy_score(true, said)),
-            "f1_macro": f1("macro"),
-            "f1_micro": f1("micro"),
-            "f1_weighted": f1("weighted"),
-            "hamming": float(hamming_loss(true, said)),
-            "per_class": per_class(true, said, self.labels),
+            **dict.fromkeys(("auroc", "average_precision")),
+            **each,
+            **rates,
+            "per_class": by_label(rows),
         }
 
-    def _hot(self, values: list[list[Any]]) -> Any:
+    def _hot(self, values: Sequence[list[Any]]) -> Any:
         names = [[name_of(value, self.label_kind) for value in row] for row in values]
         return self.label_tensor(names).numpy().astype(int)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lora.core.configs import is_encoder_decoder
 from lora.core.divergence import divergences
+from lora.statistics.means import PERPLEXITY, token_rows
 from lora.tasks.base import ExamplePart, Task
+from lora.tasks.figures import TOKEN_SHARE, Figures, Groups
 from lora.tasks.sequence import pad, padded_ids
 from lora.tasks.tokens import IGNORED
 
@@ -84,6 +86,12 @@ class NextTokenTask(Task):
     def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         """Numbers of supervised tokens."""
         return [sum(label != IGNORED for label in example["labels"]) for example in examples]
+
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        tokens = [row["tokens"] for row in predictions]
+        losses = token_rows([row["loss"] for row in predictions], tokens, groups=groups)
+        right = token_rows([row["correct"] for row in predictions], tokens, groups=groups)
+        return {"perplexity": (PERPLEXITY, losses), "token_accuracy": (TOKEN_SHARE, right)}
 
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Loss per token, its exponential (perplexity), share of tokens predicted right, number of tokens."""

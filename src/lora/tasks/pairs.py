@@ -6,8 +6,9 @@ put around them; else prompt and answer are tokenised as in `lora.tasks.tokens`,
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lora.data.columns import MESSAGES, Claim, Sign, Table
@@ -19,7 +20,9 @@ from lora.data.rows import named
 from lora.data.windows import last_exchanges
 from lora.errors import DataError
 from lora.plural import number_of
+from lora.statistics.means import MARGIN, PREFERENCE_ACCURACY, preference_rows, value_rows
 from lora.tasks.base import Encoded, Input, NoneLeft, Row
+from lora.tasks.figures import Figures, Groups, averages, values
 from lora.tasks.sequence import REMEDY, cut_note, require_columns
 from lora.tasks.templated import MessagesInput, Templated, named_error, to_messages
 from lora.tasks.tokens import Frame, bare_ids
@@ -87,6 +90,9 @@ class PairTask(Templated):
     @abstractmethod
     def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
         """Tokens of the chosen and of the rejected answer, with the prompt where that is no part by itself."""
+
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        return self.chosen, self.chosen if prediction["margin"] > 0 else self.rejected
 
     def inputs(self) -> list[Input]:
         return [MessagesInput(self.prompt or self.chosen, blank=True)]
@@ -231,6 +237,19 @@ def _prompt_of(renderer: Renderer, messages: list[Message], length: int) -> tupl
         raise ValueError(f"its messages {error}") from None
 
 
-def right_share(gains: list[float]) -> float:
-    """The share of pairs in which the chosen answer gains over the rejected one, a tie counting half."""
-    return sum((gain > 0) + (gain == 0) / 2 for gain in gains) / len(gains)
+def pair_figures(predictions: Sequence[Any], names: Mapping[str, str], groups: Groups = None) -> Figures:
+    """Whose chosen answer has the higher reward (a tie counts half), the margin, and means of the keys of ``names``."""
+    margins = [row["margin"] for row in predictions]
+    return {
+        "accuracy": (PREFERENCE_ACCURACY, preference_rows(margins, groups=groups)),
+        "margin": (MARGIN, value_rows(margins, groups=groups)),
+        **averages(predictions, names, groups),
+    }
+
+
+def pair_values(found: Callable[[], Figures], keys: Sequence[str]) -> dict[str, float | None]:
+    """The values of figures; of rewards that are no numbers NaN each, so that what diverged is never the best."""
+    try:
+        return values(found())
+    except DataError:
+        return dict.fromkeys(keys, math.nan)

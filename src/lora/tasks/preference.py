@@ -20,15 +20,21 @@ from torch import Tensor
 
 from lora.data.rendering import IGNORED
 from lora.errors import ConfigError
+from lora.statistics.means import PREFERENCE_ACCURACY, preference_rows
 from lora.tasks.base import Encoded, ExamplePart, Row, Task, resized
+from lora.tasks.figures import Figures, Groups
 from lora.tasks.next_token import NextTokenTask
-from lora.tasks.pairs import PairTask, right_share
+from lora.tasks.pairs import PairTask, pair_figures, pair_values
 from lora.tasks.templated import TemplateOptions
 
 Loss = Literal["sigmoid", "robust", "hinge", "ipo", "orpo", "simpo"]
 ALONE = ("orpo", "simpo")  # losses without a reference
 BETA = {"sigmoid": 0.1, "robust": 0.1, "hinge": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
 GAMMA = 1.0
+MEANS = {
+    "reward_chosen": "reward, chosen", "reward_rejected": "reward, rejected",
+    "loss_chosen": "loss per token, chosen", "loss_rejected": "loss per token, rejected",
+}  # fmt: skip
 SMOOTHED = ("sigmoid", "robust")  # losses whose formula has an ε
 
 
@@ -252,23 +258,19 @@ class PreferenceTask(PairTask, NextTokenTask):
     def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         return [True] * len(examples)
 
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        ahead = [row["loss_rejected"] - row["loss_chosen"] for row in predictions]
+        return {
+            **pair_figures(predictions, MEANS, groups),
+            "likelihood_accuracy": (PREFERENCE_ACCURACY, preference_rows(ahead, groups=groups)),
+        }
+
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Loss; share of pairs whose chosen answer has the higher reward, ties counting half; mean margin and rewards;
         share whose chosen answer is the more likely one per token; cross-entropy per token of both."""
-
-        def mean(key: str) -> float:
-            return math.fsum(row[key] for row in predictions) / len(predictions)
-
-        return {
-            "loss": loss_sum / count,
-            "accuracy": right_share([row["margin"] for row in predictions]),
-            "margin": mean("margin"),
-            "reward_chosen": mean("reward_chosen"),
-            "reward_rejected": mean("reward_rejected"),
-            "likelihood_accuracy": right_share([row["loss_rejected"] - row["loss_chosen"] for row in predictions]),
-            "loss_chosen": mean("loss_chosen"),
-            "loss_rejected": mean("loss_rejected"),
-        }
+        keys = (*list(self.measures)[1:], "loss_chosen", "loss_rejected")
+        found = pair_values(lambda: self.figures(predictions, targets), keys)
+        return {"loss": loss_sum / count, **{key: found[key] for key in keys}}
 
 
 def _unfolded(example: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,13 +7,16 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lora.data.kinds import Kind
 from lora.data.rows import named
 from lora.errors import ConfigError, DataError
+from lora.statistics.numbers import MAE, MSE, PEARSON, R2, RMSE, SPEARMAN, number_rows
 from lora.tasks.base import Row
+from lora.tasks.figures import Figures, Groups, values
 from lora.tasks.sequence import SequenceTask, label_problem, wrong_type
 
 
@@ -31,7 +34,9 @@ class RegressionTask(SequenceTask):
     labels_are = Kind.QUANTITY
     learns = "number"
     best_metric = "rmse"
-    measures = {"loss": False, "mse": False, "rmse": False, "mae": False, "r2": True, "pearson": True}
+    measures = {
+        "loss": False, "mse": False, "rmse": False, "mae": False, "r2": True, "pearson": True, "spearman": True,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -121,31 +126,25 @@ class RegressionTask(SequenceTask):
         """A number per row, in the unit of the labels."""
         return [value * self.std + self.mean for value in outputs.logits[:, 0].detach().float().tolist()]
 
-    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
-        """mse, rmse, mae in the labels' unit; r2 and pearson are None where undefined (a constant side, one row)."""
-        import numpy as np
-        from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        rows = number_rows(np.asarray(targets, dtype=float), np.asarray(predictions, dtype=float), groups=groups)
+        own = {"mse": MSE, "rmse": RMSE, "mae": MAE, "r2": R2, "pearson": PEARSON, "spearman": SPEARMAN}
+        return {key: (metric, rows) for key, metric in own.items()}
 
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        return target, prediction
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """mse, rmse, mae in the labels' unit; r2 and correlations are None where undefined (a constant side, one
+        row)."""
         said, true = np.asarray(predictions, dtype=float), np.asarray(targets, dtype=float)
-        with np.errstate(over="ignore"):
-            squares = float(np.square(said - true).sum() + np.square(true - true.mean()).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = float(np.square(said - true).sum() + np.square(true - true.mean()).sum() + np.square(said).sum())
         # Diverged, or numbers whose squares leave fp64's range: never the best, and no crash in the middle of a run.
         if not math.isfinite(squares):
             return {
                 "loss": loss_sum / count,
-                "mse": math.inf,
-                "rmse": math.inf,
-                "mae": math.inf,
-                "r2": None,
-                "pearson": None,
+                **dict.fromkeys(("mse", "rmse", "mae"), math.inf),
+                **dict.fromkeys(("r2", "pearson", "spearman")),
             }
-        varied = len(true) > 1 and true.std() > 0
-        mse = float(mean_squared_error(true, said))
-        return {
-            "loss": loss_sum / count,
-            "mse": mse,
-            "rmse": math.sqrt(mse),
-            "mae": float(mean_absolute_error(true, said)),
-            "r2": float(r2_score(true, said)) if varied else None,
-            "pearson": float(np.corrcoef(true, said)[0, 1]) if varied and said.std() > 0 else None,
-        }
+        return {"loss": loss_sum / count, **values(self.figures(predictions, targets))}

@@ -5,7 +5,6 @@ Shapes: b pair, t token; a padded batch has 2·b rows, chosen and rejected of ea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,8 @@ from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import DataError
 from lora.tasks.base import Encoded, ExamplePart, Input, Row, Task, resized
-from lora.tasks.pairs import PairTask, right_share
+from lora.tasks.figures import Figures, Groups
+from lora.tasks.pairs import PairTask, pair_figures, pair_values
 from lora.tasks.sequence import REMEDY, padded_ids
 from lora.tasks.templated import MessagesInput, TemplateOptions, named_error, to_messages
 
@@ -169,14 +169,13 @@ class RewardTask(PairTask):
     def targets(self, examples: Sequence[dict[str, Any]]) -> list[Any]:
         return [True] * len(examples)
 
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        return pair_figures(predictions, {}, groups)
+
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Loss; share of pairs whose chosen answer has the higher reward, ties counting half; mean margin."""
-        margins = [row["margin"] for row in predictions]
-        return {
-            "loss": loss_sum / count,
-            "accuracy": right_share(margins),
-            "margin": math.fsum(margins) / len(margins),
-        }
+        found = pair_values(lambda: self.figures(predictions, targets), list(self.measures)[1:])
+        return {"loss": loss_sum / count, **found}
 
 
 def _pair_frame(tokenizer: Any) -> tuple[list[int], list[int]]:

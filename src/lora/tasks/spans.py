@@ -12,6 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from lora.statistics.classes import span_rows
+from lora.statistics.rows import Rows
+
 OUTSIDE = "O"
 # Letters that stand before a type, beside O. BILOU's L and U are the E and S of BIOES.
 SCHEMES = {"IOB1": "BI", "IOB2": "BI", "BIOES": "BIES", "BILOU": "BILU"}
@@ -138,28 +143,12 @@ def broken(tags: Sequence[str], scheme: str | None) -> int:
     return sum(tag != OUTSIDE for tag in tags) - inside
 
 
-def scores(true: Sequence[Sequence[Span]], said: Sequence[Sequence[Span]], types: Iterable[str]) -> dict[str, Any]:
-    """How well the spans ``said`` agree with the ``true`` ones, sentence by sentence; a span is right as a whole.
-
-    Returns:
-        ``micro`` and ``macro`` (over types that occur in either), each with precision, recall and F1, and ``types``:
-        the same of each type with its ``support``, the number of true spans. Undefined ones are 0.
-    """
-    counts = {type_: [0, 0, 0] for type_ in types}  # right, said, true
-    for spans_true, spans_said in zip(true, said, strict=True):
-        right = set(spans_true) & set(spans_said)
-        for place, group in enumerate((right, spans_said, spans_true)):
+def span_counts(true: Sequence[Sequence[Span]], said: Sequence[Sequence[Span]], types: Sequence[str]) -> Rows:
+    """How many spans of each of ``types`` are right (as a whole), said and true, sentence by sentence."""
+    place = {type_: number for number, type_ in enumerate(types)}
+    table = np.zeros((3, len(true), len(place)))
+    for number, (of_true, of_said) in enumerate(zip(true, said, strict=True)):
+        for part, group in enumerate((set(of_true) & set(of_said), of_said, of_true)):
             for span in group:
-                counts[span.type][place] += 1
-    table = {type_: {**_rates(*count), "support": count[2]} for type_, count in counts.items()}
-    occurring = [table[type_] for type_, (_, said_, true_) in counts.items() if said_ or true_]
-    return {
-        "micro": _rates(*(sum(column) for column in zip(*counts.values(), strict=True))),
-        "macro": {key: sum(row[key] for row in occurring) / max(len(occurring), 1) for key in _rates(0, 0, 0)},
-        "types": table,
-    }
-
-
-def _rates(right: int, said: int, true: int) -> dict[str, float]:
-    precision, recall = right / max(said, 1), right / max(true, 1)
-    return {"precision": precision, "recall": recall, "f1": 2 * right / max(said + true, 1)}
+                table[part, number, place[span.type]] += 1
+    return span_rows(*table, labels=types)

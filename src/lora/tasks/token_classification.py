@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,25 @@ from torch import Tensor
 from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
 from lora.data.rows import named
 from lora.errors import DataError
+from lora.statistics.classes import averaged
+from lora.statistics.means import token_rows
+from lora.statistics.rows import Rows
 from lora.tasks.base import Encoded, Input, Row, Task
+from lora.tasks.figures import TOKEN_SHARE, Figures, Groups, by_label, values
 from lora.tasks.labels import kind_of, look_alikes, name_of, refuse_unseen, sort_names, typed
 from lora.tasks.sequence import pad, padded_ids
-from lora.tasks.spans import OUTSIDE, Span, broken, complete, pairs, scheme_of, scores, spans, strict_spans, type_of
+from lora.tasks.spans import (
+    OUTSIDE,
+    Span,
+    broken,
+    complete,
+    pairs,
+    scheme_of,
+    span_counts,
+    spans,
+    strict_spans,
+    type_of,
+)
 from lora.tasks.tagged import encode_tagged, read_tagged, words_note
 from lora.tasks.tokens import IGNORED
 from lora.tasks.words import Pieces, Words, aligned, listed, split, tags_of, words_of
@@ -226,32 +242,41 @@ class TokenClassificationTask(Task):
     def labels_in(self, target: Any) -> list[Any]:
         return list(target["tags"])
 
-    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
-        """Share of words tagged right; precision, recall and F1 of spans, over all and as a mean of the types.
-
-        Spans of a sentence are found in all of its words, as seqeval's default mode does; ``f1_strict`` is that of its
-        strict mode. Of plain tags a span is a word whose tag is not ``O``.
-        """
+    def figures(self, predictions: Sequence[Any], targets: Sequence[Any], groups: Groups = None) -> Figures:
+        """A row is a sentence, whose windows are put together again; ``groups`` say no more than that."""
         sentences: dict[int, tuple[list[str], list[str]]] = {}
         for prediction, target in zip(predictions, targets, strict=True):
             true, said = sentences.setdefault(target["row"], ([], []))
             true += target["tags"]
             said += prediction["tags"]
-        right = sum(a == b for true, said in sentences.values() for a, b in zip(true, said, strict=True))
+        both = list(sentences.values())
 
-        def found(which: Any) -> dict[str, Any]:
-            both = [[which(tags, self.scheme) for tags in side] for side in zip(*sentences.values(), strict=True)]
-            return scores(both[0], both[1], self.types)
+        def found(which: Callable[..., list[Span]]) -> Rows:
+            of_true, of_said = ([which(sides[side], self.scheme) for sides in both] for side in (0, 1))
+            return span_counts(of_true, of_said, self.types)
 
-        loose = found(spans)
-        return {
-            "loss": loss_sum / count,
-            "accuracy": right / sum(len(true) for true, _ in sentences.values()),
-            **loose["micro"],
-            "f1_strict": found(strict_spans)["micro"]["f1"],
-            **{f"{key}_macro": value for key, value in loose["macro"].items()},
-            "per_class": loose["types"],
-        }
+        loose, strict = found(spans), found(strict_spans)
+        right = [sum(a == b for a, b in zip(true, said, strict=True)) for true, said in both]
+        words = token_rows(right, [len(true) for true, _ in both])
+        out: Figures = {"accuracy": (replace(TOKEN_SHARE, name="accuracy"), words)}
+        for rate in ("precision", "recall", "F1"):
+            out[rate.lower()] = (averaged(rate, "micro"), loose)
+            out[f"{rate.lower()}_macro"] = (averaged(rate, "macro"), loose)
+        return {**out, "f1_strict": (averaged("F1", "micro"), strict)}
+
+    def told(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        return target["tags"], prediction["tags"]
+
+    def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
+        """Share of words tagged right; precision, recall and F1 of spans, over all and as a mean of the types.
+
+        Spans of a sentence are found in all of its words, as seqeval's default mode does; ``f1_strict`` is that of its
+        strict mode. Of plain tags a span is a word whose tag is not ``O``. Where there are none, rates are 0.
+        """
+        found = self.figures(predictions, targets)
+        _, loose = found["f1"]
+        each = {key: value or 0.0 for key, value in values(found).items()}
+        return {"loss": loss_sum / count, **each, "per_class": by_label(loose)}
 
     def answers(self, rows: list[Row], encoded: Encoded, predictions: list[Any]) -> list[dict[str, Any]]:
         """Of each row its ``words``, their ``tags`` and ``scores``, and the ``spans`` where tags mark such.

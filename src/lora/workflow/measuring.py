@@ -123,6 +123,8 @@ def measure(
     measured = prepared.test or prepared.held
     if measured is None:
         return None
+    if prepared.test and prepared.held and result.output is not None:
+        keep_temperature(model, result, config.training.evaluation_rows)
     generate = config.training.generate_rows if has_answers(prepared.task, measured) else 0
     if generate:
         say(f"Up to {generate} prompts are answered for the report (training.generate_rows: 0 leaves that out).")
@@ -139,6 +141,26 @@ def measure(
         )
         say(result.notes[-1])
     return evaluation
+
+
+def keep_temperature(model: LoRA, result: FitResult, batch_size: int) -> None:
+    """Fit a temperature on the held-out rows and store it with the adapter, where its task states probabilities."""
+    from lora.evaluation.calibrating import temperature_of
+    from lora.io.peft import add_to_sidecar
+    from lora.tasks.inference import infer
+
+    prepared, name = result.data, result.adapter
+    assert prepared.held is not None and result.output is not None
+    if prepared.task.learns not in ("label", "labels") or prepared.task.per_token:
+        return
+    outcome = infer(
+        model, prepared.task, prepared.held, [name], pad_token_id=prepared.pad_token_id, batch_size=batch_size,
+        padding_side=prepared.padding_side,
+    )[name]  # fmt: skip
+    found = temperature_of(prepared.task, outcome, prepared.held.examples)
+    if found is not None:
+        model.notes.setdefault(name, {})["temperature"] = found.value
+        add_to_sidecar(result.output / "adapter", {"temperature": found.value})
 
 
 def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> dict[str, Any]:
