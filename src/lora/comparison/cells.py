@@ -1,4 +1,4 @@
-"""Tables of a comparison's page: as those of ``compare.md``, and each number says where in ``compare.json`` it stands."""
+"""Tables of a comparison's page: those of ``compare.md``, each number with its place in ``compare.json``."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Told:
         found = [(at, its) for at, its in enumerate(entries(report.get("candidates"))) if its]
         rows = [Row(at, its) for at, its in found]
         sets = list(dict.fromkeys(its.targets for its in rows if its.kind == LOW_RANK))
-        rows = [replace(its, **_look(its, sets)) for its in rows]
+        rows = [replace(its, place=look[0], shape=look[1]) for its in rows if (look := _look(its, sets))]
         return cls(report, str(metric.get("key")), str(metric.get("name") or metric.get("key")), rows)
 
     def sentences(self, key: str) -> list[Cell]:
@@ -88,8 +88,10 @@ class Told:
     def with_interval(self, row: Row, key: str = "") -> Cell:
         if not is_number(row.metrics.get(key or self.key, {}).get("value")):
             return "–"
-        ends = self.interval(row, key)
-        return [self.quality(row, key), *([" (", ends[0], "–", ends[1], ")"] if ends else [])]
+        out: list[Piece] = [self.quality(row, key)]
+        if ends := self.interval(row, key):
+            out += [" (", ends[0], "–", ends[1], ")"]
+        return out
 
     def level(self, row: Row) -> str:
         level = row.metrics.get(self.key, {}).get("level")
@@ -112,12 +114,11 @@ class Told:
         return "stopped" if row.values.get("error") else WORDS.get(str(row.values.get("status")), "not known")
 
 
-def _look(its: Row, sets: list[str]) -> dict[str, int]:
+def _look(its: Row, sets: list[str]) -> tuple[int, int]:
     """Colour and shape: a colour for each set of targets, and for each other kind its own."""
-    place, shape = {FULL: (2, 3), PROBE: (3, 2)}.get(its.kind, (0, 0))
     if its.kind == LOW_RANK:
-        place, shape = (1, 4, 5, 6)[sets.index(its.targets) % 4], 1
-    return {"place": place, "shape": shape}
+        return (1, 4, 5, 6)[sets.index(its.targets) % 4], 1
+    return {FULL: (2, 3), PROBE: (3, 2)}.get(its.kind, (0, 0))
 
 
 def number(value: Any, path: str, form: str = ".4g", style: str = "") -> Number:
@@ -252,10 +253,8 @@ def updates(told: Told) -> Grid:
         if its.kind == "full" and kept:
             parts: list[Piece] = ["Of what full fine-tuning changed in the median layer, "]
             for place, rank in enumerate(kept):
-                parts += [
-                    f"{', ' if place else ''}rank {rank} ",
-                    share(kept[rank], f"{path}{pointer('kept_by_rank', rank)}"),
-                ]
+                at = its.path("spectrum", "kept_by_rank", rank)
+                parts += [f"{', ' if place else ''}rank {rank} ", share(kept[rank], at)]
             grid.below.append([*parts, " of the energy keep."])
     grid.below.append(ABOUT_UPDATES)
     return grid

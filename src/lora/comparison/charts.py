@@ -66,7 +66,7 @@ def rates(told: Told, keys: Keys) -> list[Panel]:
     """Quality on the validation rows over the learning rate, a line for each candidate."""
     out = []
     for title, rows in _groups(told).items():
-        lines = []
+        lines = list[Line]()
         for its in rows:
             tried = [each for each in entries(its.values.get("rates")) if is_number(each.get("value"))]
             tried = [each for each in tried if is_number(each.get("learning_rate")) and each["learning_rate"] > 0]
@@ -131,9 +131,10 @@ def _map(its: Row, keys: Keys) -> Panel | None:
             cells[at] = number(effective, its.path("layers", path, "effective_rank"), ".1f"), effective / rank
     columns = list(dict.fromkeys(column for _, column in where))
     left = len(columns) - COLUMNS
-    svg = heat_map(keys(), f"Effective rank of each layer's update: {its.name}", list(dict.fromkeys(line for line, _ in where)),
-                   columns[:COLUMNS], {at: cell for at, cell in cells.items() if at[1] in columns[:COLUMNS]},
-                   line_title="block")  # fmt: skip
+    said = f"Effective rank of each layer's update: {its.name}"
+    lines = list(dict.fromkeys(line for line, _ in where))
+    cells = {at: cell for at, cell in cells.items() if at[1] in columns[:COLUMNS]}
+    svg = heat_map(keys(), said, lines, columns[:COLUMNS], cells, line_title="block")
     if svg is None or its.values.get("rank") == 1:  # an update of rank 1 has the effective rank 1
         return None
     note = f"{left} more kinds of layers are in compare.json." if left > 0 else ""

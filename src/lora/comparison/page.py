@@ -9,7 +9,7 @@ from typing import Any
 from lora.comparison import cells, charts
 from lora.comparison.cells import Told
 from lora.evaluation.grid import Cell
-from lora.evaluation.html.blocks import Block, Head, Keys, Lines, Panels, Section, Table, Tile, section
+from lora.evaluation.html.blocks import Block, Head, Keys, Lines, Panels, Table, Tile, section
 from lora.evaluation.html.page import document
 from lora.evaluation.html.running import facts
 from lora.evaluation.lenient import mapping
@@ -28,8 +28,8 @@ def render(report: Mapping[str, Any]) -> str:
     sections = [
         section("candidates", "Candidates", lambda: _candidates(told, keys)),
         section("costs", "Quality and cost", lambda: _costs(told, keys),
-                "Ringed: no other candidate is better in both; the broken line joins these, the Pareto front. Bars are "
-                "95 % intervals. By the figures as they are: who lies on the front by a hair is not shown to be better."),
+                "Ringed: no other candidate is better in both; the broken line joins these, the Pareto front. Bars: "
+                "95 % intervals. By the figures as they are: that one lies on the front by a hair shows nothing."),
         section("metrics", "All metrics", lambda: _tables(cells.metrics(told))),
         section("rates", "Learning rates", lambda: [*_panels(charts.rates(told, keys)), *_tables(cells.rates(told))],
                 "On the validation rows. The ring marks the rate that was chosen."),

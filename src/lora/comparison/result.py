@@ -1,4 +1,4 @@
-"""What a comparison came to, and its files: ``compare.json`` for programs, ``compare.html`` to read, ``compare.md``, ``winner.yaml``."""
+"""What a comparison came to, and its files: ``compare.json`` for programs, a page and ``compare.md`` to read."""
 
 from __future__ import annotations
 
@@ -180,8 +180,9 @@ class ComparisonResult:
             "rates": [{"learning_rate": rate, **asdict(found)} for rate, found in sorted(chosen.tried.items())],
             "runs": {seed: {**asdict(found), "folder": str(self.output / "trials" / chosen.runs[seed].name)}
                      for seed, found in chosen.outcomes.items()},
-            "metrics": {key: {**found.to_dict(), "by_seed": its.by_seed(key),
-                              "spread": deviation(list(its.by_seed(key).values()))} for key, found in its.estimates.items()},
+            "metrics": {key: {**found.to_dict(), "by_seed": (own := its.by_seed(key)),
+                              "spread": deviation(list(own.values()))}
+                        for key, found in its.estimates.items()},
             "parameters": its.parameters, "parameters_share": share, "stored_bytes": its.stored,
             "memory_bytes": its.costs()["memory"], "memory_kind": its.alone.get("kind"),
             "tokens": its.tokens, "tokens_per_second": its.alone.get("tokens_per_second"),

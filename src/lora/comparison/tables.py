@@ -21,9 +21,9 @@ FRONTS = {"parameters": "trained parameters", "memory": "peak memory", "seconds"
           "stored": "stored size", "all": "all of them together"}  # fmt: skip
 UPDATES = ("", "effective rank, median", "used most", "used least", "rank for 90 %", "rank for 99 %", "rank 1 keeps")
 ABOUT_UPDATES = (
-    "Effective rank: exp of the entropy of the singular values of ΔW (Roy and Vetterli, 2007). Rank for 90 %: the smallest "
-    "whose best approximation keeps that share of the sum of squares; the median layer's, and the largest. Energy is not "
-    "quality: a small part of it may be what counts."
+    "Effective rank: exp of the entropy of the singular values of ΔW (Roy and Vetterli, 2007). Rank for 90 %: the "
+    "smallest whose best approximation keeps that share of the sum of squares; the median layer's, and the largest. "
+    "Energy is not quality: a small part of it may be what counts."
 )
 
 
@@ -53,8 +53,8 @@ def overview(result: ComparisonResult) -> Grid:
 def about_quality(margin: float) -> str:
     """How to read the table of quality."""
     return (
-        f"Enough: not found worse than the best, and shown to be within {margin:.3g} of it. Seeds ±: standard deviation "
-        "between runs. To: difference and p, corrected for the number of candidates (Holm)."
+        f"Enough: not found worse than the best, and shown to be within {margin:.3g} of it. Seeds ±: standard "
+        "deviation between runs. To: difference and p, corrected for the number of candidates (Holm)."
     )
 
 
@@ -82,8 +82,8 @@ def about_costs(memory_kind: str | None, at_the_end: bool) -> list[str]:
     if memory_kind:
         out.append(
             f"Memory and time: of {STEPS} steps alone, in a process of its own; the time is that of a whole run at "
-            f"that speed, evaluations left out. Memory: {memory_kind}. Full fine-tuning keeps the frozen base beside its "
-            "own weights."
+            f"that speed, evaluations left out. Memory: {memory_kind}. Full fine-tuning keeps the frozen base beside "
+            "its own weights."
         )
     return out + (["!: the last rate that was tried, so that a better one may lie beyond."] if at_the_end else [])
 

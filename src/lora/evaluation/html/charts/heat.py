@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from lora.evaluation.grid import Number
-from lora.evaluation.html.charts.svg import LETTER, WIDTH, drawing, element, figure_label, label, located
+from lora.evaluation.html.charts.svg import LETTER, WIDTH, Attribute, drawing, element, figure_label, label, located
 
 ROW, LEAST, MOST = 20.0, 34.0, 64.0  # height of a line; width of a column with its number, least and most
 LONGEST = 26  # letters of a name
@@ -36,8 +36,8 @@ def heat_map(
     for place, name in enumerate(columns):
         # Of narrow columns not all names have room.
         if place % math.ceil(14 / wide) == 0:
-            parts.append(element("g", label(0, 0, name, most=LONGEST, class_="key"),
-                                 transform=f"translate({left + (place + 0.5) * wide:.1f} {top - 6:.1f}) rotate(-40)"))  # fmt: skip
+            turned = f"translate({left + (place + 0.5) * wide:.1f} {top - 6:.1f}) rotate(-40)"
+            parts.append(element("g", label(0, 0, name, most=LONGEST, class_="key"), transform=turned))
     parts.append(element("rect", x=left, y=top, width=wide * len(columns), height=ROW * len(lines), class_="empty"))
     for down, line in enumerate(lines):
         y = top + down * ROW
@@ -48,7 +48,7 @@ def heat_map(
                 told = element("title", f"{line}, {column}: {number.text} ({share:.0%})")
                 shade = f"right shade{max(1, min(SHADES, round(share * SHADES)))}"
                 x = left + across * wide
-                box = {"x": x, "y": y, "width": wide, "height": ROW, "class_": shade}
+                box: dict[str, Attribute] = {"x": x, "y": y, "width": wide, "height": ROW, "class_": shade}
                 if numbered:
                     text = figure_label(x + wide / 2, y + 14, number, anchor="middle")
                     parts.append(element("g", told, element("rect", **box), text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,7 +113,7 @@ def scatter(
 def _stairs(places: Sequence[tuple[float, float]]) -> str:
     """Along what the front reaches: a value holds until the next cost that has a better one."""
     out = [places[0]]
-    for (_, before), (x, y) in zip(places, places[1:], strict=False):
+    for (_, before), (x, y) in itertools.pairwise(places):
         out += [(x, before), (x, y)]
     return " ".join(f"{x:.2f},{y:.2f}" for x, y in out)
 
