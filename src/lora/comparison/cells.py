@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -166,6 +167,7 @@ def overview(told: Told) -> Grid:
         ])  # fmt: skip
     if is_number(told.report.get("margin")):
         grid.below.append(about_quality(told.report["margin"]))
+    grid.below += [f"{its.name}: {its.values['error']}." for its in told.candidates if its.values.get("error")]
     return grid
 
 
@@ -196,6 +198,8 @@ def costs(told: Told) -> Grid:
         ])  # fmt: skip
     kind = next((kind for its in told.candidates if (kind := its.values.get("memory_kind"))), None)
     grid.below += about_costs(kind and str(kind), at_the_end)
+    grid.below += [f"{its.name}: memory and time alone could not be measured ({its.values['alone_error']})."
+                   for its in told.candidates if its.values.get("alone_error")]  # fmt: skip
     return grid
 
 
@@ -233,16 +237,21 @@ def rates(told: Told) -> Grid:
 
 def updates(told: Told) -> Grid:
     """What the layers' updates are like."""
-    grid = Grid("Which layers used their rank", list(UPDATES), [], texts=True)
+    grid = Grid("Which layers used their rank", list(UPDATES), [], left=4)
     for its in told.candidates:
         found, path = mapping(its.values.get("spectrum")), its.path("spectrum")
         if not found:
             continue
+        shared = _shared(list(dicts(its.values.get("layers"))))
         cells: list[Cell] = [[number(found.get("effective_rank"), f"{path}/effective_rank", ".1f"), " of ",
                               number(found.get("rank"), f"{path}/rank", ",d")]]  # fmt: skip
         for key in ("used_most", "used_least"):
             first = (found.get(key) or [None])[0]
-            cells.append([f"{first[0]} (", number(first[1], f"{path}/{key}/0/1", ".1f"), ")"] if first else "")
+            cells.append(
+                [f"{str(first[0]).removeprefix(shared)} (", number(first[1], f"{path}/{key}/0/1", ".1f"), ")"]
+                if first
+                else ""
+            )
         for key in ("rank_90", "rank_99"):
             own = mapping(found.get(key))
             cells.append([number(own.get("median"), f"{path}/{key}/median", "g"), ", ",
@@ -251,13 +260,19 @@ def updates(told: Told) -> Grid:
         cells.append(share(kept["1"], f"{path}/kept_by_rank/1") if "1" in kept else "")
         grid.rows.append([its.name, *cells])
         if its.kind == "full" and kept:
-            parts: list[Piece] = ["Of what full fine-tuning changed in the median layer, "]
+            parts: list[Piece] = ["Of the energy of what full fine-tuning changed, in the median layer is kept: "]
             for place, rank in enumerate(kept):
                 at = its.path("spectrum", "kept_by_rank", rank)
-                parts += [f"{', ' if place else ''}rank {rank} ", share(kept[rank], at)]
-            grid.below.append([*parts, " of the energy keep."])
+                parts += [", " if place else "", share(kept[rank], at), f" by rank {rank}"]
+            grid.below.append([*parts, "."])
     grid.below.append(ABOUT_UPDATES)
     return grid
+
+
+def _shared(paths: list[str]) -> str:
+    """What the paths of modules begin with alike, up to a dot."""
+    levels = zip(*(path.split(".")[:-1] for path in paths), strict=False)
+    return "".join(f"{level[0]}." for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def fronts(told: Told) -> Grid:
@@ -267,10 +282,3 @@ def fronts(told: Told) -> Grid:
         [title, ", ".join(map(str, found[cost]))] for cost, title in FRONTS.items() if isinstance(found.get(cost), list)
     ]
     return Grid("Pareto fronts", [f"{told.metric} against", "no other is better in both"], rows, texts=True)
-
-
-def stopped(told: Told) -> list[Cell]:
-    """Why candidates are left out, or have no costs."""
-    out: list[Cell] = [f"{its.name}: {its.values['error']}." for its in told.candidates if its.values.get("error")]
-    return out + [f"{its.name}: memory and time alone could not be measured ({its.values['alone_error']})."
-                  for its in told.candidates if its.values.get("alone_error")]  # fmt: skip

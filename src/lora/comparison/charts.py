@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from lora.evaluation.lenient import dicts, entries, is_number, mapping
 COSTS = {cost: title for cost, title in FRONTS.items() if cost != "all"}
 DOTS, LINES, MAPS = 40, 8, 16  # candidates shown so; tables and compare.json have all
 COLUMNS = 40  # kinds of layers in a map
+NEAR = 8  # times the median distance to the best: who is farther is far behind
 POINTS = 64  # of a line of singular values
 
 
@@ -35,7 +37,7 @@ def quality(told: Told, keys: Keys) -> list[Panel]:
 
 def costs(told: Told, keys: Keys) -> list[Panel]:
     """Quality over each cost, the front marked."""
-    fronts, out = mapping(told.report.get("fronts")), []
+    fronts, out, within = mapping(told.report.get("fronts")), [], _near_the_best(told)
     for cost, title in COSTS.items():
         found = [(its, told.cost(its, cost)[0]) for its in told.candidates]
         having = [(its, figure) for its, figure in found if figure.value is not None]
@@ -48,18 +50,39 @@ def costs(told: Told, keys: Keys) -> list[Panel]:
             points.append(Point(its.name, figure, told.quality(its), low, high, its.place, its.shape,
                                 isinstance(front, list) and its.name in front))  # fmt: skip
         svg = scatter(keys(), f"{told.metric} against {title}", points, x_title=f"{title}, {unit}" if unit else title,
-                      y_title=told.metric, log=True if cost == "parameters" else None)  # fmt: skip
+                      y_title=told.metric, log=True if cost == "parameters" else None, within=within)  # fmt: skip
         if svg is not None:
             out.append(Panel(f"{told.metric} against {title}", svg))
     return out
+
+
+def _near_the_best(told: Told) -> tuple[float, float] | None:
+    """The ends of an axis on which those near the best are told apart; None: one that holds all does as well.
+
+    Candidates far behind, such as an untrained base, would else press all others into a line.
+    """
+    best = told.named(told.report.get("best"))
+    values = [value for its in told.candidates if is_number(value := told.quality(its).value)]
+    if best is None or not values or not is_number(of_best := told.quality(best).value):
+        return None
+    away = [abs(value - of_best) for value in values]
+    near = max(distance for distance in away if distance <= NEAR * statistics.median(away))
+    if not 0 < near < max(away) / 2:
+        return None
+    shown = [
+        its for its in told.candidates if is_number(value := told.quality(its).value) and abs(value - of_best) <= near
+    ]
+    numbers = [number for its in shown for number in (told.quality(its), *told.interval(its))]
+    ends = [float(number.value or 0) for number in numbers]
+    return min(ends), max(ends)
 
 
 def _groups(told: Told) -> dict[str, list[Row]]:
     """Candidates that share a chart: those of LoRA on the same targets, and the others."""
     out = dict[str, list[Row]]()
     for its in told.candidates:
-        out.setdefault(f"LoRA on {its.targets}" if its.kind == LOW_RANK else "The others", []).append(its)
-    return out
+        out.setdefault(f"LoRA on {its.targets}" if its.kind == LOW_RANK else "Without LoRA", []).append(its)
+    return dict(sorted(out.items(), key=lambda item: item[0] == "Without LoRA"))
 
 
 def rates(told: Told, keys: Keys) -> list[Panel]:
@@ -138,17 +161,20 @@ def _map(its: Row, keys: Keys) -> Panel | None:
     if svg is None or its.values.get("rank") == 1:  # an update of rank 1 has the effective rank 1
         return None
     note = f"{left} more kinds of layers are in compare.json." if left > 0 else ""
-    return Panel(f"Effective rank: {its.name}", svg, note=note, wide=len(columns) > 8)
+    of = f", of {its.values['rank']}" if is_number(its.values.get("rank")) else ""
+    return Panel(f"Effective rank{of}: {its.name}", svg, note=note)
 
 
 def _lines_and_columns(paths: list[str]) -> list[tuple[str, str]]:
     """Paths like ``encoder.layer.3.output.dense`` as ``3`` and ``output.dense``; of those without a number the end."""
-    split = []
+    split, ends = list[tuple[str, str, str]](), Counter(path.split(".")[-1] for path in paths)
     for path in paths:
         parts = path.split(".")
         at = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
-        split.append((path, ".".join(parts[-2:]), "itself") if at is None or at + 1 == len(parts) else
-                     (".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])))  # fmt: skip
+        if at is None or at + 1 == len(parts):
+            split.append((path, ".".join(parts[-2:]) if ends[parts[-1]] > 1 else parts[-1], "itself"))
+        else:
+            split.append((".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])))
     stacks = {stack for stack, line, _ in split if line.isdecimal()}
     # Encoder and decoder both have a block 0.
     return [(f"{stack}.{line}" if line.isdecimal() and len(stacks) > 1 else line, column)

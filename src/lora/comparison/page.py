@@ -8,6 +8,7 @@ from typing import Any
 
 from lora.comparison import cells, charts
 from lora.comparison.cells import Told
+from lora.evaluation.facts import fact_grids
 from lora.evaluation.grid import Cell
 from lora.evaluation.html.blocks import Block, Head, Keys, Lines, Panels, Table, Tile, section
 from lora.evaluation.html.page import document
@@ -15,7 +16,8 @@ from lora.evaluation.html.running import facts
 from lora.evaluation.lenient import mapping
 from lora.evaluation.saved import COMPARISON
 
-OWN = ("model", "task", "base_parameters", "rows", "budget", "seeds", "margin", "versions", "config", "asked")
+OWN = ("model", "task", "base_parameters", "rows", "budget", "seeds", "margin")
+AGAIN = ("versions", "config", "asked")
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -36,10 +38,10 @@ def render(report: Mapping[str, Any]) -> str:
         section("updates", "Which layers used their rank",
                 lambda: [*_tables(cells.updates(told)), *_panels(charts.updates(told, keys))],
                 "Of the update ΔW that training added to each weight matrix."),
-        section("notes", "Notes", lambda: _lines([*cells.stopped(told), *told.sentences("notes")])),
+        section("notes", "Notes", lambda: _lines(told.sentences("notes"))),
         section("protocol", "Protocol", lambda: _lines(told.sentences("protocol"))),
         section("configuration", "Versions and configuration",
-                lambda: facts(report, [key for key in OWN if report.get(key) not in (None, "", [], {})])),
+                lambda: [*_settings(report), *facts(report, [key for key in AGAIN if report.get(key)])]),
     ]  # fmt: skip
     head = Head("Comparison", _name(told), str(report.get("task") or ""),
                 str(report.get("recommendation") or "Nothing is recommended."), _tiles(told))  # fmt: skip
@@ -70,6 +72,11 @@ def _panels(panels: list[Any]) -> list[Block]:
 
 def _lines(lines: list[Cell]) -> list[Block]:
     return [Lines(lines, points=True)] if lines else []
+
+
+def _settings(report: Mapping[str, Any]) -> list[Block]:
+    own = {key: report[key] for key in OWN if report.get(key) not in (None, "", [], {})}
+    return [Table(grid, heading=False) for grid in fact_grids("comparison", own, "")]
 
 
 def _tiles(told: Told) -> list[Tile]:

@@ -164,8 +164,8 @@ def updates(result: ComparisonResult) -> Grid:
             "" if kept is None else f"{kept:.0%}",
         ])  # fmt: skip
         if its.kind == "full" and grid.rows:
-            shares = ", ".join(f"rank {rank} {share:.0%}" for rank, share in found["kept_by_rank"].items())
-            grid.below.append(f"Of what full fine-tuning changed in the median layer, {shares} of the energy keep.")
+            shares = ", ".join(f"{share:.0%} by rank {rank}" for rank, share in found["kept_by_rank"].items())
+            grid.below.append(f"Of the energy of what full fine-tuning changed, in the median layer is kept: {shares}.")
     grid.below.append(ABOUT_UPDATES)
     return grid
 

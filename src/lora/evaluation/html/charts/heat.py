@@ -10,8 +10,8 @@ from markupsafe import Markup
 from lora.evaluation.grid import Number
 from lora.evaluation.html.charts.svg import LETTER, WIDTH, Attribute, drawing, element, figure_label, label, located
 
-ROW, LEAST, MOST = 20.0, 34.0, 64.0  # height of a line; width of a column with its number, least and most
-LONGEST = 26  # letters of a name
+ROW, LEAST, MOST = 20.0, 27.0, 64.0  # height of a line; width of a column with its number, least and most
+LONGEST, LINE = 26, 18  # letters of a column's name and of a line's
 SHADES = 10  # the style sheet has so many
 Cells = Mapping[tuple[str, str], tuple[Number, float]]  # by line and column the number and its share
 
@@ -27,7 +27,7 @@ def heat_map(
     if not cells:
         return None
     longest = min(LONGEST, max(map(len, columns)))
-    left = 12 + LETTER * min(LONGEST, max(max(map(len, lines)), len(line_title)))
+    left = 12 + LETTER * min(LINE, max(max(map(len, lines)), len(line_title)))
     top = 10 + longest * LETTER * 0.72
     beyond = longest * LETTER * 0.75
     wide = min(MOST, max((WIDTH - left - beyond) / len(columns), 3.0))
@@ -41,7 +41,7 @@ def heat_map(
     parts.append(element("rect", x=left, y=top, width=wide * len(columns), height=ROW * len(lines), class_="empty"))
     for down, line in enumerate(lines):
         y = top + down * ROW
-        parts.append(label(left - 6, y + 14, line, anchor="end", class_="key", most=LONGEST))
+        parts.append(label(left - 6, y + 14, line, anchor="end", class_="key", most=LINE))
         for across, column in enumerate(columns):
             if (line, column) in cells:
                 number, share = cells[line, column]

@@ -68,13 +68,21 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def scatter(
-    key: str, title: str, points: Sequence[Point], *, x_title: str, y_title: str, log: bool | None = None
+    key: str,
+    title: str,
+    points: Sequence[Point],
+    *,
+    x_title: str,
+    y_title: str,
+    log: bool | None = None,
+    within: tuple[float, float] | None = None,
 ) -> Markup | None:
     """Points, a name at each where there is room; None where none has both numbers.
 
     Args:
         log: whether the horizontal axis is logarithmic; None: where costs differ by more than a factor of 10. Costs of
             0 then stand at its left, apart.
+        within: ends of the vertical axis; None: it holds all. Points beyond stand at its end, and say where they are.
     """
     points = [its for its in points if is_number(its.x.value) and is_number(its.y.value)]
     if not points:
@@ -86,7 +94,7 @@ def scatter(
     left, floor = LEFT + (ZERO if zeros else 6), TOP + PLOT
     to_x = scale(above if log else xs, left + 8, WIDTH - RIGHT - 8, log=log)
     ends = [float(end.value or 0) for its in points for end in its.ends]
-    to_y = scale([*(its.at[1] for its in points), *ends], floor, TOP)
+    to_y = scale([*(its.at[1] for its in points), *ends] if within is None else within, floor, TOP)
 
     def across(x: float) -> float:
         return LEFT + ZERO / 2 if zeros and x <= 0 else to_x(x)
@@ -97,11 +105,15 @@ def scatter(
         parts.append(label(across(0), floor + 15, "0", anchor="middle", class_="tick"))
         parts.append(element("line", x1=left, x2=left, y1=TOP, y2=floor, class_="diagonal"))
     front = sorted((its for its in points if its.front), key=lambda its: its.at[0])
+    stairs = _stairs([(across(its.at[0]), to_y(its.at[1])) for its in front])
     if len(front) > 1:
-        parts.append(element("polyline", points=_stairs([(across(x), to_y(y)) for x, y in (its.at for its in front)]),
-                             class_="front"))  # fmt: skip
+        path = " ".join(f"{x:.2f},{y:.2f}" for x, y in stairs)
+        parts.append(element("polyline", points=path, class_="front"))
     parts += [_mark(its, across(its.at[0]), to_y) for its in points]
-    parts += _names(points, [(across(its.at[0]), to_y(its.at[1])) for its in points], to_y, floor)
+    lines: list[Box] = [
+        (min(x, a) - 1, min(y, b) - 1, max(x, a) + 1, max(y, b) + 1) for (x, y), (a, b) in itertools.pairwise(stairs)
+    ]
+    parts += _names(points, [(across(its.at[0]), to_y(its.at[1])) for its in points], to_y, floor, lines)
     told = "; ".join(
         f"{its.name}: {its.y.text}{_interval(its)} at {its.x.text}{', on the front' if its.front else ''}"
         for its in points
@@ -110,12 +122,12 @@ def scatter(
     return drawing(key, title, description, floor + 38, *parts)
 
 
-def _stairs(places: Sequence[tuple[float, float]]) -> str:
+def _stairs(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Along what the front reaches: a value holds until the next cost that has a better one."""
-    out = [places[0]]
+    out = list(places[:1])
     for (_, before), (x, y) in itertools.pairwise(places):
         out += [(x, before), (x, y)]
-    return " ".join(f"{x:.2f},{y:.2f}" for x, y in out)
+    return out
 
 
 def _interval(its: Point) -> str:
@@ -147,7 +159,9 @@ def _shape(shape: int, x: float, y: float, **attributes: Attribute) -> Markup:
     return element("polygon", points=" ".join(f"{x + a:.2f},{y + b:.2f}" for a, b in corners), **attributes)
 
 
-def _names(points: Sequence[Point], places: Sequence[tuple[float, float]], to_y: Scale, floor: float) -> list[Markup]:
+def _names(
+    points: Sequence[Point], places: Sequence[tuple[float, float]], to_y: Scale, floor: float, lines: Sequence[Box]
+) -> list[Markup]:  # fmt: skip
     """Names beside, above or below their points, clear of other points, of bars and of one another.
 
     Those on the front choose first. One without room has none here: it is in the tooltip and in the table.
@@ -155,7 +169,7 @@ def _names(points: Sequence[Point], places: Sequence[tuple[float, float]], to_y:
     if len(points) > NAMED:
         return []
     dots: list[Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
-    bars: list[Box] = []
+    bars: list[Box] = [*lines]
     for its, (x, _) in zip(points, places, strict=True):
         if its.ends:
             low, high = (to_y(float(end.value or 0)) for end in its.ends)
@@ -163,8 +177,11 @@ def _names(points: Sequence[Point], places: Sequence[tuple[float, float]], to_y:
     taken, out = list[Box](), list[Markup]()
     for place in sorted(range(len(points)), key=lambda place: not points[place].front):
         x, y = places[place]
-        name = points[place].name
-        wide = LETTER * min(len(name), LONGEST)
+        name, most = points[place].name, LONGEST
+        if not to_y.low <= points[place].at[1] <= to_y.high:
+            name = f"{name[:LONGEST]} {points[place].y.text} {'↓' if points[place].at[1] < to_y.low else '↑'}"
+            most = len(name)
+        wide = LETTER * min(len(name), most)
         offers: list[tuple[float, float, str]] = []
         for down in (0, -12, 12, -22, 22):
             offers += [(x + 11, y + 4 + down, "start"), (x - 11, y + 4 + down, "end")]
@@ -176,7 +193,7 @@ def _names(points: Sequence[Point], places: Sequence[tuple[float, float]], to_y:
                 inside = start >= LEFT and box[2] <= WIDTH + 4 and box[1] >= TOP - 8 and base <= floor
                 if inside and not any(_meet(box, other) for other in [*obstacles, *taken]):
                     taken.append(box)
-                    out.append(label(at, base, name, anchor=anchor, class_="name", most=LONGEST))
+                    out.append(label(at, base, name, anchor=anchor, class_="name", most=most))
                     break
             else:
                 continue
