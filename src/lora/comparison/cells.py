@@ -237,7 +237,7 @@ def rates(told: Told) -> Grid:
 
 def updates(told: Told) -> Grid:
     """What the layers' updates are like."""
-    grid = Grid("Which layers used their rank", list(UPDATES), [], left=4)
+    grid = Grid("Which layers used their rank", list(UPDATES), [], left=len(UPDATES))
     for its in told.candidates:
         found, path = mapping(its.values.get("spectrum")), its.path("spectrum")
         if not found:
@@ -245,6 +245,12 @@ def updates(told: Told) -> Grid:
         shared = _shared(list(dicts(its.values.get("layers"))))
         cells: list[Cell] = [[number(found.get("effective_rank"), f"{path}/effective_rank", ".1f"), " of ",
                               number(found.get("rank"), f"{path}/rank", ",d")]]  # fmt: skip
+        for key in ("rank_90", "rank_99"):
+            own = mapping(found.get(key))
+            cells.append([number(own.get("median"), f"{path}/{key}/median", "g"), ", ",
+                          number(own.get("largest"), f"{path}/{key}/largest", "g")])  # fmt: skip
+        kept = mapping(found.get("kept_by_rank"))
+        cells.append(share(kept["1"], f"{path}/kept_by_rank/1") if "1" in kept else "")
         for key in ("used_most", "used_least"):
             first = (found.get(key) or [None])[0]
             cells.append(
@@ -252,12 +258,6 @@ def updates(told: Told) -> Grid:
                 if first
                 else ""
             )
-        for key in ("rank_90", "rank_99"):
-            own = mapping(found.get(key))
-            cells.append([number(own.get("median"), f"{path}/{key}/median", "g"), ", ",
-                          number(own.get("largest"), f"{path}/{key}/largest", "g")])  # fmt: skip
-        kept = mapping(found.get("kept_by_rank"))
-        cells.append(share(kept["1"], f"{path}/kept_by_rank/1") if "1" in kept else "")
         grid.rows.append([its.name, *cells])
         if its.kind == "full" and kept:
             parts: list[Piece] = ["Of the energy of what full fine-tuning changed, in the median layer is kept: "]

@@ -118,7 +118,7 @@ def updates(told: Told, keys: Keys) -> list[Panel]:
         said = f"Energy kept by the best approximation of a rank, in the median layer: {title}"
         svg = line_chart(keys(), said, lines[:LINES], x_title="rank", x_log=True, log=False)
         if svg is not None:
-            out.append(Panel(said, svg, note=_left(len(lines) - LINES)))
+            out.append(Panel(f"Energy kept by rank: {title}", svg, note=_left(len(lines) - LINES)))
     maps = [panel for its in told.candidates if (panel := _map(its, keys)) is not None]
     return out + maps[:MAPS]
 

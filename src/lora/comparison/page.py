@@ -37,7 +37,9 @@ def render(report: Mapping[str, Any]) -> str:
                 "On the validation rows. The ring marks the rate that was chosen."),
         section("updates", "Which layers used their rank",
                 lambda: [*_tables(cells.updates(told)), *_panels(charts.updates(told, keys))],
-                "Of the update ΔW that training added to each weight matrix."),
+                "Of the update ΔW that training added to each weight matrix. Lines: the share of its energy that the "
+                "best approximation of a rank keeps, in the median layer. Maps: effective ranks, the darker the more of "
+                "the rank is used."),
         section("notes", "Notes", lambda: _lines(told.sentences("notes"))),
         section("protocol", "Protocol", lambda: _lines(told.sentences("protocol"))),
         section("configuration", "Versions and configuration",

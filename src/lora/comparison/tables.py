@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WORDS = {"enough": "enough", "undecided": "cannot tell", "worse": "worse", "unknown": "not known"}
 FRONTS = {"parameters": "trained parameters", "memory": "peak memory", "seconds": "training time",
           "stored": "stored size", "all": "all of them together"}  # fmt: skip
-UPDATES = ("", "effective rank, median", "used most", "used least", "rank for 90 %", "rank for 99 %", "rank 1 keeps")
+UPDATES = ("", "effective rank, median", "rank for 90 %", "rank for 99 %", "rank 1 keeps", "used most", "used least")
 ABOUT_UPDATES = (
     "Effective rank: exp of the entropy of the singular values of ΔW (Roy and Vetterli, 2007). Rank for 90 %: the "
     "smallest whose best approximation keeps that share of the sum of squares; the median layer's, and the largest. "
@@ -159,9 +159,9 @@ def updates(result: ComparisonResult) -> Grid:
         of = f" of {found['rank']}"
         kept = found["kept_by_rank"].get(1)
         grid.rows.append([
-            its.name, f"{found['effective_rank']:.1f}{of}", _layer(found["used_most"]), _layer(found["used_least"]),
+            its.name, f"{found['effective_rank']:.1f}{of}",
             *(f"{found[key]['median']:g}, {found[key]['largest']}" for key in ("rank_90", "rank_99")),
-            "" if kept is None else f"{kept:.0%}",
+            "" if kept is None else f"{kept:.0%}", _layer(found["used_most"]), _layer(found["used_least"]),
         ])  # fmt: skip
         if its.kind == "full" and grid.rows:
             shares = ", ".join(f"{share:.0%} by rank {rank}" for rank, share in found["kept_by_rank"].items())

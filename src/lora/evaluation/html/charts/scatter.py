@@ -27,6 +27,7 @@ from lora.evaluation.html.charts.svg import (
 from lora.evaluation.lenient import is_number
 
 LEFT, RIGHT, TOP, PLOT = 52.0, 14.0, 24.0, 216.0
+BEYOND = 14.0  # height of the place for points beyond the vertical axis
 ZERO = 26.0  # width of the place for zeros, which no logarithmic axis has
 DECADE = 10.0  # from this factor between costs on their axis is logarithmic
 LONGEST = 24  # letters of a name at a point
@@ -94,7 +95,10 @@ def scatter(
     left, floor = LEFT + (ZERO if zeros else 6), TOP + PLOT
     to_x = scale(above if log else xs, left + 8, WIDTH - RIGHT - 8, log=log)
     ends = [float(end.value or 0) for its in points for end in its.ends]
-    to_y = scale([*(its.at[1] for its in points), *ends] if within is None else within, floor, TOP)
+    if within is None:
+        to_y = scale([*(its.at[1] for its in points), *ends], floor, TOP)
+    else:  # room for those beyond
+        to_y = scale(within, floor - BEYOND, TOP + BEYOND)
 
     def across(x: float) -> float:
         return LEFT + ZERO / 2 if zeros and x <= 0 else to_x(x)

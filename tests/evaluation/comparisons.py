@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 from reports import HOSTILE
+from reports import SAMPLES as REPORTS
 
 from lora.comparison.candidates import BASE, FULL, LOW_RANK, PROBE, Candidate, Outcome, Trial
+from lora.comparison.page import render
 from lora.comparison.result import ComparisonResult, Measured
 from lora.comparison.spectrum import Spectrum, summed_up
 from lora.comparison.trials import Chosen
 from lora.comparison.verdict import Entry, judge, put_to_test
 from lora.comparison.words import recommendation
 from lora.config import AdapterConfig, ComparisonConfig, RunConfig
+from lora.evaluation.html import render as render_report
 from lora.statistics.estimate import estimate
 from lora.statistics.means import EXACT_MATCH, right_rows
 from lora.statistics.rows import pooled
@@ -165,7 +168,7 @@ def many(count: int = 60) -> dict[str, Any]:
         its |= {"name": f"r{place + 1}-set{place % 7}", "rank": place + 1, "targets": [f"set{place % 7}", "v"]}
         its |= {"parameters": 1000 * (place + 1) ** 3, "stored_bytes": 4000 * (place + 1) ** 3, "status": "undecided"}
         its["metrics"]["exact_match"]["value"] += math.sin(place) / 50
-        if place == 0:
+        if place == 1:
             layer = next(iter(its["layers"].values()))
             its["layers"] = {
                 f"model.layers.{block}.mlp.experts.{kind}.up": layer for block in range(48) for kind in range(50)
@@ -223,3 +226,6 @@ SAMPLES = {
     "full": full, "one": one, "undefined": undefined, "losses": losses, "many": many, "hostile": hostile,
     "broken": broken, "beside zero": beside_zero, "none": lambda: {"candidates": []},
 }  # fmt: skip
+# Every page that there is: by name what makes the JSON, and what renders it.
+PAGES = {name: (make, render_report) for name, make in REPORTS.items()}
+PAGES |= {f"comparison: {name}": (make, render) for name, make in SAMPLES.items()}
