@@ -53,7 +53,8 @@ def test_the_page_leaves_nothing_out() -> None:
         if its["error"]:
             continue
         wanted |= {f"{own}/metrics/exact_match/{key}" for key in ("value", "low", "high", "spread")}
-        wanted |= {f"{own}/parameters", f"{own}/parameters_share", f"{own}/stored_bytes", f"{own}/memory_bytes"}
+        wanted |= {f"{own}/parameters", f"{own}/parameters_share", f"{own}/stored_bytes"}
+        wanted |= {f"{own}/{key}" for key in ("memory_bytes", "seconds") if its[key] is not None}
         wanted |= {f"{own}/rates/{place}/learning_rate" for place in range(len(its["rates"]))}
         wanted |= {f"{own}/{key}/difference" for key in ("against_best", "against_full") if its[key]}
         if its["spectrum"]:
@@ -78,12 +79,12 @@ def test_statuses_are_words() -> None:
     )
     assert row(parsed, "r64-all-linear")[2:] == ["–", "", "", ""]
     assert row(page("one")[1], "r4-attention")[1] == "best, recommended"
-    assert set(row(page("undefined")[1], its)[1] for its in words) == {"not known", "stopped"}
+    assert {row(page("undefined")[1], its)[1] for its in words} == {"not known", "stopped"}
 
 
 def test_the_head_is_the_recommended_candidate() -> None:
     told, parsed = page("full")
-    tiles = [each for each in parsed.elements if each.attributes.get("class") == "tiles"][0].said
+    tiles = next(each for each in parsed.elements if each.attributes.get("class") == "tiles").said
     own = next(its for its in told["candidates"] if its["name"] == told["recommended"])
     assert f"{own['metrics']['exact_match']['value']:.4g}" in tiles and f"{own['parameters']:,}" in tiles
     assert "full: 22,715,911" in " ".join(tiles.split()) and f"best: {told['best']}" in tiles
@@ -118,13 +119,12 @@ def test_who_is_far_behind_does_not_press_the_others_into_a_line() -> None:
 
 
 def test_maps_of_layers() -> None:
-    told, parsed = page("full")
+    _, parsed = page("full")
     assert not svgs(parsed, "Effective rank: r1-"), "an update of rank 1 has the effective rank 1"
     (svg,) = svgs(parsed, "Effective rank, of 16: r16-all-linear")
-    said = [each.said for each in svg.elements if each.tag == "text"] if hasattr(svg, "elements") else svg.said
-    assert "attention.self.query" in said and "bert" not in said
+    assert "attention.self.query" in svg.said and "bert" not in svg.said
     assert _lines_and_columns(["m.layers.3.mlp.up", "m.layers.11.mlp.up", "m.embed", "head.0"]) == [
-        ("3", "mlp.up"), ("11", "mlp.up"), ("embed", "itself"), ("0", "itself"),
+        ("3", "mlp.up"), ("11", "mlp.up"), ("embed", "itself"), ("head.0", "itself"),
     ]  # fmt: skip
     assert _lines_and_columns(["encoder.block.0.q", "decoder.block.0.q", "a.norm", "b.norm"]) == [
         ("encoder.block.0", "q"), ("decoder.block.0", "q"), ("a.norm", "itself"), ("b.norm", "itself"),
@@ -145,7 +145,7 @@ def test_many_candidates_are_all_in_the_tables() -> None:
 
 
 def test_hostile_names_are_there_to_be_read() -> None:
-    told, parsed = page("hostile")
+    _, parsed = page("hostile")
     text = parsed.all("main")[0].said
     for said in ("<script>document.title", "onerror=", "&lt;b&gt; &amp;", "{{ 7 * 7 }}", "nul ␀ escape ␛[31m"):
         assert said in text

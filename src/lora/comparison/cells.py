@@ -76,7 +76,7 @@ class Told:
 
     def quality(self, row: Row, key: str = "") -> Number:
         key = key or self.key
-        return number(row.metrics.get(key, {}).get("value"), row.path("metrics", key, "value"))
+        return figure(row.metrics.get(key, {}).get("value"), row.path("metrics", key, "value"))
 
     def interval(self, row: Row, key: str = "") -> list[Number]:
         """Low and high end; empty: there is no interval."""
@@ -84,7 +84,7 @@ class Told:
         own = row.metrics.get(key, {})
         if not all(is_number(own.get(end)) for end in ("value", "low", "high")):
             return []
-        return [number(own[end], row.path("metrics", key, end)) for end in ("low", "high")]
+        return [figure(own[end], row.path("metrics", key, end)) for end in ("low", "high")]
 
     def with_interval(self, row: Row, key: str = "") -> Cell:
         if not is_number(row.metrics.get(key or self.key, {}).get("value")):
@@ -122,9 +122,14 @@ def _look(its: Row, sets: list[str]) -> tuple[int, int]:
     return {FULL: (2, 3), PROBE: (3, 2)}.get(its.kind, (0, 0))
 
 
-def number(value: Any, path: str, form: str = ".4g", style: str = "") -> Number:
-    """``value`` in the form that ``compare.md`` has it in; a dash where it is none."""
-    return Number(format(value, form), value, path, style=style) if is_number(value) else Number("–", None, path)
+def figure(value: Any, path: str, form: str = ".4g") -> Number:
+    """``value`` in the form that ``compare.md`` has it in; a dash without a value where it is none."""
+    return Number(format(value, form), value, path) if is_number(value) else Number("–", None, path)
+
+
+def number(value: Any, path: str, form: str = ".4g") -> Piece:
+    """The same in a table: a dash alone where it is none, as ``path`` may then lead nowhere."""
+    return figure(value, path, form) if is_number(value) else "–"
 
 
 def unit_of(cost: str, value: float) -> tuple[str, float]:
@@ -143,10 +148,10 @@ def scaled(value: float, path: str, one: float) -> Number:
     return Number(f"{shown:,.0f}" if whole or shown >= 100 else f"{shown:.3g}", value, path, scale=one)
 
 
-def share(value: Any, path: str) -> Number:
+def share(value: Any, path: str) -> Piece:
     """A share in per cent."""
     if not is_number(value):
-        return Number("–", None, path)
+        return "–"
     return Number(f"{value:.0%}" if value >= 0.095 else f"{100 * value:.2g}%", value, path)
 
 
@@ -203,8 +208,10 @@ def costs(told: Told) -> Grid:
     return grid
 
 
-def _with_unit(figure: Number, unit: str) -> Cell:
-    return [figure, f" {unit}"] if unit else figure
+def _with_unit(took: Number, unit: str) -> Cell:
+    if took.value is None:
+        return "–"
+    return [took, f" {unit}"] if unit else took
 
 
 def metrics(told: Told) -> Grid:
@@ -224,7 +231,7 @@ def rates(told: Told) -> Grid:
             cell += ["; "] if cell else []
             cell += [number(tried.get("learning_rate"), its.path("rates", at, "learning_rate"), ".3g"), ": "]
             value = number(tried.get("value"), its.path("rates", at, "value"))
-            cell += [value if value.value is not None else ("stopped" if tried.get("error") else "–")]
+            cell += ["stopped" if value == "–" and tried.get("error") else value]
             cell += [" ←"] if tried.get("learning_rate") == its.values.get("learning_rate") else []
         if cell:
             grid.rows.append([its.name, cell])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora.comparison.candidates import LOW_RANK
-from lora.comparison.cells import Row, Told, number, scaled, unit_of
+from lora.comparison.cells import Row, Told, figure, scaled, unit_of
 from lora.comparison.tables import FRONTS
 from lora.evaluation.grid import Number
 from lora.evaluation.html.blocks import Keys, Panel
@@ -40,14 +40,14 @@ def costs(told: Told, keys: Keys) -> list[Panel]:
     fronts, out, within = mapping(told.report.get("fronts")), [], _near_the_best(told)
     for cost, title in COSTS.items():
         found = [(its, told.cost(its, cost)[0]) for its in told.candidates]
-        having = [(its, figure) for its, figure in found if figure.value is not None]
-        unit, one = unit_of(cost, max((float(figure.value or 0) for _, figure in having), default=0.0))
+        having = [(its, took) for its, took in found if took.value is not None]
+        unit, one = unit_of(cost, max((float(took.value or 0) for _, took in having), default=0.0))
         front = fronts.get(cost)
         points = []
-        for its, figure in having:
+        for its, took in having:
             low, high = told.interval(its) or (None, None)
-            figure = scaled(figure.value or 0, figure.path, one)
-            points.append(Point(its.name, figure, told.quality(its), low, high, its.place, its.shape,
+            took = scaled(took.value or 0, took.path, one)
+            points.append(Point(its.name, took, told.quality(its), low, high, its.place, its.shape,
                                 isinstance(front, list) and its.name in front))  # fmt: skip
         svg = scatter(keys(), f"{told.metric} against {title}", points, x_title=f"{title}, {unit}" if unit else title,
                       y_title=told.metric, log=True if cost == "parameters" else None, within=within)  # fmt: skip
@@ -151,7 +151,7 @@ def _map(its: Row, keys: Keys) -> Panel | None:
     for (path, own), at in zip(paths, where, strict=True):
         rank, effective = own.get("rank"), own.get("effective_rank")
         if is_number(rank) and is_number(effective) and rank > 0:
-            cells[at] = number(effective, its.path("layers", path, "effective_rank"), ".1f"), effective / rank
+            cells[at] = figure(effective, its.path("layers", path, "effective_rank"), ".1f"), effective / rank
     columns = list(dict.fromkeys(column for _, column in where))
     left = len(columns) - COLUMNS
     said = f"Effective rank of each layer's update: {its.name}"
@@ -172,10 +172,10 @@ def _lines_and_columns(paths: list[str]) -> list[tuple[str, str]]:
         parts = path.split(".")
         at = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
         if at is None or at + 1 == len(parts):
-            split.append((path, ".".join(parts[-2:]) if ends[parts[-1]] > 1 else parts[-1], "itself"))
+            unclear = ends[parts[-1]] > 1 or parts[-1].isdecimal()
+            split.append(("", ".".join(parts[-2:]) if unclear else parts[-1], "itself"))
         else:
             split.append((".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])))
-    stacks = {stack for stack, line, _ in split if line.isdecimal()}
+    stacks = {stack for stack, *_ in split if stack}
     # Encoder and decoder both have a block 0.
-    return [(f"{stack}.{line}" if line.isdecimal() and len(stacks) > 1 else line, column)
-            for stack, line, column in split]  # fmt: skip
+    return [(f"{stack}.{line}" if stack and len(stacks) > 1 else line, column) for stack, line, column in split]

@@ -37,9 +37,9 @@ def render(report: Mapping[str, Any]) -> str:
                 "On the validation rows. The ring marks the rate that was chosen."),
         section("updates", "Which layers used their rank",
                 lambda: [*_tables(cells.updates(told)), *_panels(charts.updates(told, keys))],
-                "Of the update ΔW that training added to each weight matrix. Lines: the share of its energy that the "
-                "best approximation of a rank keeps, in the median layer. Maps: effective ranks, the darker the more of "
-                "the rank is used."),
+                "Of the update ΔW that training added to each weight matrix. Lines: the share of its energy "
+                "that the best approximation of a rank keeps, in the median layer. Maps: effective ranks; the darker, "
+                "the more of the rank is used."),
         section("notes", "Notes", lambda: _lines(told.sentences("notes"))),
         section("protocol", "Protocol", lambda: _lines(told.sentences("protocol"))),
         section("configuration", "Versions and configuration",
@@ -84,7 +84,7 @@ def _settings(report: Mapping[str, Any]) -> list[Block]:
 def _tiles(told: Told) -> list[Tile]:
     """The recommended candidate: its quality, and what it takes beside full fine-tuning."""
     own = told.named(told.report.get("recommended"))
-    if own is None:
+    if own is None or told.quality(own).value is None:
         return []
     best = told.named(told.report.get("best"))
     number = told.quality(own)
