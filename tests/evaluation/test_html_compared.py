@@ -118,6 +118,14 @@ def test_who_is_far_behind_does_not_press_the_others_into_a_line() -> None:
     assert any(each.said.endswith("↑") for each in svg.children if each.tag == "text"), "less is better"
 
 
+def test_what_says_nothing_is_left_out() -> None:
+    _, parsed = page("one")
+    assert not svgs(parsed, "against") and svgs(parsed, "with 95 % intervals")
+    ids = [each.attributes["id"] for each in parsed.all("section")]
+    assert ids == ["candidates", "costs", "rates", "updates", "notes", "protocol", "configuration"]
+    assert page("none")[1].all("section") == []
+
+
 def test_maps_of_layers() -> None:
     _, parsed = page("full")
     assert not svgs(parsed, "Effective rank: r1-"), "an update of rank 1 has the effective rank 1"

@@ -215,11 +215,11 @@ def _with_unit(took: Number, unit: str) -> Cell:
 
 
 def metrics(told: Told) -> Grid:
-    """All metrics of the test rows."""
+    """All metrics of the test rows; nothing where the one that is compared is all there is."""
     alive = [its for its in told.candidates if its.metrics]
     names = {key: str(own.get("metric") or key) for its in alive for key, own in its.metrics.items()}
     rows: list[list[Cell]] = [[its.name, *(told.with_interval(its, key) for key in names)] for its in alive]
-    return Grid("All metrics on the test rows (95 %)", ["", *names.values()], rows if names else [])
+    return Grid("All metrics on the test rows (95 %)", ["", *names.values()], rows if len(names) > 1 else [])
 
 
 def rates(told: Told) -> Grid:
@@ -232,7 +232,7 @@ def rates(told: Told) -> Grid:
             cell += [number(tried.get("learning_rate"), its.path("rates", at, "learning_rate"), ".3g"), ": "]
             value = number(tried.get("value"), its.path("rates", at, "value"))
             cell += ["stopped" if value == "–" and tried.get("error") else value]
-            cell += [" ←"] if tried.get("learning_rate") == its.values.get("learning_rate") else []
+            cell += [" ←"] if tried.get("learning_rate") == its.values.get("learning_rate") is not None else []
         if cell:
             grid.rows.append([its.name, cell])
         if is_number(extended := its.values.get("rate_extended")):

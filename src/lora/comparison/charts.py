@@ -50,8 +50,8 @@ def costs(told: Told, keys: Keys) -> list[Panel]:
             points.append(Point(its.name, took, told.quality(its), low, high, its.place, its.shape,
                                 isinstance(front, list) and its.name in front))  # fmt: skip
         svg = scatter(keys(), f"{told.metric} against {title}", points, x_title=f"{title}, {unit}" if unit else title,
-                      y_title=told.metric, log=True if cost == "parameters" else None, within=within)  # fmt: skip
-        if svg is not None:
+                      y_title=told.metric, within=within)  # fmt: skip
+        if svg is not None and len(points) > 1:
             out.append(Panel(f"{told.metric} against {title}", svg))
     return out
 

@@ -12,6 +12,7 @@ from lora.evaluation.html.charts.svg import LETTER, WIDTH, Attribute, drawing, e
 
 ROW, LEAST, MOST = 20.0, 27.0, 64.0  # height of a line; width of a column with its number, least and most
 LONGEST, LINE = 26, 18  # letters of a column's name and of a line's
+NUMBERED = 12  # columns up to which cells have their numbers whatever room there is
 SHADES = 10  # the style sheet has so many
 Cells = Mapping[tuple[str, str], tuple[Number, float]]  # by line and column the number and its share
 
@@ -30,7 +31,7 @@ def heat_map(
     left = 12 + LETTER * min(LINE, max(max(map(len, lines)), len(line_title)))
     top = 10 + longest * LETTER * 0.72
     beyond = longest * LETTER * 0.75
-    wide = min(MOST, max((WIDTH - left - beyond) / len(columns), 3.0))
+    wide = min(MOST, max((WIDTH - left - beyond) / len(columns), LEAST if len(columns) <= NUMBERED else 3.0))
     numbered = wide >= LEAST
     parts = [label(left - 6, top - 4, line_title, anchor="end", class_="axis")] if line_title else []
     for place, name in enumerate(columns):
@@ -59,4 +60,5 @@ def heat_map(
         f"{len(cells)} cells; most: {', '.join(most)} {cells[most][0].text}; least: {', '.join(least)} "
         f"{cells[least][0].text}."
     )
-    return drawing(key, title, description, top + ROW * len(lines) + 6, *parts)
+    whole = left + wide * len(columns) + beyond
+    return drawing(key, title, description, top + ROW * len(lines) + 6, *parts, width=max(WIDTH, whole))

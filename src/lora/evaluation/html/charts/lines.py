@@ -69,8 +69,12 @@ def line_chart(
     log = spans_decades(ys) if log is None else log
     names, below = legend([line.name for line in lines], [line.place for line in lines])
     top = below + 14
-    alike = min(xs) == max(xs)
-    to_x = scale(xs, LEFT, WIDTH - RIGHT) if alike else Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, x_log)
+    first, last = min(xs), max(xs)
+    if first == last and not x_log:
+        to_x = scale(xs, LEFT, WIDTH - RIGHT)
+    else:
+        room = 3.0 if first == last else 1.0  # a single one stands in the middle of a decade
+        to_x = Scale(first / room, last * room, LEFT, WIDTH - RIGHT, x_log)
     to_y = scale(ys, top + PLOT, top, log=log, zero=zero and not log)
     parts = [names, vertical_axis(to_y, LEFT, WIDTH - RIGHT), horizontal_axis(to_x, top + PLOT, x_title)]
     for line in lines:
