@@ -10,7 +10,7 @@ from markupsafe import Markup
 from lora.evaluation.grid import Number
 from lora.evaluation.html.charts.svg import LETTER, WIDTH, Attribute, drawing, element, figure_label, label, located
 
-ROW, LEAST, MOST = 20.0, 27.0, 64.0  # height of a line; width of a column with its number, least and most
+ROW, LEAST, MOST = 20.0, 33.0, 64.0  # height of a line; width of a column with its number, least and most
 LONGEST, LINE = 26, 18  # letters of a column's name and of a line's
 NUMBERED = 12  # columns up to which cells have their numbers whatever room there is
 SHADES = 10  # the style sheet has so many
