@@ -18,6 +18,7 @@ from lora.cli import main
 from lora.comparison import compare as module
 from lora.comparison.alone import measure, sample
 from lora.comparison.candidates import Candidate, Outcome, Trial, best_rate, beyond
+from lora.comparison.page import render
 from lora.comparison.protocol import load, read
 from lora.comparison.result import ComparisonResult
 from lora.comparison.trials import Bench, choose_rates
@@ -106,6 +107,7 @@ def test_files(found: ComparisonResult, tmp_path: Path) -> None:
     text = (found.output / "compare.md").read_text()
     for heading in ("What they take", "Pareto fronts", "All metrics", "Learning rates", "Which layers", "Protocol"):
         assert f"## {heading}" in text, heading
+    assert (found.output / "compare.html").read_text(encoding="utf-8") == render(told)
     winner = load_config(found.output / "winner.yaml", {"output": str(tmp_path / "again"), "training.max_steps": 1})
     assert winner.adapter == next(
         its.candidate.adapter for its in found.measured if its.name == found.verdict.recommended
@@ -381,7 +383,13 @@ def test_the_command(bert: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) 
         "--at-once", 2, "--test", "test.jsonl#13",
     )  # fmt: skip
     assert code == 0, error
-    assert "r1-query" in out and "winner.yaml" in out and "on 13 test rows" in out and "Held out" in error
+    assert (
+        "r1-query" in out
+        and "winner.yaml" in out
+        and "out/compare.html" in out
+        and "on 13 test rows" in out
+        and "Held out" in error
+    )
     with monkeypatch.context() as elsewhere:
         (tmp_path / "elsewhere").mkdir()
         elsewhere.chdir(tmp_path / "elsewhere")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -12,9 +14,11 @@ from markupsafe import Markup
 from lora.evaluation.grid import Number
 from lora.evaluation.html.charts.bars import bar_chart
 from lora.evaluation.html.charts.dots import Dot, dot_chart
+from lora.evaluation.html.charts.heat import heat_map
 from lora.evaluation.html.charts.lines import Line, line_chart
 from lora.evaluation.html.charts.matrix import matrix_chart
 from lora.evaluation.html.charts.reliability import reliability_diagram
+from lora.evaluation.html.charts.scatter import Point, scatter
 from lora.evaluation.html.charts.svg import Scale, element, round_ticks, scale, spans_decades, tick_text, tone
 
 
@@ -156,3 +160,91 @@ def test_texts_are_escaped() -> None:
         '<text class="&lt;script&gt;&amp;&#34;&#39;">&lt;script&gt;&amp;&#34;&#39;</text>'
     )
     assert "<script>" not in str(bar_chart(name, name, [(name, figure(1), 1)]))
+
+
+def spot(name: str, x: float | None, y: float | None, **more: Any) -> Point:
+    return Point(name, Number(f"{x}", x, f"/{name}/x"), figure(y, f"/{name}/y"), **more)
+
+
+def test_points_stand_where_their_axes_say() -> None:
+    points = [
+        spot("a", 100, 0.5, low=figure(0.4, "/a/l"), high=figure(0.6, "/a/h"), front=True),
+        spot("b", 1000, 0.7, front=True, shape=2), spot("c", 10_000, 0.7, shape=3), spot("none", 5, None),
+    ]  # fmt: skip
+    svg = drawn(scatter("k", "F1 against size", points, x_title="size", y_title="F1"))
+    assert float(of(svg, "circle", "dot")[0].get("cx", "")) == pytest.approx(places(svg, "100", "x"), abs=0.02)
+    (low, high) = (float(of(svg, "line", "whisker")[0].get(side, "")) for side in ("y1", "y2"))
+    for end, tick in ((low, "0.4"), (high, "0.6")):
+        assert end == pytest.approx(places(svg, tick, "y") - 4, abs=0.02)
+    assert len(of(svg, "circle", "ring")) == 2 and len(of(svg, "polygon", "dot")) == 2
+    ring = [(float(each.get("cx", "")), float(each.get("cy", ""))) for each in of(svg, "circle", "ring")]
+    stairs = [tuple(map(float, at.split(","))) for at in of(svg, "polyline", "front")[0].get("points", "").split()]
+    corners = [ring[0], (ring[1][0], ring[0][1]), ring[1]]
+    for found, corner in zip(stairs, corners, strict=True):
+        assert found == pytest.approx(corner, abs=0.02)
+    assert {each.get("data-path") for each in svg.iter() if each.get("data-path")} == {
+        "/a/x", "/a/y", "/a/l", "/a/h", "/b/x", "/b/y", "/c/x", "/c/y",
+    }  # fmt: skip
+    assert "a: 0.50 (0.40 to 0.60) at 100, on the front" in (svg.findtext("desc") or "")
+    assert {each.text for each in of(svg, "text", "name")} == {"a", "b", "c"}
+    assert scatter("k", "x", [spot("none", None, 1.0), spot("none", 1, math.nan)], x_title="", y_title="") is None
+
+
+def test_a_cost_of_zero_stands_apart_on_a_logarithmic_axis() -> None:
+    points = [spot("base", 0, 0.1), spot("a", 10, 0.5), spot("b", 10_000, 0.7)]
+    svg = drawn(scatter("k", "x", points, x_title="size", y_title="F1"))
+    xs = [float(each.get("cx", "")) for each in of(svg, "circle", "dot")]
+    assert xs[0] == pytest.approx(places(svg, "0", "x"), abs=0.02) and xs[0] < xs[1] < xs[2]
+    border = float(of(svg, "line", "diagonal")[0].get("x1", ""))
+    assert xs[0] < border < xs[1]
+    for alone in ([spot("base", 0, 0.1)], [spot("a", 7, 0.1)], [spot("a", 7, 0.1), spot("b", 7, 0.1)]):
+        assert drawn(scatter("k", "x", alone, x_title="size", y_title="F1", log=True)) is not None
+
+
+def test_names_of_points_do_not_meet() -> None:
+    points = [spot(f"name-{place}", 100 + place % 5, 0.5 + place / 1000) for place in range(24)] + [spot("far", 120, 9)]
+    svg = drawn(scatter("k", "x", points, x_title="size", y_title="F1"))
+    boxes = []
+    for each in of(svg, "text", "name"):
+        wide = 6.4 * len(each.text or "")
+        left = float(each.get("x", "")) - {"start": 0, "middle": wide / 2, "end": wide}[each.get("text-anchor", "")]
+        boxes.append((left, float(each.get("y", "")), wide))
+    assert 3 <= len(boxes) < 25
+    for one, other in itertools.combinations(boxes, 2):
+        beside = one[0] + one[2] <= other[0] or other[0] + other[2] <= one[0]
+        assert beside or abs(one[1] - other[1]) >= 12.9
+
+
+def test_points_beyond_the_axis_say_where_they_are() -> None:
+    points = [spot("far", 1, 0.1), spot("a", 2, 0.80), spot("b", 3, 0.82)]
+    svg = drawn(scatter("k", "x", points, x_title="size", y_title="F1", within=(0.8, 0.82)))
+    assert {each.text for each in of(svg, "text", "name")} == {"far 0.10 ↓", "a", "b"}
+    ys = [float(each.get("cy", "")) for each in of(svg, "circle", "dot")]
+    assert ys[0] > ys[1] > ys[2]
+
+
+def test_a_map_is_shaded_by_shares() -> None:
+    cells = {
+        ("0", "q"): (figure(1.0, "/q"), 0.25),
+        ("1", "q"): (figure(4.0, "/r"), 1.0),
+        ("1", "v"): (figure(None), 0.5),
+    }
+    svg = drawn(heat_map("k", "Ranks", ["0", "1"], ["q", "v"], cells, line_title="block"))
+    assert [each.get("class") for each in svg.iter("rect")] == ["empty", "right shade2", "right shade10"]
+    assert {each.get("data-path"): each.text for each in svg.iter("text") if each.get("data-path")} == {
+        "/q": "1.00", "/r": "4.00",
+    }  # fmt: skip
+    assert svg.findtext("desc") == "2 cells; most: 1, q 4.00; least: 0, q 1.00."
+    names = [f"column {place}" for place in range(40)]
+    narrow = {("0", name): (figure(1.0, f"/{name}"), 0.5) for name in names}
+    svg = drawn(heat_map("k", "Ranks", ["0"], names, narrow))
+    assert len([each for each in svg.iter("rect") if each.get("data-path")]) == 40  # their numbers are in tooltips
+    assert heat_map("k", "Ranks", ["1"], ["v"], {("1", "v"): (figure(None), 0.5)}) is None
+
+
+def test_a_logarithmic_horizontal_axis() -> None:
+    line = Line("a", [1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0])
+    svg = drawn(line_chart("k", "x", [line], x_title="rate", x_log=True))
+    xs = [float(point.split(",")[0]) for point in of(svg, "polyline", "line")[0].get("points", "").split()]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.02)
+    assert drawn(line_chart("k", "x", [Line("a", [1e-3], [1.0])], x_title="rate", x_log=True)) is not None

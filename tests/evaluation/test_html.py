@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from comparisons import PAGES
 from figures import Page, at, wrong
 from reports import HOSTILE, SAMPLES, full
 
@@ -24,12 +25,13 @@ CSS = _file("style.css")
 
 @cache
 def page(name: str) -> tuple[dict[str, Any], str, Page]:
-    report = SAMPLES[name]()
-    source = render(report)
+    make, write = PAGES[name]
+    report = make()
+    source = write(report)
     return report, source, Page(source)
 
 
-@pytest.fixture(params=SAMPLES)
+@pytest.fixture(params=PAGES)
 def sample(request: pytest.FixtureRequest) -> tuple[dict[str, Any], str, Page]:
     return page(request.param)
 

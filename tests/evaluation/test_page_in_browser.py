@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 from browser import Browser, chromium
+from comparisons import PAGES
 from figures import wrong
-from reports import SAMPLES
-
-from lora.evaluation.html import render
 
 FIGURES = """[...document.querySelectorAll("[data-path]")].map(e => ({
   "data-value": e.dataset.value, "data-path": e.dataset.path, "data-minus": e.dataset.minus ?? null,
@@ -41,8 +39,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Path]]:
     folder, out = tmp_path_factory.mktemp("pages"), {}
-    for name, make in SAMPLES.items():
-        report, path = make(), folder / f"{name}.html"
+    for name, (make, render) in PAGES.items():
+        report, path = make(), folder / f"{name.replace(': ', '-')}.html"
         path.write_text(render(report), encoding="utf-8")
         out[name] = (report, path)
     return out
@@ -51,7 +49,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str,
 Pages = dict[str, tuple[dict[str, Any], Path]]
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_shows_what_the_json_holds(browser: Browser, pages: Pages, name: str) -> None:
     report, path = pages[name]
     browser.open(path)
@@ -63,7 +61,7 @@ def test_a_page_shows_what_the_json_holds(browser: Browser, pages: Pages, name: 
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_fits_a_phone_in_both_schemes(browser: Browser, pages: Pages, name: str, dark: bool) -> None:
     browser.open(pages[name][1], width=360, dark=dark)
     assert browser.value("innerWidth") == 360 and browser.value("document.documentElement.scrollWidth") <= 360
@@ -75,7 +73,7 @@ def test_a_page_fits_a_phone_in_both_schemes(browser: Browser, pages: Pages, nam
 
 
 def test_everything_unfolded_still_fits(browser: Browser, pages: Pages) -> None:
-    for name in ("full", "hostile", "many classes"):
+    for name in ("full", "hostile", "many classes", "comparison: full", "comparison: hostile", "comparison: many"):
         browser.open(pages[name][1], width=360)
         browser.value("document.querySelectorAll('details').forEach(e => e.open = true)")
         assert browser.value("document.documentElement.scrollWidth") <= 360
@@ -103,8 +101,9 @@ def test_a_page_reads_without_its_script(browser: Browser, pages: Pages) -> None
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_a_page_prints(browser: Browser, pages: Pages) -> None:
-    browser.open(pages["full"][1], dark=True)
+@pytest.mark.parametrize("name", ["full", "comparison: full"])
+def test_a_page_prints(browser: Browser, pages: Pages, name: str) -> None:
+    browser.open(pages[name][1], dark=True)
     printed = base64.b64decode(browser.call("Page.printToPDF", printBackground=False)["data"])
     assert printed.startswith(b"%PDF") and 5 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 25
     browser.call("Emulation.setEmulatedMedia", media="print", features=[DARK])

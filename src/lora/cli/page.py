@@ -1,4 +1,4 @@
-"""``lora report``: the page of a run or an evaluation, made again from its JSON.
+"""``lora report``: the page of a run, an evaluation or a comparison, made again from its JSON.
 
 Not called report.py: as a module of the package it would take the place of `lora.cli.report`, the function.
 """
@@ -15,13 +15,15 @@ import click
 def command(run: str, output: str | None, overwrite: bool) -> None:
     """Write the report of RUN (a run's folder, its report.json, or what `lora eval --output` wrote) as a page.
 
+    RUN may be the folder of a comparison too, whose page is made from its compare.json.
+
     The page is one file that loads nothing. Numbers stay those of the JSON: nothing is measured again.
 
     \b
     lora report runs/mine
     lora report runs/mine --output page.html
+    lora report runs/compared
     """
-    from lora.evaluation.html import render
     from lora.evaluation.saved import page_of, read_report
     from lora.io.atomic import write_text
     from lora.io.places import file_to_write
@@ -29,5 +31,9 @@ def command(run: str, output: str | None, overwrite: bool) -> None:
     source, report = read_report(run)
     # The page beside report.json is made from it alone, so making it anew loses nothing.
     page = file_to_write(output, "--output", overwrite, reads=source) if output else page_of(source)
+    if "candidates" in report:
+        from lora.comparison.page import render
+    else:
+        from lora.evaluation.html import render
     write_text(page, render(report))
     print(page)

@@ -120,7 +120,7 @@ class Section:
     hint: str = ""
 
 
-FAILED = "This part of the report has a shape that is not known here, so it is not shown; report.json has it: "
+FAILED = "This part of the report has a shape that is not known here, so it is not shown; the JSON has it: "
 
 
 def section(key: str, title: str, blocks: Callable[[], Sequence[Block]], hint: str = "") -> Section:
@@ -143,6 +143,17 @@ class Tile:
     verdict: str = ""
     style: str = ""
     place: int = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands at the head of the page: of what ``kind`` it is, whose, the outcome in a sentence or a few."""
+
+    kind: str
+    name: str
+    task: str
+    said: Cell
+    tiles: Sequence[Tile] = ()
 
 
 @dataclass

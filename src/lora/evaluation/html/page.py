@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePath
@@ -15,13 +15,14 @@ from markupsafe import Markup
 
 from lora.evaluation.certainty import metric_of
 from lora.evaluation.grid import Cell, Number, Piece, pieces, pointer, style, text
-from lora.evaluation.html.blocks import Keys, Tile
+from lora.evaluation.html.blocks import Head, Keys, Section, Tile
 from lora.evaluation.html.charts.svg import tone
 from lora.evaluation.html.evaluated import forgotten, place_of, sections
 from lora.evaluation.html.running import course, notes, origin
 from lora.evaluation.html.texts import clean, data_path, data_value, excerpt
 from lora.evaluation.lenient import dicts, mapping
 from lora.evaluation.result import Evaluation
+from lora.evaluation.saved import JSON
 from lora.evaluation.tables import COUNT, change, headline, number, peak_memory, times
 
 LONGEST = 3000  # characters of a text in a sentence or a table
@@ -42,13 +43,22 @@ def render(report: Mapping[str, Any]) -> str:
     # The evaluation's sections, speed last; what a run measured beside it stands before that.
     parts = [notes(report, evaluation), *measured[:1], course(report, evaluation, keys), *measured[1:-1]]
     parts += [forgotten(report, evaluation, keys), *measured[-1:], *origin(report)]
-    source, script = _file("style.css"), _file("script.js")
+    said = headline(evaluation) if evaluation else "Nothing was held out, so there is no evaluation."
+    head = Head("Report", _name(report, evaluation), evaluation.task if evaluation else "", said,
+                _tiles(evaluation) if evaluation else [])  # fmt: skip
+    return document(head, parts, JSON, mapping(report.get("versions")).get("lora"))
+
+
+def document(head: Head, sections: Sequence[Section], file: str, version: Any = None) -> str:
+    """A page of ``head`` and of those ``sections`` that have blocks: one document that loads nothing.
+
+    Args:
+        file: the name of the JSON that its numbers are from. ``version``: of lora, that wrote it.
+    """
+    style, script = _file("style.css"), _file("script.js")
     written = _template().render(
-        name=excerpt(_name(report, evaluation), NAME)[0], task=evaluation.task if evaluation else "",
-        headline=headline(evaluation) if evaluation else "Nothing was held out, so there is no evaluation.",
-        tiles=_tiles(evaluation) if evaluation else [], sections=[part for part in parts if part.blocks],
-        version=mapping(report.get("versions")).get("lora"),
-        style=Markup(source), script=Markup(script), style_hash=_hash(source), script_hash=_hash(script),
+        head=head, name=excerpt(head.name, NAME)[0], sections=[part for part in sections if part.blocks], file=file,
+        version=version, style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
     )  # fmt: skip
     return written.lstrip()
 
@@ -132,9 +142,10 @@ def _template() -> jinja2.Template:
     return environment.get_template("page.html")
 
 
-def _written(piece: Piece) -> str:
+@jinja2.pass_context
+def _written(context: jinja2.runtime.Context, piece: Piece) -> str:
     said, left = excerpt(text(piece), LONGEST)
-    return f"{said} … ({left:,} more characters are in report.json)" if left else said
+    return f"{said} … ({left:,} more characters are in {context['file']})" if left else said
 
 
 def _look(piece: Piece) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -26,6 +26,9 @@ from lora.evaluation.lenient import dicts, is_number, mapping
 from lora.evaluation.result import Evaluation
 from lora.evaluation.tables import METRICS, Metric
 
+SETTINGS = {
+    "config": "The resolved configuration, every default written out", "asked": "What was compared, and how",
+}  # fmt: skip
 ORIGIN, AGAIN = ("base", "adapter", "data"), ("versions", "config")  # keys of the first and last of three sections
 
 
@@ -92,25 +95,25 @@ def origin(report: Mapping[str, Any]) -> list[Section]:
     def whence() -> list[Block]:
         line = lineage(report)
         out: list[Block] = [Table(line, heading=False)] if line else []
-        return out + _facts(report, [key for key in names if key in ORIGIN])
+        return out + facts(report, [key for key in names if key in ORIGIN])
 
     return [
         section("lineage", "Lineage", whence,
                 "From the base to this adapter. Fingerprints and SHA-256 tell whether base and files are the same."),
-        section("run", "The run", lambda: _facts(report, run)),
+        section("run", "The run", lambda: facts(report, run)),
         section("configuration", "Versions and configuration",
-                lambda: _facts(report, [key for key in names if key in AGAIN])),
+                lambda: facts(report, [key for key in names if key in AGAIN])),
     ]  # fmt: skip
 
 
-def _facts(report: Mapping[str, Any], names: list[str]) -> list[Block]:
-    """Sections of ``report.json`` as they are, each under its name."""
+def facts(report: Mapping[str, Any], names: Iterable[str]) -> list[Block]:
+    """Parts of the JSON as they are, each under its name."""
     out = list[Block]()
     for key in names:
         value, path, title = report[key], pointer(key), key.replace("_", " ").capitalize()
-        if key == "config":
+        if key in SETTINGS:
             written = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
-            out.append(Code(written, path, "The resolved configuration, every default written out"))
+            out.append(Code(written, path, SETTINGS[key]))
         elif isinstance(value, Mapping):
             out += [Table(grid) for grid in fact_grids(key, value, path)]
         elif isinstance(value, str) and "\n" in value:

@@ -44,7 +44,14 @@ class Line:
 
 
 def line_chart(
-    key: str, title: str, lines: Sequence[Line], *, x_title: str, zero: bool = False, log: bool | None = None
+    key: str,
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_title: str,
+    zero: bool = False,
+    log: bool | None = None,
+    x_log: bool = False,
 ) -> Markup | None:
     """Lines over one axis; None where no line has a point.
 
@@ -52,6 +59,7 @@ def line_chart(
         key: the chart's own on the page.
         log: whether the vertical axis is logarithmic; None: where values span more than a factor of 50.
         zero: the vertical axis begins at 0.
+        x_log: the horizontal axis is logarithmic; all ``xs`` are above 0.
     """
     lines = [line for line in lines if line.points]
     if not lines:
@@ -61,7 +69,12 @@ def line_chart(
     log = spans_decades(ys) if log is None else log
     names, below = legend([line.name for line in lines], [line.place for line in lines])
     top = below + 14
-    to_x = scale(xs, LEFT, WIDTH - RIGHT) if min(xs) == max(xs) else Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    first, last = min(xs), max(xs)
+    if first == last and not x_log:
+        to_x = scale(xs, LEFT, WIDTH - RIGHT)
+    else:
+        room = 3.0 if first == last else 1.0  # a single one stands in the middle of a decade
+        to_x = Scale(first / room, last * room, LEFT, WIDTH - RIGHT, x_log)
     to_y = scale(ys, top + PLOT, top, log=log, zero=zero and not log)
     parts = [names, vertical_axis(to_y, LEFT, WIDTH - RIGHT), horizontal_axis(to_x, top + PLOT, x_title)]
     for line in lines:

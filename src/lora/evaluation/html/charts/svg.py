@@ -125,9 +125,11 @@ def round_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """A tick as short as it can be: 0.2, 1,500, 20k, 3e-05."""
-    if value and not 1e-3 <= abs(value) < 1e7:
+    """A tick as short as it can be: 0.2, 1,500, 20k, 5M, 3e-5."""
+    if value and not 1e-3 <= abs(value) < 1e9:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
     if abs(value) >= 1e4:
         return f"{value / 1000:g}k"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
