@@ -123,8 +123,10 @@ def _check_read(config: RunConfig, overrides: dict[str, Any]) -> None:
     """Raise ConfigError where data are named for all adapters of a set and each has its own: nobody would read them."""
     problems = []
     for key in ("train", "validation", "replay"):
-        if f"data.{key}" in overrides and config.adapters and all(
-            key in map(_group("data").canonical, own.get("data") or {}) for own in config.adapters.values()
+        if (
+            f"data.{key}" in overrides
+            and config.adapters
+            and all(key in map(_group("data").canonical, own.get("data") or {}) for own in config.adapters.values())
         ):
             problems.append(
                 f"data.{key}: is given for all, but each adapter names its own, which would be read instead; change "
