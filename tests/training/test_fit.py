@@ -173,6 +173,33 @@ def test_early_stopping_keeps_the_best(bert):
     assert same(parameters(model), kept[1])
 
 
+@pytest.mark.parametrize("cut", [None, 2])
+def test_of_equal_values_the_lowest_loss_is_kept_also_after_a_resume(bert, tmp_path, cut):
+    """(metric, loss): a lower loss never beats a better value, NaN is none, of equals the earlier stays."""
+    measured = [(0.5, 0.1), (1.0, 0.9), (1.0, 0.3), (1.0, 0.3), (1.0, math.nan), (1.0, 0.4)]
+    steps = []
+
+    def evaluate(model, name):
+        if len(steps) == cut and not (tmp_path / "cut").exists():
+            (tmp_path / "cut").touch()
+            raise RuntimeError("cut")
+        steps.append(measured[len(steps)])
+        return dict(zip(("mine", "loss"), steps[-1], strict=True))
+
+    def train(resume):
+        return fit(
+            classifier(bert), labelled(24), labelled(6, seed=1), output_dir=tmp_path / "run", max_steps=6,
+            batch_size=8, eval_every=1, save_every=1, learning_rate=1e-3, best_metric="mine", greater_is_better=True,
+            patience=5, evaluate=evaluate, tensorboard=False, resume=resume,
+        )  # fmt: skip
+
+    if cut:
+        with pytest.raises(RuntimeError, match="cut"):
+            train(False)
+    result = train(bool(cut))
+    assert (result.best_value, result.best_step, result.stopped_early) == (1.0, 3, False)
+
+
 def test_early_stopping_on_a_loss_takes_the_lowest(bert):
     values = iter([0.9, 0.3, 0.4, 0.5])
     result = fit(

@@ -63,6 +63,7 @@ class Task(ABC):
 
     # Of an instance, where it has such.
     labels: Sequence[Any] = ()  # names of its labels, in the order of the logits
+    added: Sequence[str] = ()  # those of them that no row had which it was made from
     format: Format | None = None  # the chat format of its adapter; None: texts are bare
     tools: str | None = None  # the column of functions that the assistant may call
 

@@ -79,7 +79,7 @@ class TokenClassificationTask(Task):
         self.tokens = tokens
         self.tags = tags
         self._index = {name: place for place, name in enumerate(self.labels)}
-        self._added: list[str] = []
+        self.added = list[str]()
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -129,7 +129,7 @@ class TokenClassificationTask(Task):
             )
         scheme = scheme_of(found)
         task = cls(sort_names(complete(seen, scheme) if scheme else seen), kind, scheme, **columns)
-        task._added = [name for name in task.labels if name not in seen]
+        task.added = [name for name in task.labels if name not in seen]
         return task
 
     @classmethod
@@ -147,8 +147,8 @@ class TokenClassificationTask(Task):
             said = ["The tags mark no spans (there is no scheme such as B-, I-): F1 is that of single tags."]
             if self.label_kind == "int":
                 said[0] += " They are numbers; with names, as strings or class names, spans could be told."
-        if self._added:
-            said.append(f"No row has these tags, which the scheme allows: {', '.join(self._added)}.")
+        if self.added:
+            said.append(f"No row has these tags, which the scheme allows: {', '.join(self.added)}.")
         return [*said, *look_alikes(self.labels)]
 
     def state(self) -> dict[str, Any]:

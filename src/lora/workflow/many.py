@@ -131,9 +131,11 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
         each.output = str(Path(config.output) / name)
         in_full(each)
         RunFolder.of_a_set(each.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
-        # In full in the set's own file too: it can be gone on with from any folder.
+        # In full in the set's own file too: it can be gone on with from any folder. What is of all stands there once,
+        # so that it can be named anew for all.
         own = config.adapters[name]
-        paths = each.data.model_dump(mode="json", include={"train", "validation", "replay"}, exclude_none=True)
+        named = {DataConfig.canonical(key) for key in own.get("data", {})} & {"train", "validation", "replay"}
+        paths = each.data.model_dump(mode="json", include=named, exclude_none=True)
         rest = {key: value for key, value in own.get("data", {}).items() if DataConfig.canonical(key) not in paths}
         config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs
