@@ -2,8 +2,9 @@
 
     python benchmarks/comparison.py --data DIR [--set snips] [--rows 2000] [--held 700] [--output runs/compared]
 
-DIR holds a folder per data set with train.jsonl and test.jsonl. Training rows are shuffled with seed 0; the first so many
-train, the next validate; all test rows measure. Prints what `lora compare` prints; the page is OUTPUT/compare.html.
+DIR holds a folder per data set with train.jsonl and test.jsonl. Training rows are shuffled with seed 0; the first so
+many train, the next validate; all test rows measure. Prints what `lora compare` prints; the page is
+OUTPUT/compare.html.
 """
 
 from __future__ import annotations
