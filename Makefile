@@ -1,5 +1,5 @@
 # make demo   set up what the demo needs and run it
-# make test   set up what the tests need; lint, types, tests
+# make test   set up what the tests need; lint, types, tests (one opens the report in Chromium where that is installed)
 # make setup  the set-up of `make test` alone
 # make bench  set up PEFT and TRL too; speed and memory beside them (benchmarks/README.md); two hours on two cores
 #

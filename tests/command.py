@@ -1,4 +1,4 @@
-"""The command ``lora`` as a process: arguments in, exit code, standard output and standard error out.
+"""The command ``lora``, or a script, as a process: arguments in, exit code, standard output and standard error out.
 
 Each call is a process of its own with its own folder, environment and files. It is forked from a server that has
 imported torch, transformers and this package once, so that a call costs what the command does and not the four seconds
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,21 +26,60 @@ def lora(
     *arguments: Any, cwd: Path | None = None, text: str | None = None, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``lora ARGUMENTS``. ``text``: what it reads on standard input. ``environment``: over this process's own."""
-    call = ["lora", *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-        files[0].write_text(text or "", encoding="utf-8")
-        process: Any = _server().Process(
-            target=_child, args=(call, str(cwd or Path.cwd()), surroundings(**environment), [*map(str, files)])
+    return Started(["lora", *map(str, arguments)], cwd, text, environment).wait(timeout)
+
+
+def script(
+    path: Path, *arguments: Any, processes: int = 1, timeout: float = 300, **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run a Python script in so many processes that know of each other as under torchrun."""
+    shared: dict[str, str] = dict(environment)
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)]
+    started = [Started([str(path), *map(str, arguments)], None, None, {**shared, **rank}) for rank in ranks]
+    return [each.wait(timeout) for each in started]
+
+
+class Started:
+    """A process that runs ``call``: the command, or a script where its first word is the name of a file."""
+
+    def __init__(
+        self, call: list[str], cwd: Path | None = None, text: str | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.call, self._folder = call, tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name, name) for name in ("stdin", "stdout", "stderr")]
+        self._files[0].write_text(text or "", encoding="utf-8")
+        self._process: Any = _server().Process(
+            target=_child,
+            args=(call, str(cwd or Path.cwd()), surroundings(**environment or {}), [*map(str, self._files)]),
         )
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(call, timeout)
-        out, error = (file.read_text(encoding="utf-8") if file.exists() else "" for file in files[1:])
-    return subprocess.CompletedProcess(call, process.exitcode, out, error)
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self._process.kill()
+        self.wait(60)
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            self._process.kill()
+            self._process.join()
+        out, error = (file.read_text(encoding="utf-8") if file.exists() else "" for file in self._files[1:])
+        self._folder.cleanup()
+        if code is None:
+            raise subprocess.TimeoutExpired(self.call, timeout, out, error)
+        return subprocess.CompletedProcess(self.call, code, out, error)
 
 
 def surroundings(**more: str) -> dict[str, str]:
@@ -69,6 +110,9 @@ def _child(call: list[str], cwd: str, environment: dict[str, str], files: list[s
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = call
+    if call[0] != "lora":
+        runpy.run_path(call[0], run_name="__main__")
+        return
     from lora.cli import main
 
     code = main()

@@ -32,7 +32,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 GROUND = ["errors", "plural", "registry", "settings", "yaml_text", "config", "overrides", "hub"]
 # The places where something below reaches up, inside a function and so when all modules are there.
 DEFERRED = {
-    ("config.py", "lora.core.variant"): "a key like PEFT's use_dora selects the variant whose file names it",
+    ("config/adapter.py", "lora.core.variant"): "a key like PEFT's use_dora selects the variant whose file names it",
     ("core/variant.py", "lora.variants"): "the registry is filled when it is first asked; core names no variant",
     ("model/lora.py", "lora.io.peft"): "model.save_adapter and load_adapter are methods for the user's sake",
 }
@@ -85,12 +85,22 @@ def violations(source: str, path: str) -> list[str]:
                 out.append(f"{path}: imports {name}, which the ground must not load")
             continue
         there = rest.partition(".")[0]
+        if there in {*GROUND, *LEVEL} and not _is_there(rest):
+            out.append(f"{path}: imports {name}, and there is no such module")
+            continue
         if (path, name) in DEFERRED and name not in top_level_names(source, package):
             continue
         problem = _problem(here, there)
         if problem:
             out.append(f"{path}: imports {name}: {problem}")
     return out
+
+
+def _is_there(module: str) -> bool:
+    """Whether ``module`` (below the package) has a file: what a function imports is else found out when it is called,
+    and a type checker that ignores missing third parties says nothing."""
+    path = PACKAGE / module.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def _problem(here: str, there: str) -> str | None:
@@ -147,10 +157,11 @@ def test_exceptions_are_in_use(path: str, name: str) -> None:
         ("data/sources.py", "from lora.io.peft import load"),
         ("model/lora.py", "from lora import fit"),
         ("model/lora.py", "import lora"),
-        ("config.py", "import torch"),
-        ("config.py", "from torch import nn"),
-        ("config.py", "from lora.core.layer import Layer"),
+        ("config/run.py", "import torch"),
+        ("config/run.py", "from torch import nn"),
+        ("config/run.py", "from lora.core.layer import Layer"),
         ("errors.py", "from lora.config import RunConfig"),
+        ("workflow/many.py", "def f():\n    from lora.checks.probe import probe_texts"),
         ("novel/thing.py", "from lora.core import layer"),
     ],
 )
@@ -164,7 +175,7 @@ def test_a_bad_import_is_found(path: str, source: str) -> None:
         ("core/layer.py", "import torch\nfrom lora.errors import LoraError\nfrom lora.core.routing import Routing"),
         ("core/layer.py", "from .routing import Routing\nfrom ..errors import LoraError"),
         ("cli/train.py", "from lora.training.loop import fit\nfrom lora import __version__, config"),
-        ("config.py", "import pydantic\nfrom lora.errors import ConfigError"),
+        ("config/run.py", "import pydantic\nfrom lora.errors import ConfigError"),
         ("core/variant.py", "def f():\n    import lora.variants"),
         ("io/peft.py", "import lora\nlora.__version__"),
     ],

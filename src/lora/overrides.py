@@ -102,11 +102,14 @@ def _replace(group: type[Settings], values: dict[str, Any], key: str, value: Any
 def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Read a YAML file (or none), write ``overrides`` over it and validate.
 
-    Raises ConfigError naming the file, the key and the nearest known name.
+    Raises ConfigError naming the file, the key and the nearest known name; also where an override names data that no
+    adapter of the set would read.
     """
     values = {} if path is None else read_yaml(path)
     try:
-        return RunConfig.make(apply_overrides(values, overrides or {}))
+        config = RunConfig.make(apply_overrides(values, overrides or {}))
+        _check_read(config, overrides or {})
+        return config
     except ConfigError as error:
         problems = str(error).splitlines()
         if path is not None and overrides and _valid(values):
@@ -114,6 +117,24 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
         if path is None or len(problems) == 1:
             raise ConfigError(f"{path}: {error}" if path else str(error)) from None
         raise ConfigError(f"{path}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None
+
+
+def _check_read(config: RunConfig, overrides: dict[str, Any]) -> None:
+    """Raise ConfigError where data are named for all adapters of a set and each has its own: nobody would read them."""
+    problems = []
+    for key in ("train", "validation", "replay"):
+        if (
+            f"data.{key}" in overrides
+            and config.adapters
+            and all(key in map(_group("data").canonical, own.get("data") or {}) for own in config.adapters.values())
+        ):
+            problems.append(
+                f"data.{key}: is given for all, but each adapter names its own, which would be read instead; change "
+                + ", ".join(f"adapters.{name}.data.{key}" for name in config.adapters)
+                + " in the set's file"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _valid(values: dict[str, Any]) -> bool:

@@ -137,6 +137,38 @@ def test_long_conversations_lose_whole_exchanges_and_say_so_once(session: Any) -
     assert (one.messages, one._start) == (before, start), "a message that was refused has cost no exchange"
 
 
+def test_what_is_taken_back_never_leaves_an_answer_at_the_beginning(session: Any, monkeypatch: Any) -> None:
+    one, asked = session(), []
+    prompt = one._ids
+    monkeypatch.setattr(one, "_ids", lambda voice, messages: asked.append(list(messages)) or prompt(voice, messages))
+    one.messages = [
+        {"role": role, "content": "red sun moon"} for _ in range(6) for role in ("user", "assistant")
+    ]  # fmt: skip
+    one.ask("red " * 80, nothing)
+    assert one._start == 12, "the example is too short"
+    one.undo()
+    one.ask("sun", nothing)
+    assert asked[-1][0]["role"] == "user" and asked[-1][-1]["content"] == "sun"
+
+
+def test_a_failed_answer_costs_the_conversation_nothing(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = session()
+    one.messages = [
+        {"role": role, "content": "red sun moon"} for _ in range(6) for role in ("user", "assistant")
+    ]  # fmt: skip
+    one._start = start = 2  # as after a longer message before
+    before = list(one.messages)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lora.chat.session.decode", broken)
+        with pytest.raises(KeyboardInterrupt):
+            one.ask("red " * 80, nothing)
+    assert (one.messages, one._start) == (before, start)
+
+
 def test_single_prompts(session: Any) -> None:
     one = session()
     one.use("single")

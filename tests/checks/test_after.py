@@ -82,6 +82,12 @@ def test_the_probe_sees_what_is_unlearned(trained: tuple[LoRA, Prepared, Path]) 
         assert "KL to the base" in finding.said
 
 
+def test_why_the_probe_was_not_measured_is_told(trained: tuple[LoRA, Prepared, Path]) -> None:
+    model, prepared, folder = trained
+    finding = check_trained(model, "default", folder, prepared, "the memory was full")[-1]
+    assert (finding.check, finding.status, finding.said) == ("general ability", "skipped", "the memory was full")
+
+
 def test_classifiers_have_no_probe(tmp_path: Path) -> None:
     model = LoRA(tiny("bert", vocab_size=25), rank=4)
     prepared = prepare(model, read_rows(labelled(24), None, DataConfig(), 0), tokenizer("bert"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,16 @@ import torch
 
 from chat_tokenizer import byte_tokenizer
 from lora import LoRA
+from lora.checks import rows as row_checks
 from lora.checks import saving, steps
 from lora.checks.before import check_training, refuse_failed
 from lora.checks.finding import Finding
 from lora.cli import main
 from lora.config import DataConfig, TrainingConfig
 from lora.errors import SaveError, TrainingError
+from lora.tasks.causal import CausalTask
 from lora.training.prepare import Prepared, prepare, read_rows
+from lora.training.replay import Replayed, with_replay
 from small_base import WORDS, labelled, save_base, stories, tokenizer, write_jsonl
 from tiny_models import tiny
 
@@ -76,6 +80,9 @@ def test_tokens_that_the_base_does_not_know() -> None:
     model = llama()
     prepared = prepared_for(model, stories(12), tokenizer("llama"))
     prepared.held.examples[-1]["input_ids"][0] = 25  # type: ignore[union-attr]
+    prepared.test, prepared.held = prepared.held, None
+    assert found(model, prepared)["the base knows every token"].status == "failed"
+    prepared.held, prepared.test = prepared.test, None
     finding = found(model, prepared)["the base knows every token"]
     assert finding.status == "failed" and "token 25, and its vocabulary has 25" in finding.said
     with pytest.raises(TrainingError, match="new_tokens"):
@@ -109,6 +116,27 @@ def test_a_beginning_that_is_doubled() -> None:
         example["input_ids"][:2] = [begin, begin]
     finding = found(model, prepared)["one beginning token"]
     assert finding.status == "failed" and finding.said.startswith("2 of 9")
+
+
+def test_replay_hides_nothing_and_is_blamed_for_nothing() -> None:
+    """Text that is replayed may be cut, has other ends and is learned whole: the data are judged by themselves."""
+    model, tokens = llama(), tokenizer("llama")
+    prepared = prepared_for(model, stories(12), tokens)
+    text = Replayed("general", [{"text": "red sun here " * 40}] * 8, CausalTask(text="text"), 0.5)
+
+    def judged() -> list[Finding]:
+        both = replace(prepared, train=with_replay(prepared.train, text, tokens, 12))
+        return [
+            row_checks.supervised(both.train, both.task), row_checks.stops(model, both), row_checks.cut(both),
+        ]  # fmt: skip
+
+    own = [row_checks.supervised(prepared.train, prepared.task), row_checks.stops(model, prepared)]
+    assert judged() == [*own, row_checks.cut(prepared)] and {one.status for one in judged()} == {"passed"}
+    for example in prepared.train.examples:
+        example["labels"][-1] = tokens.convert_tokens_to_ids("red")
+    prepared.train.lengths[0] = 10_000  # type: ignore[index]
+    prepared.train.truncated = 2
+    assert [one.status for one in judged()] == ["note", "failed", "note"]
 
 
 def test_nothing_to_learn() -> None:

@@ -138,8 +138,20 @@ def test_tags_are_counted_by_word(bert: Path) -> None:
     counts = Counter(tag for row in rows for tag in row["tags"])
     classes = {name: count["training"] for name, count in report.answers.classes.items()}
     assert classes == {**counts, "I-sky": 0} and "hardly" not in kinds(report)
-    assert finding(report, "few").what == "1 label with fewer than 10 training words: I-sky (0)"
+    assert "few" not in kinds(report), "I-sky is the scheme's, which the notes say, and no fault of the data"
+    assert any("the scheme allows: I-sky" in note for note in report.notes)
     assert report.lengths.examples > 81 and "overlapping windows" in report.to_text()
+
+
+def test_a_tag_of_the_scheme_is_missed_where_some_part_has_it(bert: Path) -> None:
+    held = tagged(20, seed=1)
+    report = lora.describe_data(tagged(80), str(bert), validation=held)
+    assert not {"few", "missing"} & set(kinds(report))
+    report = lora.describe_data(
+        [*tagged(80), {"tokens": ["sun", "moon"], "tags": ["B-sky", "I-sky"]}], str(bert), validation=held
+    )
+    assert finding(report, "few").what == "1 label with fewer than 10 training words: I-sky (1)"
+    assert finding(report, "missing").what == "1 label without a word in held-out: I-sky (1)"
 
 
 def test_what_max_length_does_is_counted_and_named(llama: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,17 +13,20 @@ from rich.console import Console
 
 from chat_tokenizer import byte_tokenizer
 from lora.checks.drawing_examples import Way, draw_examples
-from lora.checks.examples import Choice, Example, Viewer, choose
+from lora.checks.examples import Choice, Example, Viewer, choose, ids_of
 from lora.checks.remarks import Part
 from lora.checks.stretches import Piece, Stretch, by_learning
 from lora.data.rendering import IGNORED
 from lora.data.rows import located
 from lora.errors import ConfigError
+from lora.tasks import TASKS, Encoded
+from lora.tasks.base import ExamplePart
 from lora.tasks.causal import CausalTask
 from lora.tasks.chat import ChatTask
 from lora.tasks.classification import ClassificationTask
 from lora.tasks.preference import PreferenceTask
 from lora.tasks.reward import RewardTask
+from lora.tasks.seq2seq import Seq2SeqTask
 from small_base import tokenizer as small_tokenizer
 
 CAUSAL = CausalTask(prompt="prompt", completion="completion")
@@ -58,7 +62,7 @@ def text(stretch: Stretch) -> str:
 def test_tokens_of_single_bytes_show_whole_characters(given: str) -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer(given, add_special_tokens=False)["input_ids"]
-    (made,) = Viewer(CAUSAL, tokenizer).pieces(ids, None)
+    made = Viewer(CAUSAL, tokenizer).pieces(ids, None)
     assert "".join(piece.text for piece in made) == given
     assert [number for piece in made for number in piece.ids] == ids
     assert [piece.text for piece in made] == list(given)
@@ -123,6 +127,42 @@ def test_pairs_have_the_prompt_once(task: Any) -> None:
     assert [(one.name, text(one)) for one in example.stretches] == [
         ("prompt", "ask:"), ("chosen", "yes</s>"), ("rejected", "no</s>"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_parts_hold_all_that_training_counts(kind: str) -> None:
+    task, example = TASKS[kind].made_up()
+    example = task.of_length(example, 12)
+    parts, (tokens, _, _) = task.parts(example), task.size(example)
+    assert sum(len(ids) for _, ids, _ in parts) >= tokens
+    assert all(labels is None or len(labels) == len(ids) for _, ids, labels in parts)
+    learned = sum(label != IGNORED for _, _, labels in parts for label in labels or ())
+    assert learned == sum(label != IGNORED for label in example.get("labels", ()))
+
+
+def test_a_target_beside_its_source() -> None:
+    task = Seq2SeqTask("prompt", "completion")
+    (example,) = views(task, [{"prompt": "abc", "completion": "d"}], byte_tokenizer())
+    assert [(one.name, text(one)) for one in example.stretches] == [("source", "abc"), ("target", "d</s>")]
+    assert example.tokens == 5 and example.learned == 2, "both are the example's tokens"
+
+
+class Named(RewardTask):
+    """A task of one's own: what its examples look like, it alone knows."""
+
+    def encode(self, *args: Any, **kwargs: Any) -> Encoded:
+        found = super().encode(*args, **kwargs)
+        examples = [{"row": one["row"], "better": one["chosen"], "worse": one["rejected"]} for one in found.examples]
+        return replace(found, examples=examples)
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        return [("better", example["better"], None), ("worse", example["worse"], None)]
+
+
+def test_an_example_of_a_task_of_ones_own() -> None:
+    (example,) = views(Named("prompt"), [{"prompt": "a", "chosen": "b", "rejected": "c"}], byte_tokenizer())
+    assert [(one.name, text(one)) for one in example.stretches] == [("better", "ab</s>"), ("worse", "ac</s>")]
+    assert ids_of(Named("prompt"), {"better": [1, 2], "worse": [1, 3]}) == [1, 2, 1, 3]
 
 
 def test_what_is_cut_is_said_where_it_was() -> None:

@@ -16,7 +16,8 @@ from lora.checks import plan as planning
 from lora.checks import rehearsal, stand_in
 from lora.checks.plan import _root
 from lora.checks.rehearsal import Role, rehearse
-from lora.checks.stand_in import longer, made_up
+from lora.checks.stand_in import longer, made_up, rows_for
+from lora.cli.plan import _does_not_fit
 from lora.config import AdapterConfig, TrainingConfig
 from lora.errors import ConfigError
 from small_base import labelled, save_base, stories, write_jsonl
@@ -90,11 +91,13 @@ def test_replay_is_planned_with(tmp_path: Path) -> None:
     settings = {"model": str(tmp_path / "base"), "data": {"train": str(data), "held_out": 0, "max_length": 50},
                 "training": {"batch_size": 4}}  # fmt: skip
     plain = lora.plan(RunConfig.make(settings), search=False)
+    without = rows_for(RunConfig.make(settings), None).tokens
     settings["data"]["replay"] = {"path": str(general), "share": 0.2}  # type: ignore[index]
     settings["training"].update(kl=1.0, kl_on="replay")  # type: ignore[attr-defined]
     replayed = lora.plan(RunConfig.make(settings), search=False)
     assert plain.steps == 30 and replayed.steps == 39  # 10 and 12.5 batches an epoch
     assert plain.length < replayed.length == 41
+    assert rows_for(RunConfig.make(settings), None).tokens == pytest.approx(0.8 * without + 0.2 * 4 * 41)
     settings["data"].pop("train")  # type: ignore[attr-defined]
     assert lora.plan(RunConfig.make(settings), length=32, search=False).tokens == 2 * 4 * 32
 
@@ -128,7 +131,8 @@ def test_a_plan_is_what_training_measures(kind: str, tmp_path: Path) -> None:
     assert result.steps == 1
 
 
-def test_what_fits_is_within_what_there_is(tmp_path: Path) -> None:
+def test_what_fits_is_within_what_there_is(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(planning, "_resident", lambda: 2.0**28)  # its own grows with what the first plan imports
     base = save_base(tmp_path / "base", "llama", hidden_size=64)
     config = RunConfig(model=str(base), training={"batch_size": 4, "dtype": "float32"}, data={"held_out": 0})
     own = lora.plan(config, length=32, search=False)
@@ -149,6 +153,19 @@ def test_what_does_not_fit_comes_with_remedies(tmp_path: Path, monkeypatch: Any)
     found = lora.plan(config, length=64, device_gib=0.5 * own.peak / 2**30)
     assert not found.fits and found.remedies[0][0] == "gradient_checkpointing: true"
     assert found.remedies[-1][1] <= found.available, "and with the last it fits"
+
+
+def test_no_remedy_is_named_where_the_process_alone_is_above_the_device(llama: Path, monkeypatch: Any) -> None:
+    config = RunConfig(model=str(llama), data={"held_out": 0}, training={"batch_size": 4, "dtype": "float32"})
+    monkeypatch.setattr(planning, "_resident", lambda: 2.0**28)
+    found = lora.plan(config, length=16, device_gib=0.25)
+    assert not found.fits and found.available == 0 and found.remedies == [] and found.largest_batch == 0
+    said = _does_not_fit(found)
+    assert "no run fits: the process alone takes 0.2 GiB" in said and "less" not in said
+    # A little is left, and whatever may be changed takes more: that is said before it is listed.
+    found = lora.plan(config, length=16, device_gib=0.25 + 2**-20)
+    said = _does_not_fit(found)
+    assert found.remedies and "Nothing that can be changed here makes it fit" in said and "which fits" not in said
 
 
 def test_rows_of_another_length_have_all_that_a_row_has() -> None:

@@ -107,7 +107,7 @@ def test_other_settings_are_refused_with_the_way_out(command, run: Path, change:
     assert code == 2 and said.count("error:") == 1
     assert (
         said.startswith(f"error: {'adapter.' if 'rank' in change[0] else ''}")
-        and "May change: data.cache, data.streaming, data.train" in said
+        and "May change: data.cache, data.replay, data.streaming" in said
     )
     assert f"lora train --start {run} --data DATA --output ANOTHER_FOLDER" in said
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

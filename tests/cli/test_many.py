@@ -12,7 +12,7 @@ import yaml
 import command
 from lora.config import RunConfig
 from lora.errors import ConfigError, Interrupted
-from lora.overrides import each_adapter
+from lora.overrides import each_adapter, load_config
 from small_base import WORDS, labelled, save_base, write_jsonl
 
 
@@ -184,6 +184,35 @@ def test_settings_of_one_lie_over_those_of_all():
     assert (a.adapter.rank, a.training.learning_rate, a.data.max_length) == (4, 1e-3, 9)
     assert (b.adapter.rank, b.training.learning_rate, b.data.max_length) == (8, 2e-3, 9)
     assert Path(b.output or "") == Path("o/b")
+
+
+@pytest.mark.parametrize("key", ["train", "validation", "replay"])
+def test_data_for_all_that_nobody_would_read_are_refused(key, tmp_path):
+    set_of = {"a": {"data": {key: "a.jsonl"}}, "b": {"data": {key: "b.jsonl"}}}
+    path = tmp_path / "several.yaml"
+    path.write_text(yaml.safe_dump({"adapters": set_of}))
+    with pytest.raises(ConfigError, match=rf"data.{key}: is given for all.* adapters.a.data.{key}, adapters.b.data"):
+        load_config(path, {f"data.{key}": "c.jsonl"})
+    set_of["b"] = {}
+    path.write_text(yaml.safe_dump({"adapters": set_of}))
+    found = each_adapter(load_config(path, {f"data.{key}": "c.jsonl"}))
+    assert [getattr(each.data, key) for each in found.values()] == ["a.jsonl", "c.jsonl"]
+
+
+def test_data_of_all_may_have_moved_when_a_set_goes_on(bert, tmp_path):
+    from lora.workflow import resume
+    from lora.workflow.many import train_many
+
+    data, output = write_jsonl(tmp_path / "a.jsonl", labelled(30)), tmp_path / "set"
+    settings = {
+        "model": str(bert), "output": str(output), "check": False, "data": str(data),
+        "training": {"max_steps": 1, "tensorboard": False}, "adapters": {"a": {}, "b": {"adapter": {"rank": 4}}},
+    }  # fmt: skip
+    train_many(RunConfig.make(settings), progress=False)
+    moved = data.rename(tmp_path / "moved.jsonl")
+    results = resume(output, progress=False, overrides={"data.train": str(moved)})
+    assert isinstance(results, dict) and {each.fit.steps for each in results.values()} == {1}
+    assert load_config(output / "config.yaml").data.train == str(moved)
 
 
 def test_tasks_that_need_different_models(bert, tmp_path):

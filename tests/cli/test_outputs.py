@@ -6,12 +6,15 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from lora import LoRA
 from lora.cli import main
+from lora.cli.show import show_result
 from lora.model.base import load_base
 from lora.tasks.classification import ClassificationTask
 from small_base import labelled, write_jsonl
@@ -95,3 +98,13 @@ def test_lines_of_standard_input(adapter: Path, capfd: pytest.CaptureFixture[str
     assert code == 2 and out == "" and "empty: row 2" in err
     code, _, err = predict("\n\n")
     assert code == 2 and "there are no lines" in err
+
+
+def test_the_end_of_a_run_names_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = SimpleNamespace(best_value=None, stopped_early=False, steps=3, epochs=1.0, seconds=2.0, output=tmp_path)
+    result: Any = SimpleNamespace(fit=fit, evaluation=None, report=tmp_path / "report.md")
+    show_result(result)
+    assert f"report:  {tmp_path / 'report.html'}\n" in capsys.readouterr().out
+    result.report = None
+    show_result(result)
+    assert "report:" not in capsys.readouterr().out

@@ -18,6 +18,7 @@ from lora.cli import main
 from lora.comparison import compare as module
 from lora.comparison.alone import measure, sample
 from lora.comparison.candidates import Candidate, Outcome, Trial, best_rate, beyond
+from lora.comparison.page import render
 from lora.comparison.protocol import load, read
 from lora.comparison.result import ComparisonResult
 from lora.comparison.trials import Bench, choose_rates
@@ -57,7 +58,7 @@ def found(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonRes
 
 def test_each_is_measured_as_it_is_alone(found: ComparisonResult, bert: Path) -> None:
     assert [its.name for its in found.measured] == ["probe", "r1-attention", "r2-attention", "full"]
-    rows, _ = read(load_config(None, {"model": str(bert), "data.train": found.config.data.train}), found.asked)
+    rows, *_ = read(load_config(None, {"model": str(bert), "data.train": found.config.data.train}), found.asked)
     assert rows.test is not None
     for its in found.measured:
         for seed, trial in its.chosen.runs.items():
@@ -106,6 +107,7 @@ def test_files(found: ComparisonResult, tmp_path: Path) -> None:
     text = (found.output / "compare.md").read_text()
     for heading in ("What they take", "Pareto fronts", "All metrics", "Learning rates", "Which layers", "Protocol"):
         assert f"## {heading}" in text, heading
+    assert (found.output / "compare.html").read_text(encoding="utf-8") == render(told)
     winner = load_config(found.output / "winner.yaml", {"output": str(tmp_path / "again"), "training.max_steps": 1})
     assert winner.adapter == next(
         its.candidate.adapter for its in found.measured if its.name == found.verdict.recommended
@@ -180,6 +182,7 @@ def test_settings_and_rows_that_would_mislead_are_said(bert: Path, tmp_path: Pat
     found = lora.compare(config, progress=False, say=said.append, **asked)
     assert any("adapter.rank is not used" in line for line in said)
     assert any("of the test rows have an input that is trained on too" in line for line in found.protocol)
+    assert "of the test rows have an input that is trained on: all figures are too good." in found.recommendation
     assert any("Each is trained for 3 steps of 8 rows a step" in line for line in found.protocol)
 
 
@@ -275,7 +278,7 @@ def test_rates_that_diverge_are_not_chosen(bert: Path, tmp_path: Path) -> None:
 
 def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Path) -> None:
     config = load_config(None, {"model": str(bert), "data.train": found.config.data.train, "training.dtype": "float32"})
-    rows, _ = read(config, found.asked)
+    rows, *_ = read(config, found.asked)
     _, prepared = load(config, rows)
     training = config.training.model_copy(update={"batch_size": 4, "learning_rate": 1e-3})
     chosen = sample(prepared, training)
@@ -312,13 +315,17 @@ def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Pa
         ({}, {"target_sets": ["mlp", ["mlp"]]}, ConfigError, "come to the same name, r1-mlp"),
         ({}, {"seeds": 0}, ConfigError, "seeds: must be greater than or equal to 1"),
         ({}, {"margin": 0.0}, ConfigError, "margin: must be greater than 0"),
+        ({}, {"margin": 1.0}, ConfigError, "margin: 1 is as much as f1_macro can differ by"),
         ({}, {"test": "not/there.jsonl"}, DataError, "not/there.jsonl"),
+        ({}, {"test": "{folder}/unseen.jsonl"}, DataError, "zebra"),
     ],
 )
 def test_what_is_refused(
     bert: Path, tmp_path: Path, changes: dict[str, Any], asked: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     write_jsonl(tmp_path / "rows.jsonl", labelled(60))
+    write_jsonl(tmp_path / "unseen.jsonl", [{"text": "red", "label": "zebra"}])
+    asked = {key: value.format(folder=tmp_path) if key == "test" else value for key, value in asked.items()}
     given = {"model": str(bert), "data.train": str(tmp_path / "rows.jsonl"), "output": str(tmp_path / "out")}
     with pytest.raises(error, match=words):
         lora.compare(load_config(None, {**given, **changes}), progress=False, **{**QUICK, **asked})
@@ -363,6 +370,7 @@ def test_ranks_above_the_layers_are_left_out(bert: Path, tmp_path: Path) -> None
 
 def test_the_command(bert: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     write_jsonl(tmp_path / "rows.jsonl", labelled(60, longest=4))
+    write_jsonl(tmp_path / "test.jsonl", labelled(20, seed=4))
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: Any) -> tuple[int, str, str]:
@@ -371,11 +379,21 @@ def test_the_command(bert: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) 
 
     code, out, error = run(
         "-m", bert, "-d", "rows.jsonl", "-o", "out", "--ranks", "1", "--target-sets", "query+value", "--rate-factors",
-        "3", "--seeds", "1", "--no-alone", "--no-linear-probe", "--max-steps", "2", "--dtype", "float32", "--at-once", 2
+        "3", "--seeds", "1", "--no-alone", "--no-linear-probe", "--max-steps", "2", "--dtype", "float32",
+        "--at-once", 2, "--test", "test.jsonl#13",
     )  # fmt: skip
     assert code == 0, error
-    assert "r1-query" in out and "winner.yaml" in out and "on 13 test rows" in out and "Held out" in error
-    code, out, error = run("--resume", "out", "--json", "-q")
+    assert (
+        "r1-query" in out
+        and "winner.yaml" in out
+        and "out/compare.html" in out
+        and "on 13 test rows" in out
+        and "Held out" in error
+    )
+    with monkeypatch.context() as elsewhere:
+        (tmp_path / "elsewhere").mkdir()
+        elsewhere.chdir(tmp_path / "elsewhere")
+        code, out, error = run("--resume", "../out", "--json", "-q")
     told = json.loads(out)
     assert code == 0 and [its["name"] for its in told["candidates"]] == ["r1-query+value", "full"] and not error
     assert told["candidates"][0]["targets"] == ["query", "value"]

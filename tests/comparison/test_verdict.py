@@ -15,6 +15,7 @@ from lora.statistics.estimate import estimate
 from lora.statistics.means import EXACT_MATCH, LOSS, right_rows, token_rows, value_rows
 from lora.statistics.means import mean as mean_of
 from lora.statistics.numbers import RMSE
+from lora.statistics.rows import pooled
 
 KINDS = {"base": ("base", None, 0), "probe": ("probe", None, 10), "r1": ("lora", 1, 100), "r4": ("lora", 4, 400),
          "r16": ("lora", 16, 1600), "full": ("full", None, 10_000)}  # fmt: skip
@@ -62,7 +63,7 @@ def test_the_smallest_that_is_enough_is_recommended() -> None:
 def test_all_others_are_worse() -> None:
     verdict, said = told({"probe": some(900), "r4": some(700), "full": some(400)}, 4000)
     assert (verdict.best, verdict.recommended, verdict.smallest) == ("full", "full", None)
-    assert "Fine-tune in full (full): exact match 0.9" in said and "all 2 others are found worse" in said
+    assert "Fine-tune in full (full): exact match 0.9" in said and "both others are found worse" in said
     assert "It trains 10,000 parameters." in said and "beside full" not in said
     _, said = told({"r4": some(700), "full": some(400)}, 4000)
     assert "and the other is found worse" in said
@@ -160,7 +161,7 @@ def test_what_its_updates_say() -> None:
     wrong = {"probe": some(900), "r16": some(400), "full": some(900)}
 
     def spectrum(effective: float, needed: int) -> dict[str, Any]:
-        return {"effective_rank": effective, "rank_90": {"median": needed, "largest": needed}}
+        return {"rank": 16, "effective_rank": effective, "rank_90": {"median": needed, "largest": needed}}
 
     _, said = told(wrong, 4000, spectra={"r16": spectrum(3.2, 6)})
     assert "effective rank of 3.2 of 16; rank 6 keeps 90 % of its energy in every layer, so that a smaller rank" in said
@@ -168,8 +169,8 @@ def test_what_its_updates_say() -> None:
     assert "rank 14 keeps 90 % of its energy in every layer: the rank is used." in said
     _, said = told(wrong, 4000, spectra={"r16": spectrum(10, 9)})
     assert "rank 9 keeps 90 % of its energy in every layer." in said
-    _, said = told(wrong, 4000, spectra={"r16": None})
-    assert "effective rank" not in said
+    for found in (None, {**spectrum(7.2, 4), "rank": 384}):  # nothing changed; a formula that is of full rank
+        assert "effective rank" not in told(wrong, 4000, spectra={"r16": found})[1]
 
 
 def test_rates_at_the_end_of_the_grid() -> None:
@@ -180,6 +181,25 @@ def test_rates_at_the_end_of_the_grid() -> None:
     assert "last one tried" not in said, (
         "who is neither best nor chosen may have been tried badly: that is in the table"
     )
+
+
+def test_figures_that_are_too_good_or_of_too_few_rows() -> None:
+    wrong = {"r1": some(402), "r4": some(400)}
+    assert "80 of the test rows have an input that is trained on: all" in told(wrong, 4000, trained_on=80)[1]
+    assert "trained on" not in told(wrong, 4000, trained_on=79)[1]
+    assert "Of 5 rows alone the interval says nothing" in told({"r1": some(2), "r4": some(1)}, 5)[1]
+
+
+def test_runs_together_are_not_more_rows() -> None:
+    """Of several runs the rows are drawn, and it is their number that the paragraph speaks of."""
+    draw = np.random.default_rng(0)
+    answers = {name: [right_rows(draw.random(300) < p) for _ in range(2)] for name, p in (("r1", 0.84), ("full", 0.82))}
+    systems = {name: pooled(runs) for name, runs in answers.items()}
+    made = [Entry(name, *KINDS[name][:2], name, estimate(EXACT_MATCH, its), {"parameters": KINDS[name][2]})
+            for name, its in systems.items()]  # fmt: skip
+    put_to_test(EXACT_MATCH, systems, made)
+    said = recommendation(made, judge(made, 0.2), 300)
+    assert "on 300 test rows" in said and "300 rows would show one of" in said and "600" not in said
 
 
 def test_fronts() -> None:

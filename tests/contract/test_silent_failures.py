@@ -26,7 +26,7 @@ from lora.errors import AdapterFileError, ConfigError, DataError, ModelError, Sa
 from lora.tasks import Encoded
 from lora.tasks.causal import CausalTask
 from lora.tasks.chat import ChatTask
-from lora.training.packing import find_packing
+from lora.training.packable import find_packing
 from lora.training.prepare import Prepared, prepare, read_rows
 from small_base import labelled, stories, tokenizer
 from tiny_models import tiny

@@ -15,6 +15,7 @@ from tiny_rows import LABELS, by_hand, labelled, texts, with_adapters, word_toke
 from lora.errors import ConfigError
 from lora.evaluation.calibrating import at_temperature, calibration, temperature_of
 from lora.evaluation.evaluate import evaluate
+from lora.evaluation.grid import text
 from lora.evaluation.predict import predict
 from lora.evaluation.tables import headline
 from lora.evaluation.text_bytes import byte_sizes
@@ -107,7 +108,7 @@ def test_evaluate_fills_everything(classifier: LoRA, tokenizer: Any) -> None:
     assert set(evaluation.robustness["tuned"]) == {"upper", "whitespace"}
     assert any("'typos' changes none" in note for note in evaluation.notes), "words with a digit stay"
     assert evaluation.robustness["tuned"]["upper"]["metric"] == "f1_macro"
-    assert evaluation.comparisons["tuned"]["f1_macro"]["verdict"] in headline(evaluation)
+    assert evaluation.comparisons["tuned"]["f1_macro"]["verdict"] in text(headline(evaluation))
     json.dumps(evaluation.to_dict(), allow_nan=False)
     again = evaluate(classifier, rows, robustness=["typos", "upper", "whitespace"], **options)
     assert {**again.to_dict(), "seconds": 0} == {**evaluation.to_dict(), "seconds": 0}, "one seed, one result"

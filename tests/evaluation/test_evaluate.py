@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from lora.config import DataConfig
 from lora.errors import ConfigError, DataError, ModelError, RoutingError
 from lora.evaluation.evaluate import evaluate
+from lora.evaluation.tables import comparison
 from lora.model.lora import LoRA
 from lora.tasks.causal import CausalTask
 from lora.tasks.classification import ClassificationTask
@@ -110,7 +111,7 @@ def test_one_pass_equals_separate_passes(tokenizer: Any) -> None:
 def test_the_base_is_not_run_unless_wanted(classifier: LoRA, tokenizer: Any) -> None:
     evaluation = evaluate(classifier, labelled(6), tokenizer=tokenizer, baseline=False, latency=False)
     assert list(evaluation.metrics) == ["tuned"] and evaluation.base is None
-    assert "base" not in evaluation.to_markdown() and "difference" not in evaluation.to_markdown()
+    assert comparison(evaluation).headers == ["", "tuned"] and not evaluation.comparisons
 
 
 def test_truncation_is_counted_and_done(classifier: LoRA, tokenizer: Any) -> None:

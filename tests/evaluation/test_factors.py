@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lora.evaluation.factors import FEWEST_PAIRS, factor, median_ratio, p95_ratio, rate_ratio
+from lora.evaluation.grid import pieces, style
 from lora.evaluation.result import Evaluation
 from lora.evaluation.tables import comparison
 
@@ -57,7 +58,7 @@ def speeds(low: float | None, high: float | None, value: float = 1.25) -> Evalua
     [(1.2, 1.3, "red", "green"), (0.7, 0.8, "green", "red"), (0.9, 1.6, "", ""), (None, None, "", "")],
 )
 def test_only_a_difference_has_a_colour(low, high, latency, rate) -> None:
-    styles = {row[0]: row[-1][1] for row in comparison(speeds(low, high)).rows}
+    styles = {row[0]: style(pieces(row[-1])[0]) for row in comparison(speeds(low, high)).rows}
     assert styles["latency p50, ms"] == styles["latency p95, ms"] == latency
     assert styles["rows per second"] == styles["tokens per second"] == rate
 

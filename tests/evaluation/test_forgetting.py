@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from lora.evaluation.forgetting import Forgetting, measure_forgetting
 from lora.evaluation.probe import TEXTS, probe_texts
 from lora.evaluation.report import write_report
 from lora.model.base import load_base
+from lora.statistics import estimate
+from lora.statistics.means import LOSS, token_rows
 from lora.tasks import TASKS
 from lora.tasks.inference import forward
-from small_base import labelled, save_base, stories, tokenizer, write_jsonl
+from small_base import WORDS, labelled, save_base, stories, tokenizer, write_jsonl
 from tiny_models import tiny
 
 TOKENS = tokenizer("llama")
@@ -71,6 +74,28 @@ def test_figures_are_those_of_full_logits(arch: str, monkeypatch: pytest.MonkeyP
         assert figures["kl"]["low"] < figures["kl"]["value"] < figures["kl"]["high"]
         before = found.adapters[BASE]["loss"]
         assert figures["loss_change"]["value"] == pytest.approx(figures["loss"] - before, abs=1e-6)
+
+
+def test_intervals_are_those_of_the_statistics_with_what_they_say_of_them() -> None:
+    model = adapted("llama")
+    found = measured(model, ["a"], [f"cat {'dog sun ' * (i % 5)}{WORDS[i]}" for i in range(14)])
+    expected = estimate(LOSS, token_rows(found.per_text["a"]["kl"], found.per_text["tokens"]))
+    figure = found.adapters["a"]["kl"]
+    assert [figure["value"], figure["low"], figure["high"]] == pytest.approx(
+        [expected.value, expected.low, expected.high], rel=0.01
+    )
+    assert not any("relied on" in note for note in found.notes)
+    few = measured(model, ["a"])
+    assert few.notes == ["Of 6 texts alone the interval says nothing that can be relied on."]
+    assert few.notes[0] in few.grid().markdown()
+
+
+def test_what_is_no_number_is_shown_as_that() -> None:
+    model = adapted("llama")
+    with torch.no_grad():
+        next(iter(model.adapter_parameters("a").values())).fill_(math.nan)
+    figure = measured(model, ["a"]).adapters["a"]["kl"]
+    assert math.isnan(figure["value"]) and figure["low"] is None
 
 
 def test_an_adapter_that_does_nothing_has_forgotten_nothing() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from figures import Page, wrong
 from tiny_rows import labelled
 
 from lora.errors import SaveError
@@ -78,6 +79,9 @@ def test_report_of_a_real_evaluation(classifier: LoRA, tokenizer: Any, tmp_path:
     assert told["history"]["evaluations"][1]["eval"] == {"loss": None, "f1_macro": 0.5}
     assert told["history"]["last"] == HISTORY[3]
     assert set(told["versions"]) >= {"python", "torch", "transformers", "lora"}
+    page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    figures = [element for element in page.elements if "data-path" in element.attributes]
+    assert len(figures) > 100 and not [found for each in figures if (found := wrong(told, each.attributes, each.said))]
     text = path.read_text(encoding="utf-8")
     for name in ("base", "tuned"):
         for key in ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "loss"):
@@ -104,8 +108,8 @@ def test_headline_comes_first_and_config_last(tmp_path: Path) -> None:
     assert "always 'x', the most frequent class (10 of 40 rows): accuracy 0.2500." in text
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
-        "## Evaluation on 40 rows", "## Course of training", "## Notes", "## Base", "## Adapter", "## Data",
-        "## Training", "## Anything else", "## Versions", "## Config",
+        "## Evaluation on 40 rows", "## Course of training", "## Lineage", "## Notes", "## Base", "## Adapter",
+        "## Data", "## Training", "## Anything else", "## Versions", "## Config",
     ]  # fmt: skip
     config = text.rpartition("```yaml\n")[2].rpartition("\n```")[0]
     assert yaml.safe_load(config) == FACTS["config"]

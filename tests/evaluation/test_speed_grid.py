@@ -10,9 +10,11 @@ from tiny_rows import LABELS, labelled, texts, with_adapters, word_tokenizer
 
 from lora.errors import ConfigError, ModelError
 from lora.evaluation import speed_grid as module
+from lora.evaluation import speed_writing
 from lora.evaluation.evaluate import evaluate
 from lora.evaluation.result import plain
-from lora.evaluation.speed_grid import FEWEST, MOST, SpeedPlan, needed, percentiles, speed_grid
+from lora.evaluation.speed_grid import FEWEST, MOST, speed_grid
+from lora.evaluation.speed_plan import SpeedPlan, needed, percentiles
 from lora.evaluation.speed_tables import speed_tables
 from lora.model.lora import LoRA
 from lora.tasks.causal import CausalTask
@@ -31,7 +33,8 @@ class Machine:
         self.model: LoRA | None = None
         monkeypatch.setattr(module, "clock", lambda: self.now)
         monkeypatch.setattr(module, "forward", self.forward)
-        monkeypatch.setattr(module, "decode", self.decode)
+        monkeypatch.setattr(speed_writing, "clock", lambda: self.now)
+        monkeypatch.setattr(speed_writing, "decode", self.decode)
 
     def name(self, model: LoRA, adapter: str) -> str:
         return adapter if model is self.model else "merged"

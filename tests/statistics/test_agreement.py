@@ -191,3 +191,12 @@ def test_what_is_undefined_says_why(metric: Metric, rows: Rows) -> None:
         found = estimate(metric, rows, resamples=200)
     assert math.isnan(found.value) and found.note == metric.undefined and metric.undefined
     assert "undefined" in str(found)
+
+
+def test_ranks_are_of_the_values_as_they_are() -> None:
+    """Centred, values far below the mean become one."""
+    for said in ([1e-20, 2e-20, 3e-20, 0.5, 1.0], [1e20, 1e-3, 2e-3, 3e-3, 0.5]):
+        true = [3.0, 2.0, 1.0, 4.0, 5.0]
+        for a, b in ((true, said), (said, true)):
+            expected = scipy.stats.spearmanr(a, b).statistic
+            assert numbers.SPEARMAN.value(numbers.number_rows(a, b)) == pytest.approx(expected)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, false_discovery_control
+from scipy.stats import binomtest, false_discovery_control, norm
 
 from lora.errors import ConfigError, DataError
 from lora.statistics.classes import ACCURACY, F1_MACRO, label_rows
@@ -80,6 +81,14 @@ def test_mcnemar_is_the_binomial_test() -> None:
         exact = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
         assert mcnemar(only_a, only_b, mid=False) == pytest.approx(exact)
     assert mcnemar(3, 9) == pytest.approx(binomtest(3, 12).pvalue - math.comb(12, 3) / 2**12)
+    assert mcnemar(0, 5) == pytest.approx(1 / 2**5)
+
+
+def test_mcnemar_of_many_rows_is_quick() -> None:
+    begun = time.process_time()
+    found = mcnemar(10_000_000, 10_007_000)
+    assert time.process_time() - begun < 0.1, "of integers with millions of digits it takes minutes"
+    assert found == pytest.approx(2 * norm.cdf(-7000 / math.sqrt(20_007_000)), rel=1e-3)
 
 
 def test_the_interval_of_two_proportions_covers() -> None:
@@ -218,6 +227,18 @@ def test_many_systems_are_corrected_for_their_number() -> None:
     assert correct(found, "none")["best"].p_corrected == found["best"].p_value
     with pytest.raises(ConfigError, match="against"):
         compare_all(MEAN, systems, "nobody")
+    unknown = compare(MEAN, value_rows([1.0]), value_rows([0.0]))
+    assert math.isnan(unknown.p_value)
+    some = correct({"best": found["best"], "a": found["b"], "unknown": unknown})
+    assert some["best"].comparisons == 2 and some["best"].p_corrected == pytest.approx(2 * found["best"].p_value)
+
+
+def test_the_seed_draws_the_exchanges() -> None:
+    """Also where they stand in for resamples that all say the same."""
+    a, b = value_rows(np.arange(15) + 1.0), value_rows(np.arange(15.0))
+    p = {compare(MEAN, a, b, resamples=20_000, seed=seed).p_value for seed in range(4)}
+    expected = {exchange_test(MEAN, a, b, draws=20_000, seed=seed) for seed in range(4)}
+    assert p == expected and len(expected) > 1, "a seed has no part in it"
 
 
 def test_words_follow_from_the_p_value() -> None:

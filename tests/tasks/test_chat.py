@@ -219,3 +219,26 @@ def test_another_answer_to_a_held_out_question_is_not_trained_on(rows: list[dict
     sides = [{ASKED[place] for place, row in enumerate(rows) if row in side} for side in (found.train, found.held)]
     assert not sides[0] & sides[1] and len(found.held) == 16
     assert any("rows of the same input stay together (60 repeated)" in note for note in found.notes)
+
+
+def test_a_conversation_that_begins_with_the_assistant() -> None:
+    """Its greeting is learned behind the prompt for an answer; without such a prompt it is not, and that is said."""
+    row = {"messages": [{"role": "assistant", "content": "Welcome!"}, *talk("x", "two")]}
+    assert learned(chat(), row) == ["Welcome!", "two"] and learned(chat(learn="last"), row) == ["two"]
+    start = "<|im_start|>assistant\n"
+    assert TOKENIZER.decode(chat().asked(chat().encode([row], TOKENIZER, 100).examples[0])[0][0]["input_ids"]) == start
+    bare = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+    task = ChatTask(messages="messages", template=bare + "{% if add_generation_prompt %}[bot]{% endif %}")
+    with pytest.raises(DataError, match="does not begin as the template prompts"):
+        task.encode([row], TOKENIZER, 100)
+    task = ChatTask(messages="messages", template=bare.replace("[{{ m.role }}]", ""))
+    made = task.encode([row, {"messages": row["messages"][:1]}], TOKENIZER, 100)
+    assert [
+        TOKENIZER.decode(ids) for (ids,) in [[[n for n in one["labels"] if n != -100]] for one in made.examples]
+    ] == ["two<|im_end|>"]
+    assert made.notes[0] == (
+        "2 of 2 conversations begin with the assistant, for which the chat template has no prompt: their first answers "
+        "are not learned. So 1 of them is left out whole."
+    )
+    with pytest.raises(DataError, match="no prompt: its first answer is not learned"):
+        task.encode([{"messages": row["messages"][:1]}], TOKENIZER, 100)

@@ -8,9 +8,12 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora import LoRA, fit
+from lora.config import TrainingConfig
 from lora.errors import ConfigError, DataError, ModelError, TrainingError
+from lora.tasks import TASKS
 from lora.training.job import Job
 from lora.training.prepare import prepare, read_rows
+from lora.training.trainee import greater_is_better
 from small_base import labelled, stories
 
 
@@ -168,6 +171,33 @@ def test_early_stopping_keeps_the_best(bert):
     )
     assert result.stopped_early and result.best_value == 0.5 and len(kept) == 4
     assert same(parameters(model), kept[1])
+
+
+@pytest.mark.parametrize("cut", [None, 2])
+def test_of_equal_values_the_lowest_loss_is_kept_also_after_a_resume(bert, tmp_path, cut):
+    """(metric, loss): a lower loss never beats a better value, NaN is none, of equals the earlier stays."""
+    measured = [(0.5, 0.1), (1.0, 0.9), (1.0, 0.3), (1.0, 0.3), (1.0, math.nan), (1.0, 0.4)]
+    steps = []
+
+    def evaluate(model, name):
+        if len(steps) == cut and not (tmp_path / "cut").exists():
+            (tmp_path / "cut").touch()
+            raise RuntimeError("cut")
+        steps.append(measured[len(steps)])
+        return dict(zip(("mine", "loss"), steps[-1], strict=True))
+
+    def train(resume):
+        return fit(
+            classifier(bert), labelled(24), labelled(6, seed=1), output_dir=tmp_path / "run", max_steps=6,
+            batch_size=8, eval_every=1, save_every=1, learning_rate=1e-3, best_metric="mine", greater_is_better=True,
+            patience=5, evaluate=evaluate, tensorboard=False, resume=resume,
+        )  # fmt: skip
+
+    if cut:
+        with pytest.raises(RuntimeError, match="cut"):
+            train(False)
+    result = train(bool(cut))
+    assert (result.best_value, result.best_step, result.stopped_early) == (1.0, 3, False)
 
 
 def test_early_stopping_on_a_loss_takes_the_lowest(bert):
@@ -426,3 +456,12 @@ def test_a_refusal_at_the_last_moment_leaves_the_run_to_be_replaced(bert, tmp_pa
         fit(classifier(bert), labelled(30), False, max_steps=1, output_dir=tmp_path / "run", overwrite=True,
             gradient_checkpointing=True)  # fmt: skip
     assert (tmp_path / "run" / "adapter").is_dir() and (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_any_measure_of_a_task_can_pick_the_best(kind):
+    task, _ = TASKS[kind].made_up()
+    found = {key: greater_is_better(key, TrainingConfig(best_metric=key), task) for key in task.measures}
+    assert task.best_metric in found and found["loss"] is False
+    less = {"loss", "perplexity", "mse", "rmse", "mae", "hamming", "reward_rejected"}
+    assert {key for key, more in found.items() if not more} == less & set(found)

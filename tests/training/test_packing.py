@@ -14,7 +14,8 @@ from lora.tasks import Encoded
 from lora.tasks.causal import CausalTask
 from lora.tasks.inference import forward
 from lora.training import packing
-from lora.training.packing import Packing, find_packing
+from lora.training.packable import find_packing
+from lora.training.packing import Packing
 from small_base import stories
 from tiny_models import randomise, tiny
 

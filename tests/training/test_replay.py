@@ -15,10 +15,11 @@ from lora import DataConfig, LoRA, RunConfig, fit, workflow
 from lora.data.batches import BatchPlan
 from lora.errors import ConfigError, DataError
 from lora.model.base import load_base, load_tokenizer
+from lora.tasks import encoding
 from lora.tasks.tokens import IGNORED
 from lora.training.prepare import Prepared, prepare, read_rows
 from lora.workflow.look import describe_data
-from small_base import labelled, save_base, stories
+from small_base import labelled, save_base, stories, tokenizer
 
 CAUSAL = "AutoModelForCausalLM"
 
@@ -95,6 +96,33 @@ def test_what_is_held_out_is_not_replayed(base: str, tmp_path: Path) -> None:
     assert any("left out of replay" in note for note in found.notes)
 
 
+def asked(count: int, answer: str, **more: str) -> list[dict[str, Any]]:
+    return [{"instruction": text, "output": answer, **more} for text in sentences(count, 3)]
+
+
+@pytest.mark.parametrize("rows, replayed", [
+    (talks(30), [{"messages": [row["messages"][0], {"role": "assistant", "content": "no"}]} for row in talks(30)]),
+    (asked(30, "yes", input=""), asked(30, "no")),
+    (asked(30, "yes"), asked(30, "no", input="")),
+])  # fmt: skip
+def test_a_question_held_out_is_not_replayed_with_another_answer(
+    base: str, tmp_path: Path, rows: list[dict[str, Any]], replayed: list[dict[str, Any]]
+) -> None:
+    found = read_rows(rows, None, DataConfig(replay=put(tmp_path / "r.jsonl", replayed), held_out=0.2), 0)
+    assert found.held and found.replay
+    held = {found.task.key(row) for row in found.held}
+    assert len(found.replay.rows) == 30 - len(held) and not held & {found.replay.task.key(r) for r in found.replay.rows}
+
+
+def test_test_rows_are_not_replayed(base: str, tmp_path: Path) -> None:
+    rows = asked(30, "yes")
+    for name, part in (("train", rows[:20]), ("test", rows[20:])):
+        put(tmp_path / f"{name}.jsonl", part)
+    file = put(tmp_path.parent / f"{tmp_path.name}-r.jsonl", rows)
+    found = read_rows(str(tmp_path), False, DataConfig(replay=file), 0)
+    assert found.replay and found.test and len(found.replay.rows) == 20
+
+
 def test_other_replay_is_other_data_and_more_weight_too(base: str, tmp_path: Path) -> None:
     first, second = (put(tmp_path / f"{n}.jsonl", [{"text": t} for t in sentences(9, n)]) for n in (1, 2))
     digests = {
@@ -102,6 +130,41 @@ def test_other_replay_is_other_data_and_more_weight_too(base: str, tmp_path: Pat
         for replay in (None, first, second, {"path": first, "share": 0.3})
     }  # fmt: skip
     assert len(digests) == 4
+
+
+def test_the_same_rows_are_the_same_data_streamed_or_cached_or_not(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These settings may change when a run is resumed."""
+    monkeypatch.setattr(encoding, "FEWEST", 5)
+    replay = put(tmp_path / "general.jsonl", [{"text": text} for text in sentences(9, 1)])
+    rows: Any = put(tmp_path / "rows.jsonl", talks(9))
+    cache = str(tmp_path / "cache")
+    ways = ({"cache": False}, {"cache": cache}, {"cache": cache}, {"cache": False, "streaming": True})
+    assert len({prepared(base, rows, replay, **way).digest for way in ways}) == 1
+
+
+def test_tokens_of_replay_are_kept_for_another_time(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "FEWEST", 15)
+    replay = put(tmp_path / "general.jsonl", [{"text": text} for text in sentences(20, 1)])
+    first, second = (prepared(base, talks(9), replay, cache=str(tmp_path / "cache")) for _ in range(2))
+    assert not any("were read from" in note for note in first.notes)
+    assert any(note.startswith("Replay: Token ids were read from") for note in second.notes)
+    assert list(first.train.examples) == list(second.train.examples)
+
+
+def test_answers_stay_beside_their_examples(base: str, tmp_path: Path) -> None:
+    general = put(tmp_path / "general.jsonl", [{"text": text} for text in sentences(4, 1)])
+    alike = put(tmp_path / "alike.jsonl", asked(4, "blue moon"))
+    rows = asked(9, "red sun")
+    assert list(prepared(base, rows, alike).train.answers) == ["red sun"] * 9 + ["blue moon"] * 4
+    assert list(prepared(base, rows, general, columns={}).train.answers) == ["red sun"] * 9 + [""] * 4
+
+
+def test_only_training_rows_of_a_source_are_read(base: str, tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", [{"text": text} for text in sentences(4, 1)])
+    (tmp_path / "validation.jsonl").write_text("{")
+    assert prepared(base, talks(9), str(tmp_path)).train.replay == 4
 
 
 @pytest.mark.parametrize("given, said", [
@@ -123,10 +186,26 @@ def test_what_cannot_be_replayed_is_refused(base: str, tmp_path: Path) -> None:
         prepared(base, talks(9), f"{texts}#x2")
     with pytest.raises(DataError, match="no such file"):
         prepared(base, talks(9), str(tmp_path / "none.txt"))
+
+
+def test_an_encoder_decoder_replays_halves(tmp_path: Path) -> None:
     from transformers import T5Config
 
-    with pytest.raises(DataError, match="rows of the run's own kind .seq2seq. are needed"):
-        read_rows(stories(9), False, DataConfig(replay=texts), 0, base=T5Config())
+    texts = [*sentences(8, 5, 12), "red " * 400, "sun"]
+    replay = put(tmp_path / "t.jsonl", [{"text": text} for text in texts])
+    found = read_rows(stories(9), False, DataConfig(replay=replay, streaming=True), 0, base=T5Config())
+    assert found.replay is not None and found.replay.task.name == "seq2seq"
+    rows = [(row["prompt"], row["completion"]) for row in found.replay.rows]
+    words = texts[0].split()
+    assert rows[0] == (" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :]))
+    assert rows[8] == (" ".join(["red"] * 150),) * 2 and rows[9] == ("sun", "sun")
+    assert any("second half of each text" in note for note in found.notes)
+    base = LoRA(load_base(str(save_base(tmp_path / "t5", "t5")), "AutoModelForSeq2SeqLM", torch.float32), rank=2)
+    train = prepare(base, found, tokenizer("t5"), 64).train
+    assert train.replay == 9 and len(train) == 18  # what is longer than the length is left out
+    with pytest.raises(DataError, match="rows of the run's own kind .seq2seq. or a column of plain text"):
+        bad = put(tmp_path / "n.jsonl", [{"number": 1}])
+        read_rows(stories(9), False, DataConfig(replay=bad), 0, base=T5Config())
 
 
 @pytest.mark.parametrize("packing", [None, False])
@@ -183,6 +262,19 @@ def test_a_run_with_both_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     report = json.loads((whole / "report.json").read_text())
     assert report["data"]["replay_examples"] > 5
     assert [source["split"] for source in report["data"]["sources"]] == ["train", "replay"]
-    replay.write_text(" ".join(sentences(60, 8, 20)))
+    for other in ({"path": "moved.txt", "share": 0.5}, None):
+        with pytest.raises(ConfigError, match="data.replay .all but its path.: a run goes on with"):
+            workflow.resume(cut, progress=False, overrides={"data.replay": other})
+    moved, probe = Path(shutil.move(replay, tmp_path / "moved.txt")), tmp_path / "probe.txt"
+    probe.write_text("red sun here\n\nblue moon there\n")
+    there: list[dict[str, Any]] = [
+        {"data.replay": str(moved)}, {"data.replay": {"path": str(moved), "share": 0.25}, "probe": str(probe)}
+    ]  # fmt: skip
+    for overrides in there:
+        shutil.rmtree(cut / "checkpoints" / last.name)
+        workflow.resume(cut, progress=False, overrides=overrides)
+        assert (cut / "adapter" / "adapter_model.safetensors").read_bytes() == one
+    assert json.loads((cut / "report.json").read_text())["forgetting"]["texts"] == 2
+    moved.write_text(" ".join(sentences(60, 8, 20)))
     with pytest.raises(ConfigError, match="training data"):
         workflow.resume(cut, progress=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from command import COLD, lora, surroundings
+from command import COLD, Started, lora, surroundings
 from lora import LoRA, fit
 from lora.errors import ConfigError, Interrupted, SaveError
 from small_base import labelled, write_jsonl
@@ -75,14 +75,13 @@ def test_kill_9_of_the_real_command(bert, tmp_path):
     settings = ["--epochs", "30", "--batch-size", "4", "--learning-rate", "1e-3", "--save-every", "7", "--rank", "4"]
     base = ["train", "--model", str(bert), "--data", str(data), *settings]
     run = tmp_path / "run"
-    process = start([*base, "--output", str(run)])
+    process = Started(["lora", *base, "--output", str(run)])
     for lines in (12, 60):
         wait_for(run / "metrics.jsonl", lines, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process = start(["train", "--resume", str(run)])
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+        process.kill()
+        process = Started(["lora", "train", "--resume", str(run)])
+    done = process.wait()
+    assert done.returncode == 0, done.stderr
     other = tmp_path / "whole"
     assert lora(*base, "--output", other).returncode == 0
     assert losses(run)[0] == losses(other)[0]
@@ -129,7 +128,7 @@ def wait_for(path, lines, process, seconds=120):
         if path.is_file() and len(path.read_text().splitlines()) >= lines:
             return
         if process.poll() is not None:
-            raise AssertionError(f"ended early: {process.communicate()}")
+            raise AssertionError(f"ended early: {process.wait()}")
         time.sleep(0.02)
     process.kill()
     raise AssertionError("no progress")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora.chat.answer import Answer
 from lora.chat.kept import Kept
+from lora.chat.prompts import fitted, prompt_ids
 from lora.chat.stream import Stream
 from lora.config import CHAT_LENGTH, SamplingConfig
 from lora.core.randomness import seed_of
@@ -23,8 +24,6 @@ from lora.registry import unknown
 
 if TYPE_CHECKING:
     from lora.workflow.several import Loaded
-
-WHOLE = 1 << 30  # tokens: nothing is cut
 
 
 class Session:
@@ -118,7 +117,13 @@ class Session:
         kept = "the one before it stays" if taken else "it is not kept"
         return self._or_as_before(lambda: self.answer(on_text), lambda: self.messages.extend(taken), kept)
 
-    def _or_as_before(self, answer: Callable[[], Answer], undo: Callable[[], object], then: str) -> Answer:
+    def _or_as_before(self, answer: Callable[[], Answer], take_back: Callable[[], object], then: str) -> Answer:
+        start = self._start
+
+        def undo() -> None:
+            take_back()
+            self._start = start
+
         try:
             made = answer()
         except BaseException:
@@ -204,33 +209,24 @@ class Session:
     # -- prompts ------------------------------------------------------------------------------------------------------
 
     def _prompt(self, voice: Voice) -> tuple[list[int], list[str]]:
-        """Token ids that the next answer of ``voice`` follows, and what a user should know.
-
-        A conversation that is too long loses its oldest exchanges, down to three quarters of the room: if it lost one
-        a turn, no turn would find the beginning of its prompt among the keys and values that are kept.
-        """
+        """Token ids that the next answer of ``voice`` follows, and what a user should know. Raises DataError."""
         if not voice.chats:
             ids = self._ids(voice, self.messages[-1]["content"])
             if len(ids) > self.room:
                 raise DataError(self._too_long(len(ids)))
             alone = f"{voice.name} is asked with a bare text: each message is answered by itself."
             return ids, self._once(alone) if len(self.messages) > 1 else []
-        start, room, notes = min(self._start, len(self.messages) - 1), self.room, list[str]()
+        notes = list[str]()
         if self.tools and not voice.tools:
             notes.append(f"{voice.name} was trained without tools: it is not told which there are.")
-        while len(ids := self._ids(voice, self._asked(start))) > room:
-            room = self.room * 3 // 4
-            later = [i for i in range(start + 1, len(self.messages)) if self.messages[i]["role"] == "user"]
-            if not later:
-                if len(ids) > self.room:
-                    raise DataError(self._too_long(len(ids)))
-                break
-            start = later[0]
-            told = (
+        ids, start = fitted(lambda start: self._ids(voice, self._asked(start)), self.messages, self._start, self.room)
+        if len(ids) > self.room:
+            raise DataError(self._too_long(len(ids)))
+        if start > self._start:
+            notes.append(
                 f"The conversation is longer than the {self.room} tokens there is room for: "
                 "its oldest exchanges are no longer read by the model."
             )
-            notes += [told] if told not in notes else []
         self._start = start
         return ids, self._once(*notes)
 
@@ -243,16 +239,7 @@ class Session:
         return [*system, *self.messages[start:]]
 
     def _ids(self, voice: Voice, asked: Any) -> list[int]:
-        cells = {voice.column: asked}
-        if self.tools and voice.tools:
-            cells[voice.tools] = self.tools
-        try:
-            (ids,), _ = voice.prompts([cells], self.tokenizer, WHOLE)
-        except DataError as error:
-            # Of the one row the reason alone: a conversation has no file and no lines.
-            lines = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
-            raise DataError("; ".join(line.removesuffix(": row 1") for line in lines) or str(error)) from None
-        return ids
+        return prompt_ids(voice, self.tokenizer, asked, self.tools)
 
     def _once(self, *notes: str) -> list[str]:
         new = [note for note in notes if note not in self._told]
@@ -266,7 +253,8 @@ class Session:
         before = len(self.messages)
         last = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         del self.messages[last[-1] if last else 0 :]
-        self._start = min(self._start, max(len(self.messages) - 1, 0))
+        if self._start >= len(self.messages):
+            self._start = 0  # an earlier message may be an answer: the next prompt finds anew where it begins
         return before - len(self.messages)
 
     @property

@@ -82,7 +82,9 @@ def _merged(model: LoRA, name: str, prepared: Prepared, row: int, own: Tensor) -
 
 def _probed(name: str, forgetting: Forgetting | str) -> Finding:
     check = "general ability"
-    if isinstance(forgetting, str) or "loss" not in forgetting.adapters[BASE]:
+    if isinstance(forgetting, str):
+        return Finding(check, "skipped", forgetting)
+    if "loss" not in forgetting.adapters[BASE]:
         return Finding(check, "skipped", "the base predicts no next tokens")
     before, after = (forgetting.adapters[each]["loss"] for each in (BASE, name))
     kl = forgetting.adapters[name]["kl"]["value"]

@@ -79,16 +79,18 @@ def _labels(out: Answers, parts: Sequence[Part], task: Task) -> list[Remark]:
         if part is parts[0]:
             out.unlabelled = sum(not names for names in lists)
     train = counts[parts[0].name]
-    names = [str(name) for name in getattr(task, "labels", [])]
+    names = [str(name) for name in task.labels]
     for name in sorted(names, key=lambda name: (-train[name], name)):
         out.classes[name] = {part: count[name] for part, count in counts.items()}
     findings, unit = [], "word" if task.per_token else "row"
-    few = [name for name in out.classes if train[name] < FEW]
+    # What the task added itself, and no row has, is nobody's fault; the notes name it.
+    asked = [name for name in out.classes if name not in task.added or any(count[name] for count in counts.values())]
+    few = [name for name in asked if train[name] < FEW]
     if few:
         what = f"{counted(len(few), 'label')} with fewer than {FEW} training {unit}s: {_listed(few, train)}"
         findings.append(Remark("few", "look", what, "too few to learn from; collect more, or join labels"))
     for part in parts[1:]:
-        missing = [name for name in out.classes if not counts[part.name][name]]
+        missing = [name for name in asked if not counts[part.name][name]]
         if missing:
             what = f"{counted(len(missing), 'label')} without a {unit} in {part.name}: {_listed(missing, train)}"
             why = "metrics there say nothing of them"

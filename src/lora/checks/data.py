@@ -108,7 +108,7 @@ def look(
     findings += look_at_characters(
         rows, texts, [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(specials))]
     )
-    unknown, more = _unknown(train, tokenizer)
+    unknown, more = _unknown(train, task, tokenizer)
     findings += more
     widths = None
     if lengths.padded and task.rows == 1:
@@ -126,7 +126,7 @@ def look(
     )  # fmt: skip
 
 
-def _unknown(part: Part, tokenizer: Any) -> tuple[float | None, list[Remark]]:
+def _unknown(part: Part, task: Task, tokenizer: Any) -> tuple[float | None, list[Remark]]:
     """The share of unknown tokens, and where they are."""
     unknown = tokenizer.unk_token_id
     if unknown is None:
@@ -134,7 +134,7 @@ def _unknown(part: Part, tokenizer: Any) -> tuple[float | None, list[Remark]]:
     counts: dict[int, int] = {}
     total = 0
     for place, example in enumerate(part.encoded.examples):
-        ids = ids_of(example)
+        ids = ids_of(task, example)
         total += len(ids)
         if here := ids.count(unknown):
             row = example.get("row", place)

@@ -124,47 +124,33 @@ class Viewer:
         whole = self.task.encode([part.rows[row]], self.tokenizer, WHOLE)
         examples = part.encoded.examples if place is not None else whole.examples
         example = examples[place or 0]
-        ids = ids_of(example)
+        ids = ids_of(self.task, example)
         siblings = [i for i, one in enumerate(examples) if one.get("row", i) == (row if place is not None else 0)]
         stretches = self._stretches(example, row_messages(self.task, part.rows[row]))
-        labels = example.get("labels")
+        labels = [label for _, _, labels in self.task.parts(example) for label in labels or ()]
         out = Example(
             why, part.name, where(part.rows, [row]), len(ids), stretches, part=siblings.index(place or 0) + 1,
             parts=len(siblings), label=example.get("label"), left_out=place is None,
-            learned=sum(label != IGNORED for label in labels) if isinstance(labels, list) else None,
+            learned=sum(label != IGNORED for label in labels) if labels else None,
         )  # fmt: skip
         if place is not None and len(siblings) == 1:
-            out.cut = _cut(ids, ids_of(whole.examples[0]))
+            out.cut = _cut(ids, ids_of(self.task, whole.examples[0]))
         if place is not None and self.widths and part.name == "training":
             out.padding = max(self.widths.get(place, 0) - part.encoded.lengths[place], 0)
         return out
 
     def _stretches(self, example: dict[str, Any], messages: list[tuple[str, str]]) -> list[Stretch]:
-        ids, labels = ids_of(example), example.get("labels")
-        if at := _answers_at(example):
-            prompt, chosen, rejected = self.pieces(ids, labels, at)
-            return [
-                *by_role(prompt, messages, "prompt"), Stretch("chosen", chosen), Stretch("rejected", rejected),
-            ]  # fmt: skip
-        if not isinstance(labels, list):
-            return [Stretch("text", self.pieces(ids, None)[0])]
-        if self.task.generates and not self.task.next_token and IGNORED not in labels:  # a target beside its source
-            return [
-                Stretch("source", self.pieces(ids, None)[0]), Stretch("target", self.pieces(labels, labels)[0]),
-            ]  # fmt: skip
-        pieces = self.pieces(ids, labels)[0]
-        if messages:
-            return by_role(pieces, messages, "")
-        whole = not self.task.next_token or self.task.inputs()[0].divisible
-        return [Stretch("text", pieces)] if whole else by_learning(pieces)
+        out = list[Stretch]()
+        for name, ids, labels in self.task.parts(example):
+            pieces = self.pieces(ids, labels)
+            if messages and name in ("", "prompt"):
+                out += by_role(pieces, messages, name)
+            else:
+                out += [Stretch(name, pieces)] if name else by_learning(pieces)
+        return out
 
-    def pieces(self, ids: list[int], labels: list[int] | None, at: Sequence[int] = ()) -> list[list[Piece]]:
-        """The tokens with their texts, cut at the places ``at``."""
-        ends = [*at, len(ids)]
-        starts = [0, *at]
-        return [self._pieces(ids[a:b], labels and labels[a:b]) for a, b in zip(starts, ends, strict=True)]
-
-    def _pieces(self, ids: list[int], labels: list[int] | None) -> list[Piece]:
+    def pieces(self, ids: list[int], labels: list[int] | None) -> list[Piece]:
+        """The tokens with their texts."""
         out, begun, floor = list[Piece](), 0, 0
 
         def add(stop: int, text: str, special: bool = False) -> None:
@@ -207,25 +193,9 @@ def special_ids(tokenizer: Any) -> set[int]:
     return set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
 
 
-def ids_of(example: dict[str, Any]) -> list[int]:
+def ids_of(task: Task, example: dict[str, Any]) -> list[int]:
     """All token ids of an example; what two answers share before them is there once."""
-    if "input_ids" in example:
-        ids: list[int] = example["input_ids"]
-        return ids
-    return [*example["chosen"], *example["rejected"][_shared(example) :]]
-
-
-def _answers_at(example: dict[str, Any]) -> list[int]:
-    """Where the chosen and the rejected answer begin in `ids_of`; empty: there are none."""
-    if "branches" in example:
-        prompt, chosen, _ = example["branches"]
-        return [prompt, prompt + chosen]
-    return [_shared(example), len(example["chosen"])] if "chosen" in example else []
-
-
-def _shared(example: dict[str, Any]) -> int:
-    chosen, rejected = example["chosen"], example["rejected"]
-    return next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))
+    return [number for _, ids, _ in task.parts(example) for number in ids]
 
 
 def _cut(kept: list[int], whole: list[int]) -> tuple[int, int] | None:

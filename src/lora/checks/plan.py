@@ -121,7 +121,7 @@ class Planner:
                     for found, own in ((rows, out.batch), (length, out.length))
                 )
             out.largest_batch, out.largest_length = rows, length
-            if not out.fits:
+            if not out.fits and self.available > 0:
                 out.remedies = self._remedies(out, found)
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,15 +27,15 @@ SLOW, FAST = 1 / 15, 15
 
 
 def vocabulary(model: LoRA, prepared: Prepared) -> Finding:
-    """Whether the base has an embedding for every token of the rows, held-out ones included."""
+    """Whether the base has an embedding for every token of the rows, held-out and test rows included."""
     name = "the base knows every token"
     base: Any = model.base
     embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
     size = getattr(embedding, "num_embeddings", None)
     if size is None:
         return Finding(name, "skipped", "the base has no embedding of tokens")
-    parts = [part for part in (prepared.train, prepared.held) if part is not None]
-    largest = max(max(ids_of(example), default=0) for part in parts for example in part.examples)
+    parts = [part for part in (prepared.train, prepared.held, prepared.test) if part is not None]
+    largest = max(max(ids_of(prepared.task, example), default=0) for part in parts for example in part.examples)
     if largest < size:
         return Finding(name, "passed", f"{size:,} in its vocabulary, {largest:,} is the largest of the rows")
     return Finding(
@@ -45,20 +46,21 @@ def vocabulary(model: LoRA, prepared: Prepared) -> Finding:
 
 
 def supervised(data: Encoded, task: Task) -> Finding:
-    """Whether every example has something to learn, and how much of it."""
-    empty = sum(1 for count in data.supervised if not count)
+    """Whether every example of the data has something to learn, and how much of it; replay may learn all of it."""
+    empty = sum(1 for count in data.supervised[: data.own] if not count)
     name = "something to learn in every example"
     if empty:
         return Finding(
-            name, "failed", f"{_of(empty, len(data), 'has', 'have')} no supervised token",
+            name, "failed", f"{_of(empty, data.own, 'has', 'have')} no supervised token",
             "They cost time and teach nothing, while the loss of the others looks healthy.",
             "Look at them with `lora data show` and correct or remove them.",
         )  # fmt: skip
     if not task.generates:
-        return Finding(name, "passed", number_of(len(data), "example"))
-    labels = [sum(label != IGNORED for label in example["labels"]) for example in data.examples]
-    share = sum(labels) / max(1, sum(data.lengths))
-    said = f"{sum(labels):,} of {sum(data.lengths):,} tokens are learned ({share:.0%}), {min(labels)} at least"
+        return Finding(name, "passed", number_of(data.own, "example"))
+    labels = [sum(label != IGNORED for label in one["labels"]) for one in islice(data.examples, data.own)]
+    tokens = sum(data.lengths[: data.own])
+    share = sum(labels) / max(1, tokens)
+    said = f"{sum(labels):,} of {tokens:,} tokens are learned ({share:.0%}), {min(labels)} at least"
     if share < LITTLE:
         return Finding(
             name, "note", said, "Almost all of the time goes into prompts.",
@@ -68,17 +70,20 @@ def supervised(data: Encoded, task: Task) -> Finding:
 
 
 def stops(model: LoRA, prepared: Prepared) -> Finding:
-    """Whether the last token learned of each answer is one that stops generation."""
+    """Whether the last token learned of each answer is one that stops generation; replayed text may have no end."""
     task, data = prepared.task, prepared.train
     name = "answers end with a stop token"
     if not task.generates or task.inputs()[0].divisible:
         return Finding(name, "skipped", "the task has no answers" if not task.generates else "running text has no end")
     known = ends_of(model, prepared.tokenizer, task)
     # One example at a time, here and below: all of them may be more than memory holds.
-    ended = sum(bool(last := task.last_tokens(example)) and known.issuperset(last) for example in data.examples)
+    ended = sum(
+        bool(last := task.last_tokens(example)) and known.issuperset(last)
+        for example in islice(data.examples, data.own)
+    )
     shown = ", ".join(repr(prepared.tokenizer.decode([token])) for token in sorted(known)) or "none is known"
-    said = f"{_of(ended, len(data), 'does', 'do')} ({shown})"
-    if ended == len(data):
+    said = f"{_of(ended, data.own, 'does', 'do')} ({shown})"
+    if ended == data.own:
         return Finding(name, "passed", said)
     return Finding(
         name, "failed" if not ended else "note", said,
@@ -110,7 +115,7 @@ def _of(number: int, total: int, one: str, many: str) -> str:
 
 def cut(prepared: Prepared) -> Finding:
     """How many rows were longer than the length."""
-    count, kept = prepared.train.truncated, len(prepared.train)
+    count, kept = prepared.train.truncated, prepared.train.own
     name = "rows fit the length"
     long, left = ("row has" if count == 1 else "rows have"), ("example is" if kept == 1 else "examples are")
     said = f"{count:,} {long} more than {prepared.max_length:,} tokens; {kept:,} {left} left to train on"
@@ -141,7 +146,7 @@ def rate(model: LoRA, adapter: str, learning_rate: float) -> Finding:
 def template_tokens(model: LoRA, adapter: str, prepared: Prepared) -> Finding:
     """Whether the special tokens that the chat format writes have embeddings that were ever trained, or will be."""
     name = "the template's tokens are trained"
-    kept: Any = getattr(prepared.task, "format", None)
+    kept = prepared.task.format
     base: Any = model.base
     embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
     if not kept or embedding is None:

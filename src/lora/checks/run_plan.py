@@ -36,7 +36,8 @@ class RunPlan:
         step_seconds, run_seconds: least and most that a step of the largest adapter and the run's steps may take.
         disk: adapter, checkpoint, and the whole run with the checkpoints that it keeps.
         largest_batch, largest_length: at this length and at this batch; 0: none fits.
-        remedies: (what to change beside those before, peak that results), until it fits.
+        remedies: (what to change beside those before, peak that results), until it fits; none where nothing is left
+            beside the process.
         notes: where the figures come from.
         warnings: why the figures may be far off, and what to do about it.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,11 +58,11 @@ def made_up(
         data: with options of the task.
         end: id of the token that ends a text, which some models look for (T5 with a head for classes).
     """
-    known = getattr(kind, "labels", None) or range(labels)
+    known = () if isinstance(kind, str) else kind.labels
     task, example = (task_class(kind) if isinstance(kind, str) else type(kind)).made_up(
-        len(known), end if isinstance(end, int) else 1
+        len(known) or labels, end if isinstance(end, int) else 1
     )
-    if not isinstance(kind, str) and not getattr(kind, "labels", None):
+    if not isinstance(kind, str) and not known:
         task = kind
     if data is not None:
         task = with_options(task, data)
@@ -151,14 +152,15 @@ def _of_data(config: RunConfig, length: int | None, task: Task | None, kind: Any
     held = task.encode(held_rows, tokenizer, most) if held_rows else None
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     prepared = Prepared(task, tokenizer, train, held, None, most, pad, "right", [], "")
-    # The longest were taken on purpose: the others tell the average.
-    usual = train.lengths if share == 1 else train.lengths[LONGEST:] or train.lengths
+    tokens = _average(train.lengths, share == 1)
     count = len(rows.train)
     replayed = 1.0
     if rows.replay is not None:
-        chosen_replay = replace(rows.replay, rows=_sample(rows.replay.rows)[0])
-        prepared.train = with_replay(train, chosen_replay, tokenizer, most)
+        some, part = _sample(rows.replay.rows)
+        prepared.train = with_replay(train, replace(rows.replay, rows=some), tokenizer, most)
         replayed = 1 / (1 - rows.replay.share)
+        its = _average(prepared.train.lengths[prepared.train.own :], part == 1)
+        tokens = (1 - rows.replay.share) * tokens + rows.replay.share * its
     own = longest(prepared)
     taken = sum(rows_taken(number, weight) for number, weight in rows.shares or [(count, 1.0)])
     batch = training.batch_size * training.accumulation
@@ -166,11 +168,16 @@ def _of_data(config: RunConfig, length: int | None, task: Task | None, kind: Any
     steps = training.max_steps or max(1, round(training.epochs * per_epoch))
     seen = "" if share == 1 else f", {len(chosen):,} of them tokenised, the longest among them"
     note = f"{count:,} rows{seen}; at most {own:,} tokens, {_what(task)}"
-    tokens = sum(usual) / len(usual)
     if length:
         prepared = longer(prepared, length, training)
         tokens, note = prepared.train.lengths[0], f"{note}; planned as if each had {length:,}"
     return Rows(prepared, length or own, steps, training.batch_size * tokens, note)
+
+
+def _average(lengths: Sequence[int], all_of_them: bool) -> float:
+    """Tokens of an average example, of rows as `_sample` gives them: the longest were taken on purpose."""
+    usual = lengths if all_of_them else lengths[LONGEST:] or lengths
+    return sum(usual) / len(usual)
 
 
 def _sample(rows: ListOrStream) -> tuple[list[Row], float]:

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("lora.cli.generate", "Write texts for prompts, with one adapter or several."),
     "chat": ("lora.cli.chat", "Talk to a base model and its adapters."),
     "eval": ("lora.cli.eval", "Measure an adapter beside its base model."),
+    "report": ("lora.cli.page", "Write a run's report as one page, again."),
     "merge": ("lora.cli.merge", "Write an adapter into a plain copy of its base model."),
     "inspect": ("lora.cli.inspect", "Show what an adapter folder or a base model holds."),
 }

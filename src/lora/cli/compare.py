@@ -83,4 +83,4 @@ def command(
     if (adapter := found.adapter()) is not None:
         print(f"adapter: {adapter}")
         print(f"again:   lora train {found.output}/winner.yaml")
-    print(f"report:  {found.output}/compare.md")
+    print(f"report:  {found.output}/compare.html")

@@ -112,7 +112,7 @@ def command(
     quiet_libraries()
     from lora.cli.show import say, show_evaluation
     from lora.evaluation.evaluate import evaluate
-    from lora.evaluation.speed_grid import SpeedPlan
+    from lora.evaluation.speed_plan import SpeedPlan
     from lora.io.atomic import write_text
     from lora.workflow import load_tuned
 

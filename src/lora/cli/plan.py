@@ -121,8 +121,15 @@ def _time(seconds: float) -> str:
 def _does_not_fit(found: RunPlan) -> str:
     from lora.training.memory import gib
 
+    if found.available <= 0:
+        return (
+            f"error: no run fits: the process alone takes {gib(found.process)} before the base is loaded, which is all "
+            f"that there is or more. This run takes {gib(found.peak)} beside it."
+        )
     said = f"error: this run does not fit: it takes {gib(found.peak)}, and there is {gib(found.available)}."
-    if found.remedies:
+    if found.remedies and found.remedies[-1][1] > found.available:
+        said += " Nothing that can be changed here makes it fit. It takes less with, each beside those above it:"
+    elif found.remedies:
         said += " What takes less, each beside those above it:"
     for words, peak in found.remedies:
         said += f"\n  {words}: {gib(peak)}" + (", which fits" if peak <= found.available else "")

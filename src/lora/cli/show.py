@@ -41,6 +41,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
 
 def show_result(result: TrainResult) -> None:
     """The end of a training run: table, where things are."""
+    from lora.evaluation.saved import HTML
+
     fit = result.fit
     if result.evaluation is not None:
         show_evaluation(result.evaluation)
@@ -50,7 +52,8 @@ def show_result(result: TrainResult) -> None:
     early = " (stopped early)" if fit.stopped_early else ""
     print(f"{number_of(fit.steps, 'step')}{early}, {fit.epochs:.1f} epochs in {fit.seconds:.0f} s{best}")
     print(f"adapter: {fit.output}/adapter")
-    print(f"report:  {result.report}")
+    if result.report is not None:
+        print(f"report:  {result.report.with_name(HTML)}")
 
 
 def show_results(results: dict[str, TrainResult]) -> None:

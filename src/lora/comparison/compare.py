@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def compare(
         raise ConfigError("a comparison runs in a single process; start it without a launcher")
     folder = own_folder(config, resume, overwrite)
     assert config.model, "checked"
-    rows, protocol = read(config, asked)
+    rows, protocol, seen = read(config, asked)
     model, prepared = load(config, rows)
     greater = more_is_better(model, prepared, config)
     everyone, notes = candidates(model, config, asked)
@@ -76,6 +77,11 @@ def compare(
             + ", ".join(known)
         )
     protocol += budget(config, asked)
+    spread = known[metric][0].highest - known[metric][0].lowest
+    if asked.margin is not None and asked.margin >= spread:
+        raise ConfigError(
+            f"margin: {asked.margin:g} is as much as {metric} can differ by, so that nobody could be worse"
+        )
     for line in (*protocol, *notes, *prepared.notes):
         say(line)
     if overwrite and not resume:  # nobody has complained
@@ -83,7 +89,7 @@ def compare(
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     save_settings(folder, config, asked)
-    bench = Bench(model, prepared, config, folder, say, progress)
+    bench = Bench(model, prepared, config, folder, say, progress, seen)
     size = model.base_parameter_count()
     try:
         chosen = choose_rates(bench, everyone, asked.seeds, greater)
@@ -184,7 +190,8 @@ def _conclude(
     ends = [its.name for its in alive if its.chosen.at_the_end]
     count = len(bench.prepared.test or ())
     words = recommendation(
-        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, at_the_end=ends
+        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, at_the_end=ends,
+        trained_on=bench.trained_on,
     )  # fmt: skip
     result = ComparisonResult(
         bench.folder, bench.config, asked, key, metric, found, entries, verdict, words, protocol, notes, base,
@@ -206,6 +213,9 @@ def _estimated(runs: list[Figures], key: str, seed: int) -> tuple[dict[str, Esti
         out.update(zip(names, estimates([first[name][0] for name in names], together, seed=seed), strict=True))
         if key in names:
             of_key = together
+    if len(runs) > 1 and all(rows.groups is None for _, rows in first.values()):
+        # What is drawn as a group is a row with the answers of all runs to it.
+        out = {name: replace(its, note=its.note.replace("groups", "rows")) for name, its in out.items()}
     return {name: out[name] for name in first}, of_key
 
 

@@ -54,7 +54,13 @@ def settings_of(
         problems.append("data.held_out: with 0 there are no rows to choose learning rates on; leave it out")
     if problems:
         raise ConfigError("\n".join(problems))
-    return config.model_copy(deep=True), asked or ComparisonConfig.make(settings)
+    asked = asked.model_copy() if asked is not None else ComparisonConfig.make(settings)
+    if asked.test:  # in full, as the other paths: a comparison can be gone on with from any folder
+        named = RunConfig.make({"data": asked.test})
+        in_full(named)
+        assert isinstance(named.data.train, str), "one source"
+        asked.test = named.data.train
+    return config.model_copy(deep=True), asked
 
 
 def own_folder(config: RunConfig, resume: bool, overwrite: bool) -> Path:
@@ -75,8 +81,9 @@ def own_folder(config: RunConfig, resume: bool, overwrite: bool) -> Path:
     return folder
 
 
-def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str]]:
-    """Training, validation and test rows, and sentences about who does what with which.
+def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str], int]:
+    """Training, validation and test rows, sentences about who does what with which, and how many of the test rows have
+    an input that is trained on.
 
     Raises:
         DataError: rows at fault, or too few for three parts.
@@ -103,15 +110,17 @@ def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str]]:
         raise DataError("no test rows: candidates are measured on them. Name some (--test)")
     inputs = [given.column for given in rows.task.inputs()]
     trained = {row_key(row, inputs) for row in rows.train}
+    seen = 0
     for name, kept in (("validation", rows.held), ("test", rows.test)):
-        if seen := sum(row_key(row, inputs) in trained for row in kept):
+        seen = sum(row_key(row, inputs) in trained for row in kept)
+        if seen:
             said.append(f"{seen:,} of the {name} rows have an input that is trained on too: they flatter everybody.")
     protocol = [
         f"{len(rows.train):,} rows train; {len(rows.held):,} validation rows choose learning rates and checkpoints; "
         f"{len(rows.test):,} test rows measure, and choose nothing but the candidate that is recommended.",
         *said,
     ]
-    return rows, protocol
+    return rows, protocol, seen
 
 
 def load(config: RunConfig, rows: Rows) -> tuple[LoRA, Prepared]:
@@ -135,7 +144,7 @@ def more_is_better(model: LoRA, prepared: Prepared, config: RunConfig) -> bool:
     """Whether more of the metric is better. Raises ConfigError where the metric is none of the task's."""
     settings, task = config.training, prepared.task
     metric = settings.best_metric or task.best_metric
-    if task.measures and metric not in task.measures:
+    if metric not in task.measures:
         raise ConfigError(
             f"training.best_metric: {metric!r} is not measured for the task {task.name}; known: "
             + ", ".join(task.measures)

@@ -1,4 +1,4 @@
-"""What a comparison came to, and its files: ``compare.json`` for programs, ``compare.md`` to read, ``winner.yaml``."""
+"""What a comparison came to, and its files: ``compare.json`` for programs, a page and ``compare.md`` to read."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from lora.comparison.candidates import BASE, LOW_RANK, Candidate
+from lora.comparison.page import render
 from lora.comparison.spectrum import Spectrum
+from lora.comparison.tables import costs, deviation, markdown, overview
 from lora.comparison.trials import Chosen
 from lora.comparison.verdict import Entry, Verdict
 from lora.config import ComparisonConfig, RunConfig
 from lora.errors import ConfigError
 from lora.evaluation.report import versions
 from lora.evaluation.result import plain
+from lora.evaluation.saved import COMPARISON, page_of
 from lora.io.atomic import write_text
 from lora.overrides import save_config
 from lora.statistics.estimate import Estimate
@@ -22,8 +25,9 @@ from lora.statistics.metric import Metric
 from lora.tasks.figures import Figures
 from lora.yaml_text import read_yaml, write_yaml
 
-JSON, MARKDOWN, WINNER, SETTINGS = "compare.json", "compare.md", "winner.yaml", "compare.yaml"
-FILES = (JSON, MARKDOWN, WINNER)  # that a comparison replaces
+JSON, MARKDOWN, WINNER, SETTINGS = COMPARISON, "compare.md", "winner.yaml", "compare.yaml"
+PAGE = str(page_of(Path(JSON)))
+FILES = (JSON, MARKDOWN, PAGE, WINNER)  # that a comparison replaces
 FORMAT = 1
 
 
@@ -176,7 +180,9 @@ class ComparisonResult:
             "rates": [{"learning_rate": rate, **asdict(found)} for rate, found in sorted(chosen.tried.items())],
             "runs": {seed: {**asdict(found), "folder": str(self.output / "trials" / chosen.runs[seed].name)}
                      for seed, found in chosen.outcomes.items()},
-            "metrics": {key: {**found.to_dict(), "by_seed": its.by_seed(key)} for key, found in its.estimates.items()},
+            "metrics": {key: {**found.to_dict(), "by_seed": (own := its.by_seed(key)),
+                              "spread": deviation(list(own.values()))}
+                        for key, found in its.estimates.items()},
             "parameters": its.parameters, "parameters_share": share, "stored_bytes": its.stored,
             "memory_bytes": its.costs()["memory"], "memory_kind": its.alone.get("kind"),
             "tokens": its.tokens, "tokens_per_second": its.alone.get("tokens_per_second"),
@@ -189,22 +195,20 @@ class ComparisonResult:
 
     def to_markdown(self) -> str:
         """The report, headings of level 1 and 2."""
-        from lora.comparison.tables import markdown
-
         return markdown(self)
 
     def tables(self) -> list[Any]:
         """Quality and costs for a terminal: ``rich.print(*found.tables())``."""
-        from lora.comparison.tables import costs, overview
-
         return [overview(self).rich(), costs(self).rich()]
 
 
 def write(result: ComparisonResult) -> None:
     """Write the files of a comparison into its folder; each is whole or not there. Raises SaveError."""
-    text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    told = result.to_dict()
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(result.output / JSON, text + "\n")
     write_text(result.output / MARKDOWN, result.to_markdown())
+    write_text(result.output / PAGE, render(told))
     winner = next((its for its in result.measured if its.name == result.verdict.recommended), None)
     if winner is None or winner.candidate.adapter is None:
         (result.output / WINNER).unlink(missing_ok=True)

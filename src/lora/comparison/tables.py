@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from lora.comparison.alone import STEPS
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from lora.comparison.result import ComparisonResult
 
 WORDS = {"enough": "enough", "undecided": "cannot tell", "worse": "worse", "unknown": "not known"}
+FRONTS = {"parameters": "trained parameters", "memory": "peak memory", "seconds": "training time",
+          "stored": "stored size", "all": "all of them together"}  # fmt: skip
+UPDATES = ("", "effective rank, median", "rank for 90 %", "rank for 99 %", "rank 1 keeps", "used most", "used least")
+ABOUT_UPDATES = (
+    "Effective rank: exp of the entropy of the singular values of ΔW (Roy and Vetterli, 2007). Rank for 90 %: the "
+    "smallest whose best approximation keeps that share of the sum of squares; the median layer's, and the largest. "
+    "Energy is not quality: a small part of it may be what counts."
+)
 
 
 def overview(result: ComparisonResult) -> Grid:
@@ -37,12 +46,16 @@ def overview(result: ComparisonResult) -> Grid:
             (its.name, style), interval(entry.quality), spread(list(its.by_seed(result.key).values())),
             _difference(entry.against_best), _difference(entry.against_full), (status, style),
         ])  # fmt: skip
-    grid.below.append(
-        "Enough: not found worse than the best, and shown to be within "
-        f"{result.verdict.margin:.3g} of it. Seeds ±: standard deviation between runs. To: difference and p, corrected "
-        "for the number of candidates (Holm)."
-    )
+    grid.below.append(about_quality(result.verdict.margin))
     return grid
+
+
+def about_quality(margin: float) -> str:
+    """How to read the table of quality."""
+    return (
+        f"Enough: not found worse than the best, and shown to be within {margin:.3g} of it. Seeds ±: standard "
+        "deviation between runs. To: difference and p, corrected for the number of candidates (Holm)."
+    )
 
 
 def costs(result: ComparisonResult) -> Grid:
@@ -59,15 +72,20 @@ def costs(result: ComparisonResult) -> Grid:
             _time(took["seconds"]), _size(took["stored"]),
         ])  # fmt: skip
     kind = next((its.alone.get("kind") for its in result.measured if its.alone.get("kind")), None)
-    if kind:
-        grid.below.append(
-            f"Memory and time: of {STEPS} steps alone, in a process of its own; the time is that of a whole run at "
-            f"that speed, evaluations left out. Memory: {kind}. Full fine-tuning keeps the frozen base beside its own "
-            "weights."
-        )
-    if any(its.chosen.at_the_end for its in result.measured):
-        grid.below.append("!: the last rate that was tried, so that a better one may lie beyond.")
+    grid.below += about_costs(kind, any(its.chosen.at_the_end for its in result.measured))
     return grid
+
+
+def about_costs(memory_kind: str | None, at_the_end: bool) -> list[str]:
+    """How to read the table of costs."""
+    out = []
+    if memory_kind:
+        out.append(
+            f"Memory and time: of {STEPS} steps alone, in a process of its own; the time is that of a whole run at "
+            f"that speed, evaluations left out. Memory: {memory_kind}. Full fine-tuning keeps the frozen base beside "
+            "its own weights."
+        )
+    return out + (["!: the last rate that was tried, so that a better one may lie beyond."] if at_the_end else [])
 
 
 def interval(its: Estimate) -> str:
@@ -77,11 +95,13 @@ def interval(its: Estimate) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Standard deviation between runs; nothing of one."""
-    if len(values) < 2:
-        return ""
-    middle = sum(values) / len(values)
-    return f"{math.sqrt(sum((value - middle) ** 2 for value in values) / (len(values) - 1)):.2g}"
+    """`deviation` as a text; nothing of one run."""
+    return "" if math.isnan(found := deviation(values)) else f"{found:.2g}"
+
+
+def deviation(values: list[float]) -> float:
+    """Standard deviation between runs; nan of one."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def _difference(its: Comparison | None) -> str:
@@ -131,35 +151,22 @@ def metrics(result: ComparisonResult) -> Grid:
 
 def updates(result: ComparisonResult) -> Grid:
     """What the layers' updates are like: effective ranks, and ranks that keep their energy."""
-    headers = [
-        "",
-        "effective rank, median",
-        "used most",
-        "used least",
-        "rank for 90 %",
-        "rank for 99 %",
-        "rank 1 keeps",
-    ]
-    grid = Grid("Which layers used their rank", headers, [], texts=True)
+    grid = Grid("Which layers used their rank", list(UPDATES), [], texts=True)
     for its in result.measured:
         found = its.spectrum
         if found is None:
             continue
-        of = f" of {its.rank}" if its.rank else ""
+        of = f" of {found['rank']}"
         kept = found["kept_by_rank"].get(1)
         grid.rows.append([
-            its.name, f"{found['effective_rank']:.1f}{of}", _layer(found["used_most"]), _layer(found["used_least"]),
+            its.name, f"{found['effective_rank']:.1f}{of}",
             *(f"{found[key]['median']:g}, {found[key]['largest']}" for key in ("rank_90", "rank_99")),
-            "" if kept is None else f"{kept:.0%}",
+            "" if kept is None else f"{kept:.0%}", _layer(found["used_most"]), _layer(found["used_least"]),
         ])  # fmt: skip
         if its.kind == "full" and grid.rows:
-            shares = ", ".join(f"rank {rank} {share:.0%}" for rank, share in found["kept_by_rank"].items())
-            grid.below.append(f"Of what full fine-tuning changed in the median layer, {shares} of the energy keep.")
-    grid.below.append(
-        "Effective rank: exp of the entropy of the singular values of ΔW (Roy and Vetterli, 2007). Rank for 90 %: the "
-        "smallest whose best approximation keeps that share of the sum of squares. Energy is not quality: a small part "
-        "of it may be what counts."
-    )
+            shares = ", ".join(f"{share:.0%} by rank {rank}" for rank, share in found["kept_by_rank"].items())
+            grid.below.append(f"Of the energy of what full fine-tuning changed, in the median layer is kept: {shares}.")
+    grid.below.append(ABOUT_UPDATES)
     return grid
 
 
@@ -169,9 +176,7 @@ def _layer(found: list[Any]) -> str:
 
 def front(result: ComparisonResult) -> Grid:
     """Who lies on which Pareto front."""
-    names = {"parameters": "trained parameters", "memory": "peak memory", "seconds": "training time",
-             "stored": "stored size", "all": "all of them together"}  # fmt: skip
-    rows: list[list[Cell]] = [[names[cost], ", ".join(found)] for cost, found in result.verdict.fronts.items()]
+    rows: list[list[Cell]] = [[FRONTS[cost], ", ".join(found)] for cost, found in result.verdict.fronts.items()]
     return Grid("Pareto fronts", [f"{result.metric.name} against", "no other is better in both"], rows, texts=True)
 
 

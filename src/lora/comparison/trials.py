@@ -31,6 +31,7 @@ class Bench:
 
     Attributes:
         folder: of the comparison; each trial has one of its own in ``folder/trials``, and those there are gone on with.
+        trained_on: test rows whose input is among the training rows.
     """
 
     model: LoRA
@@ -39,6 +40,7 @@ class Bench:
     folder: Path
     say: Say
     progress: bool | None = None
+    trained_on: int = 0
 
     @property
     def task(self) -> Task:

@@ -9,12 +9,13 @@ from typing import Any
 from lora.comparison.verdict import Entry, Verdict, alike_throughout
 from lora.statistics.compare import ALIKE, POWER, Comparison
 
+LEAKED = 0.02  # of the test rows: from here on their having been trained on is said in the paragraph itself
 USED_UP, HALF = 0.8, 0.5  # of its rank: an update whose effective rank is above, or that needs no more than that
 
 
 def recommendation(
     entries: Sequence[Entry], verdict: Verdict, rows: int, *,
-    spectra: Mapping[str, dict[str, Any] | None] | None = None, at_the_end: Sequence[str] = (),
+    spectra: Mapping[str, dict[str, Any] | None] | None = None, at_the_end: Sequence[str] = (), trained_on: int = 0,
 ) -> str:  # fmt: skip
     """One paragraph that follows from the figures alone.
 
@@ -22,19 +23,22 @@ def recommendation(
         rows: of the test.
         spectra: by candidate what `lora.comparison.spectrum.summed_up` gives.
         at_the_end: candidates whose best learning rate is the last one that was tried.
+        trained_on: test rows whose input is among the training rows.
     """
     by_name = {its.name: its for its in entries}
     if verdict.recommended is None or verdict.best is None:
         why = next((its.quality.note for its in entries if its.quality.note), "")
         return f"Nothing can be recommended: no candidate has a value on the {rows} test rows. {why}".strip()
     chosen, best = by_name[verdict.recommended], by_name[verdict.best]
-    parts = [_choice(chosen, best, entries, verdict, rows)]
+    parts = [_choice(chosen, best, entries, verdict, rows), chosen.quality.note]
     parts += _costs(chosen, by_name.get("full"))
     parts += _against_full(chosen, best)
     parts += _cheaper(chosen, by_name, verdict, rows)
     parts += _dearer(chosen, best, entries, rows)
     parts += _rank_used(chosen, (spectra or {}).get(chosen.name))
     parts += _ends(chosen, best, at_the_end)
+    if trained_on and trained_on >= LEAKED * rows:
+        parts.append(f"{trained_on:,} of the test rows have an input that is trained on: all figures are too good.")
     return " ".join(part for part in parts if part)
 
 
@@ -47,8 +51,8 @@ def _choice(chosen: Entry, best: Entry, entries: Sequence[Entry], verdict: Verdi
         if not others:
             return f"{said}: {quality}; no other could be measured."
         if len(verdict.worse) == others:
-            worse = f"all {others} others are found worse" if others > 1 else "the other is found worse"
-            return f"{said}: {quality}, and {worse}."
+            worse = {1: "the other is", 2: "both others are"}.get(others, f"all {others} others are")
+            return f"{said}: {quality}, and {worse} found worse."
         less = any(its.parameters < chosen.parameters for its in entries)
         rest = f"none that trains less is shown to be within {verdict.margin:.3g} of it" if less else "none trains less"
         return f"{said}: {quality}, the best value of {len(entries)} candidates; {rest}."
@@ -122,7 +126,7 @@ def _against_full(chosen: Entry, best: Entry) -> list[str]:
 def _detectable(its: Comparison) -> str:
     if math.isnan(its.detectable):
         return ""
-    return f"; {its.n:,} rows would show one of {its.detectable:.2g} or more in {POWER:.0%} of cases"
+    return f"; {its.units:,} rows would show one of {its.detectable:.2g} or more in {POWER:.0%} of cases"
 
 
 def _cheaper(chosen: Entry, by_name: Mapping[str, Entry], verdict: Verdict, rows: int) -> list[str]:
@@ -180,16 +184,17 @@ def _round(count: int) -> int:
 
 
 def _rank_used(chosen: Entry, found: dict[str, Any] | None) -> list[str]:
-    if found is None or chosen.rank is None:
+    rank = chosen.rank
+    if found is None or rank is None or rank == 1 or found["rank"] != rank:  # what DoRA changes is of no rank r
         return []
     effective, needed = found["effective_rank"], found["rank_90"]["largest"]
     said = (
-        f"In the median layer its update has an effective rank of {effective:.1f} of {chosen.rank}; rank {needed} "
+        f"In the median layer its update has an effective rank of {effective:.1f} of {rank}; rank {needed} "
         "keeps 90 % of its energy in every layer"
     )
-    if chosen.rank > 1 and needed <= HALF * chosen.rank:
+    if needed <= HALF * rank:
         said += ", so that a smaller rank might do, as far as energy tells"
-    elif chosen.rank > 1 and effective >= USED_UP * chosen.rank:
+    elif effective >= USED_UP * rank:
         said += ": the rank is used"
     return [f"{said}."]
 

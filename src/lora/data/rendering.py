@@ -94,18 +94,18 @@ class Renderer:
         does not (such as those that leave out earlier reasoning) one of its own.
 
         Raises ValueError: the template refuses the messages, leaves something of them out, or does not begin an answer
-        as it prompts for one.
+        as it prompts for one (of a first message `opens` tells that beforehand).
         """
         full = self.render(messages, tools)
         refuse_omissions(self.render, messages, tools, full)
         together, out = [], []
         for place in answers:
-            before = self.render(messages[:place], tools, prompt=True)
             upto = full if place == len(messages) - 1 else self.render(messages[: place + 1], tools)
-            if not upto.startswith(before):
+            before = self.render(messages[:place], tools, prompt=True) if place else self._before_first(upto)
+            if not before or not upto.startswith(before):
                 raise ValueError(
                     f"cannot be learned with this chat template: message {place + 1} does not begin as the template "
-                    f"prompts for an answer ({_where_they_part(before, upto)})"
+                    f"prompts for an answer ({_where_they_part(before or '', upto)})"
                 )
             refuse_cut_answer(messages[place], upto[len(before) :])
             span = (len(before), len(upto))
@@ -114,6 +114,22 @@ class Renderer:
             else:
                 out.append(self._example(upto, [span]))
         return ([self._example(full, together)] if together else []) + out
+
+    def opens(self, messages: Sequence[Message], tools: list[Any] | None) -> bool:
+        """Whether the first of ``messages``, the assistant's, can be learned: it stands behind what the template
+        prompts for an answer with. Raises as `render`."""
+        return bool(self._before_first(self.render(messages[:1], tools)))
+
+    def _before_first(self, upto: str) -> str | None:
+        """What stands before a first message of the assistant's, rendered as ``upto``; None: no prompt for it.
+
+        No template can be asked for it, since transformers render no empty conversation: the prompt for an answer is
+        what a user's message has behind it with a prompt, and not without.
+        """
+        asked, bare = self.render(GOLDEN[:1], prompt=True), self.render(GOLDEN[:1])
+        prompt = asked[len(bare) :] if asked.startswith(bare) else ""
+        place = upto.find(prompt)
+        return upto[: place + len(prompt)] if prompt and place >= 0 else None
 
     def answer(self, messages: Sequence[Message], answer: Message, tools: list[Any] | None) -> list[int]:
         """Token ids of ``answer`` behind `prompt` of ``messages``, its end token included. Raises as `learned`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -87,13 +87,13 @@ def load_rows(source: str, split: str | None = None) -> list[Row]:
     return list(_load(source, [split_name(split)], must=split_name(split))[0][split_name(split)])
 
 
-def load_splits(config: DataConfig) -> Splits:
-    """Training rows of every source, and validation and test rows where a source has them too.
+def load_splits(config: DataConfig, of: Sequence[str] = SPLITS) -> Splits:
+    """Training rows of every source, and validation and test rows where a source has them too and ``of`` names them.
 
     ``config.validation`` wins over validation rows found beside the training rows. Raises DataError as ``load_rows``.
     """
     named = named_sources(config.train)
-    wanted = [name for name in SPLITS if not (name == "validation" and config.validation is not None)]
+    wanted = [name for name in of if not (name == "validation" and config.validation is not None)]
     splits = Splits([])
     stream = config.streaming
     size = sum(_bytes(parse(source.path).path) for source in named)

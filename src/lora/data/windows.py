@@ -19,11 +19,13 @@ class Fitted(NamedTuple):
     Attributes:
         lost: answers that fit in no example.
         cut: whether it was too long to be learned as it is. One that is not may be several examples too.
+        unasked: whether its first message is an answer that the template has no prompt for, and so is not learned.
     """
 
     examples: list[Learned]
     lost: int
     cut: bool
+    unasked: bool = False
 
 
 def fitting(
@@ -33,6 +35,8 @@ def fitting(
 
     Raises ValueError as `Renderer.learned`.
     """
+    if answers and answers[0] == 0 and not renderer.opens(messages, tools):
+        return fitting(renderer, messages, answers[1:], tools, length)._replace(unasked=True)
     if not answers:
         return Fitted([], 0, False)
     messages = messages[: answers[-1] + 1]  # what follows the last answer teaches nothing

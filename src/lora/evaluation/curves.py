@@ -8,6 +8,7 @@ from typing import Any
 
 Series = tuple[list[float], list[float]]  # steps, values
 SMOOTH = 60  # points above which the training loss gets a running mean over a twentieth of them
+POINTS = 400  # of a series in report.json; metrics.jsonl has every step
 
 
 def series(history: list[dict[str, Any]]) -> dict[str, Series]:
@@ -23,6 +24,18 @@ def series(history: list[dict[str, Any]]) -> dict[str, Series]:
                 steps.append(entry["step"])
                 numbers.append(value)
     return out
+
+
+def thinned(steps: list[float], values: list[float], most: int = POINTS) -> dict[str, Any]:
+    """At most ``most`` points of a series: means over ``each`` neighbours, at the last one's step.
+
+    Returns:
+        ``{"steps", "values", "each"}``
+    """
+    each = -(-len(steps) // most)
+    parts = range(0, len(steps), each or 1)
+    means = [math.fsum(part := values[place : place + each]) / len(part) for place in parts]
+    return {"steps": [steps[min(place + each, len(steps)) - 1] for place in parts], "values": means, "each": each}
 
 
 def draw(history: list[dict[str, Any]], best_metric: str | None = None) -> bytes | None:

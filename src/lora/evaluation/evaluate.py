@@ -21,7 +21,8 @@ from lora.evaluation.probe import probe_texts
 from lora.evaluation.reference import constant_answer
 from lora.evaluation.result import Evaluation
 from lora.evaluation.speed import PeakMemory, measure_speed
-from lora.evaluation.speed_grid import SpeedPlan, speed_grid
+from lora.evaluation.speed_grid import speed_grid
+from lora.evaluation.speed_plan import SpeedPlan
 from lora.evaluation.uncertainty import figures_of
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task

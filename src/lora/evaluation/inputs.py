@@ -125,13 +125,13 @@ def stored_task(model: LoRA, names: Sequence[str]) -> Task | None:
 def task_from_rows(model: LoRA, rows: list[Row], config: DataConfig) -> tuple[Task, str]:
     """Task and labels read from the rows, and a sentence about it. Labels are in the model's order, if it says one."""
     task, how = task_for(rows, config, getattr(model.base, "config", None))
-    order = _labels_of(model, getattr(task, "labels", []))
+    order = _labels_of(model, task.labels)
     if order:
         task = from_state({**task.state(), "labels": order})
     return task, f"No task is stored with the adapter, so it was read from these rows. {how}"
 
 
-def _labels_of(model: LoRA, found: list[str]) -> list[str]:
+def _labels_of(model: LoRA, found: Sequence[str]) -> list[str]:
     """The model's own label names if they cover ``found``; class numbers where it has only LABEL_0, …; else none."""
     names = getattr(getattr(model, "config", None), "id2label", None) or {}
     ordered = [str(names[place]) for place in sorted(names)]

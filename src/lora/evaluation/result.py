@@ -7,15 +7,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora.core.routing import BASE
+from lora.evaluation.lenient import whole
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from lora.evaluation.forgetting import Forgetting
-    from lora.evaluation.speed_grid import SpeedGrid
+    from lora.evaluation.speed_plan import SpeedGrid
 
 
 @dataclass
@@ -116,6 +119,16 @@ class Evaluation:
         """Everything as values that strict JSON can hold: NaN and infinities are None."""
         return plain({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)})
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """What `to_dict` gave, of this version of lora or another: what it does not know is left out."""
+        known = {entry.name: entry for entry in dataclasses.fields(cls)}
+        given: dict[str, Any] = {key: value for key, value in values.items() if key in known and value is not None}
+        for key, kind in _parts().items():
+            if key in given:
+                given[key] = rebuilt(kind, given[key])
+        return cls(**{"metrics": {}, "rows": 0, **given})
+
     def to_markdown(self) -> str:
         """Comparison, per-class table, confusions and written answers in Markdown, headings of level 2."""
         from lora.evaluation.tables import markdown
@@ -129,14 +142,35 @@ class Evaluation:
         return comparison(self).rich()
 
 
+def _parts() -> dict[str, type]:
+    """What is a dataclass of its own in an `Evaluation`."""
+    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.speed_plan import SpeedGrid
+
+    return {"generation": Generation, "forgetting": Forgetting, "speed_grid": SpeedGrid}
+
+
+def rebuilt(kind: type[T], values: Any) -> T | None:
+    """A dataclass from what `plain` made of it; None where that is another's."""
+    if not isinstance(values, Mapping):
+        return None
+    names = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    try:
+        return kind(**{key: value for key, value in values.items() if key in names})
+    except TypeError:  # something is missing
+        return None
+
+
 def plain(value: Any) -> Any:
-    """``value`` for strict JSON: string keys, lists, numbers; NaN and infinities become None, other things text."""
-    if value is None or isinstance(value, (bool, int, str)):
+    """``value`` for strict JSON in UTF-8: string keys, lists, numbers; NaN and infinities None, other things text."""
+    if isinstance(value, str):
+        return whole(value)
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {whole(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

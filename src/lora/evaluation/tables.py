@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
-from lora.evaluation.grid import Cell, Grid
+from lora.evaluation.grid import Cell, Grid, Number, Piece, pointer
+from lora.evaluation.lenient import dicts
 from lora.plural import number_of
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ SPEED = {
     "rows_per_second": Metric("rows per second", ",.1f"),
     "tokens_per_second": Metric("tokens per second", ",.0f"),
 }
+COUNT, FACTOR, SHARE = Metric("", ",.0f", 0), Metric("", ".2f"), Metric("", ".0%", 0)
+MEMORY = Metric("memory, MiB", ",.0f", -1)
+MIB = 2**20
 
 
 def comparison(evaluation: Evaluation) -> Grid:
@@ -86,14 +90,15 @@ def comparison(evaluation: Evaluation) -> Grid:
     single = len(evaluation.tuned) == 1 and evaluation.base is not None
     headers = ["", *[evaluation.label(name) for name in names], *(["difference"] if single else [])]
     grid = Grid(f"Evaluation on {number_of(evaluation.rows, 'row')}", headers, [], [])
-    for table, described in ((evaluation.metrics, _described(evaluation)), (evaluation.speed, SPEED)):
-        if table:
-            grid.rows += [_row(table, key, metric, names, single) for key, metric in described.items()]
+    for place in ("metrics", "speed"):
+        if getattr(evaluation, place):
+            described = described_metrics(evaluation) if place == "metrics" else SPEED
+            grid.rows += [_row(evaluation, place, key, metric, names, single) for key, metric in described.items()]
     grid.below = remarks(evaluation)
     return grid
 
 
-def _described(evaluation: Evaluation) -> dict[str, Metric]:
+def described_metrics(evaluation: Evaluation) -> dict[str, Metric]:
     """The plain numbers among the metrics, known ones in the order above, others after them."""
     first = evaluation[evaluation.tuned[0]]
     numbers = [key for key, value in first.items() if value is None or isinstance(value, (int, float))]
@@ -103,20 +108,24 @@ def _described(evaluation: Evaluation) -> dict[str, Metric]:
     return out | {key: Metric(key, ".4g", 0) for key in numbers if key not in out}
 
 
-def _row(table: dict[str, dict[str, Any]], key: str, metric: Metric, names: list[str], single: bool) -> list[Cell]:
-    values = [table[name].get(key) for name in names]
-    cells: list[Cell] = [metric.title, shown(values[0], metric)]
-    for name, value in zip(names[1:], values[1:], strict=True):
-        delta, style, beside = "", "", "{} ({})"
-        if "to_base" in table[name]:
-            delta, style = times(table[name]["to_base"][key], metric)
-            beside = "{}, {}"
+def _row(evaluation: Evaluation, place: str, key: str, metric: Metric, names: list[str], single: bool) -> list[Cell]:
+    table: dict[str, dict[str, Any]] = getattr(evaluation, place)
+    paths = [pointer("evaluation", place, name, key) for name in names]
+    values = [table.get(name, {}).get(key) for name in names]
+    cells: list[Cell] = [metric.title, number(values[0], metric, paths[0])]
+    for name, value, path in zip(names[1:], values[1:], paths[1:], strict=True):
+        delta: list[Piece] = []
+        before, after = " (", ")"
+        if factor := table.get(name, {}).get("to_base", {}).get(key):
+            delta = times(factor, metric, pointer("evaluation", place, name, "to_base", key))
+            before, after = ", ", ""
         elif names[0] == BASE:
-            delta, style = difference(value, values[0], metric)
-        if single or not delta:
-            cells += [shown(value, metric), *([(delta, style)] if single else [])]
-        else:
-            cells.append((beside.format(shown(value, metric), delta), style))
+            delta = change(value, values[0], metric, path, paths[0])
+        cells.append(number(value, metric, path))
+        if single:
+            cells.append(delta or "")
+        elif delta:
+            cells[-1] = [number(value, metric, path), before, *delta, *([after] if after else [])]
     return cells
 
 
@@ -124,7 +133,14 @@ def shown(value: Any, metric: Metric) -> str:
     """A number as its metric is written; a dash where it is not defined."""
     if value is None:
         return "–"
+    if not isinstance(value, (int, float)) and not hasattr(value, "dtype"):
+        return str(value)
     return format(value, metric.form) if math.isfinite(value) else str(float(value))
+
+
+def number(value: Any, metric: Metric, path: str, style: str = "") -> Number:
+    """``value``, at ``path`` in the report, as its metric is written."""
+    return Number(shown(value, metric), value, path, style=style)
 
 
 def difference(value: Any, base: Any, metric: Metric) -> tuple[str, str]:
@@ -139,27 +155,41 @@ def difference(value: Any, base: Any, metric: Metric) -> tuple[str, str]:
     return written, "green" if (value - base) * metric.better > 0 else "red"
 
 
-def times(factor: dict[str, float | None], metric: Metric) -> tuple[str, str]:
-    """A factor to the base with its interval, and a style: none where the interval holds 1, so chance would do."""
+def change(value: Any, base: Any, metric: Metric, path: str, minus: str) -> list[Piece]:
+    """The same as a cell, which says that ``path`` and ``minus`` lead to the two; nothing where it says nothing."""
+    written, style = difference(value, base, metric)
+    if not any(digit in written for digit in "0123456789"):
+        return [written] if written else []
+    return [Number(written, value - base, path, minus, style=style)]
+
+
+def times(factor: dict[str, float | None], metric: Metric, path: str) -> list[Piece]:
+    """A factor to the base with its interval; without a colour where that holds 1, so chance would do."""
     value, low, high = factor["value"], factor["low"], factor["high"]
-    if low is None or high is None:
-        return f"×{value:.2f}", ""
-    written = f"×{value:.2f} ({low:.2f}–{high:.2f})"
-    if low <= 1 <= high or not metric.better:
-        return written, ""
-    return written, "green" if (low > 1) == (metric.better > 0) else "red"
+    style = ""
+    if low is not None and high is not None and not low <= 1 <= high and metric.better:
+        style = "green" if (low > 1) == (metric.better > 0) else "red"
+    written = shown(value, FACTOR)
+    out: list[Piece] = [Number(written if value is None else f"×{written}", value, f"{path}/value", style=style)]
+    if low is not None and high is not None:
+        out += [(" (", style), number(low, FACTOR, f"{path}/low", style), ("–", style)]
+        out += [number(high, FACTOR, f"{path}/high", style), (")", style)]
+    return out
 
 
-def remarks(evaluation: Evaluation) -> list[str]:
+def remarks(evaluation: Evaluation) -> list[Cell]:
     """What stands under the comparison: the answer that needs no model, the untrained head, memory."""
-    out = []
+    out: list[Cell] = []
     if evaluation.reference:
-        values, described = evaluation.reference["metrics"], _described(evaluation)
+        values, described = evaluation.reference["metrics"], described_metrics(evaluation)
         # Of one label per row, F1 micro is the accuracy.
         keys = ("accuracy", "f1", "f1_macro", *(["f1_micro"] if "hamming" in values else []), "rmse", "mae")
         metrics = {key: described.get(key, METRICS[key]) for key in keys if key in values}
-        numbers = ", ".join(f"{metric.title} {shown(values[key], metric)}" for key, metric in metrics.items())
-        out.append(f"For reference: {evaluation.reference['name']}: {numbers}.")
+        line: list[Piece] = [f"For reference: {evaluation.reference['name']}: "]
+        for place, (key, metric) in enumerate(metrics.items()):
+            path = pointer("evaluation", "reference", "metrics", key)
+            line += [f"{', ' if place else ''}{metric.title} ", number(values[key], metric, path)]
+        out.append([*line, "."])
     if evaluation.untrained_head:
         out.append(
             "The base's head is untrained (made up at random): its column shows guessing; compare with the reference."
@@ -173,14 +203,27 @@ def remarks(evaluation: Evaluation) -> list[str]:
     if written := evaluation.generation:
         out.append(
             f"Written answers: greedy, to {len(written.answers):,} different prompts, at most {written.max_new_tokens} "
-            f"tokens; beside {written.references:,} references with {written.reference_length:.1f} tokens on average. "
+            f"tokens; beside {written.references:,} references with "
+            f"{shown(written.reference_length, METRICS['answer_length'])} tokens on average. "
             "ROUGE-L: F1, the nearest reference. Exact match: but for case and white space. "
             + " ".join(f"{METRICS[key].title}: {signature}." for key, signature in written.signatures.items())
         )
         out += written.notes
-    if evaluation.peak_memory_bytes:
-        out.append(f"Peak memory: {evaluation.peak_memory_bytes / 2**20:,.0f} MiB, {evaluation.peak_memory_kind}.")
+    if (memory := peak_memory(evaluation)) is not None:
+        out.append(["Peak memory: ", memory, f" MiB, {evaluation.peak_memory_kind}."])
     return out
+
+
+def peak_memory(evaluation: Evaluation) -> Number | None:
+    """The largest use of memory, in MiB."""
+    if not evaluation.peak_memory_bytes:
+        return None
+    return mebibytes(evaluation.peak_memory_bytes, pointer("evaluation", "peak_memory_bytes"))
+
+
+def mebibytes(value: int | None, path: str) -> Number:
+    """Bytes as MiB."""
+    return Number(shown(None if value is None else value / MIB, MEMORY), value, path, scale=MIB)
 
 
 def per_class(evaluation: Evaluation, name: str) -> Grid | None:
@@ -188,7 +231,7 @@ def per_class(evaluation: Evaluation, name: str) -> Grid | None:
     classes: dict[str, dict[str, Any]] | None = evaluation[name].get("per_class")
     if not classes:
         return None
-    base = evaluation[evaluation.base]["per_class"] if evaluation.base else None
+    base = evaluation[evaluation.base].get("per_class") if evaluation.base else None
     headers = ["class", "support", "precision", "recall", "F1"] + (
         [f"F1 {evaluation.label(BASE)}", "difference"] if base else []
     )
@@ -197,16 +240,14 @@ def per_class(evaluation: Evaluation, name: str) -> Grid | None:
     if len(order) > MATRIX:
         order.sort(key=lambda each: (not classes[each]["support"], classes[each]["f1"]))
         grid.below.append("Sorted by F1, the worst first; classes without support last.")
-    form = Metric("")
+    form, path = Metric(""), ("evaluation", "metrics")
     for each in order:
-        row = classes[each]
-        cells: list[Cell] = [
-            each,
-            str(row["support"]),
-            *[shown(row[key], form) for key in ("precision", "recall", "f1")],
-        ]
+        row, own = classes[each], (*path, name, "per_class", each)
+        cells: list[Cell] = [each, number(row["support"], COUNT, pointer(*own, "support"))]
+        cells += [number(row[key], form, pointer(*own, key)) for key in ("precision", "recall", "f1")]
         if base:
-            cells += [shown(base[each]["f1"], form), difference(row["f1"], base[each]["f1"], form)]
+            at, before = pointer(*path, BASE, "per_class", each, "f1"), base.get(each, {}).get("f1")
+            cells += [number(before, form, at), change(row["f1"], before, form, pointer(*own, "f1"), at)]
         grid.rows.append(cells)
     return grid
 
@@ -218,26 +259,34 @@ def confusion(evaluation: Evaluation, name: str) -> Grid | None:
         return None
     labels, matrix = found["labels"], found["matrix"]
     if len(labels) > MATRIX:
-        return _pairs(labels, matrix, name)
-    rows: list[list[Cell]] = [[label, *map(str, counts)] for label, counts in zip(labels, matrix, strict=True)]
+        return confused_pairs(labels, matrix, name)
+    rows: list[list[Cell]] = [
+        [labels[i], *(number(count, COUNT, cell_path(name, i, j)) for j, count in enumerate(counts))]
+        for i, counts in enumerate(matrix)
+    ]
     return Grid(f"Confusions: {name}", ["true ↓ predicted →", *labels], rows)
 
 
-def _pairs(labels: list[str], matrix: list[list[int]], name: str) -> Grid:
+def cell_path(name: str, true: int, predicted: int) -> str:
+    """Where a cell of the confusion matrix of ``name`` stands."""
+    return pointer("evaluation", "metrics", name, "confusion", "matrix", true, predicted)
+
+
+def confused_pairs(labels: list[str], matrix: list[list[int]], name: str, most: int = PAIRS) -> Grid:
+    """The ``most`` confused pairs of classes."""
     size = range(len(labels))
     pairs = sorted(
         ((matrix[i][j], i, j) for i in size for j in size if i != j and matrix[i][j]),
         key=lambda pair: (-pair[0], *pair[1:]),
     )
     rows: list[list[Cell]] = [
-        [labels[i], labels[j], str(count), f"{count / sum(matrix[i]):.0%}"] for count, i, j in pairs[:PAIRS]
+        [labels[i], labels[j], number(count, COUNT, cell_path(name, i, j)), shown(count / sum(matrix[i]), SHARE)]
+        for count, i, j in pairs[:most]
     ]
     hidden = len(pairs) - len(rows)
-    below = (
-        [f"{number_of(hidden, 'more pair')}, each with {number_of(pairs[len(rows)][0], 'row')} or fewer."]
-        if hidden
-        else []
-    )
+    below: list[Cell] = []
+    if hidden:
+        below = [f"{number_of(hidden, 'more pair')}, each with {number_of(pairs[len(rows)][0], 'row')} or fewer."]
     if not pairs:
         below = ["No row was taken for another class."]
     return Grid(f"Most confused: {name}", ["true", "predicted", "rows", "of the true class"], rows, below)
@@ -253,51 +302,58 @@ def answers(evaluation: Evaluation) -> Grid | None:
     rows: list[list[Cell]] = []
     for answer in (every[place] for place in places):
         first, *more = answer["references"]
-        reference = _short(first) + (f" (and {len(more)} more)" if more else "")
-        rows.append([_short(answer["prompt"]), reference, *[_short(answer["answers"][name]) for name in names]])
+        reference = short(first) + (f" (and {len(more)} more)" if more else "")
+        rows.append([short(answer["prompt"]), reference, *[short(answer["answers"].get(name) or "") for name in names]])
     headers = ["prompt", "reference", *[evaluation.label(name) for name in names]]
     return Grid(f"Written answers, {len(rows)} of {len(every)}", headers, rows, texts=True)
 
 
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return (text if len(text) <= EXCERPT else text[:EXCERPT] + " …") or "(nothing)"
+def short(said: str) -> str:
+    said = " ".join(said.split())
+    return (said if len(said) <= EXCERPT else said[:EXCERPT] + " …") or "(nothing)"
 
 
 def tested(evaluation: Evaluation, name: str) -> str:
     """What a test says of the difference to the base in the metric that counts, as ", better"; empty: there is none."""
-    its = evaluation.comparisons.get(name, {}).get(evaluation.best_metric, {})
-    return f", {its['verdict']}" if its.get("verdict") else ""
+    its = dicts(dicts(evaluation.comparisons).get(name)).get(evaluation.best_metric, {})
+    return f", {its['verdict']}" if isinstance(its.get("verdict"), str) else ""
 
 
-def headline(evaluation: Evaluation) -> str:
+def headline(evaluation: Evaluation) -> Cell:
     """One sentence: the metric that counts, the base's, and the difference."""
-    key, described = evaluation.best_metric, _described(evaluation)
+    key, described = evaluation.best_metric, described_metrics(evaluation)
     metric = described.get(key, Metric(key))
-    parts = []
-    for name in evaluation.tuned:
-        value = evaluation[name].get(key)
-        before = evaluation[evaluation.base].get(key) if evaluation.base else None
-        gain = f" ({difference(value, before, metric)[0]}{tested(evaluation, name)})" if before is not None else ""
-        parts.append(f"{metric.title} {shown(value, metric)} with {name}{gain}")
-    base = ""
+
+    def value(name: str) -> tuple[Any, str]:
+        return evaluation[name].get(key), pointer("evaluation", "metrics", name, key)
+
+    out: list[Piece] = []
+    for place, name in enumerate(evaluation.tuned):
+        own, path = value(name)
+        out += [f"{'; ' if place else ''}{metric.title} ", number(own, metric, path), f" with {name}"]
+        if evaluation.base and (before := value(evaluation.base))[0] is not None:
+            out += [" (", *(change(own, before[0], metric, path, before[1]) or [""]), tested(evaluation, name), ")"]
     if evaluation.base:
-        base = f", {shown(evaluation[evaluation.base].get(key), metric)} with {evaluation.label(BASE)}"
-    return f"{'; '.join(parts)}{base}, on {number_of(evaluation.rows, 'row')}"
+        out += [", ", number(value(evaluation.base)[0], metric, value(evaluation.base)[1])]
+        out.append(f" with {evaluation.label(BASE)}")
+    return [*out, f", on {number_of(evaluation.rows, 'row')}"]
 
 
 def markdown(evaluation: Evaluation) -> str:
     """All tables in Markdown, and the notes."""
-    from lora.evaluation.speed_tables import speed_tables  # which is written with what stands here
+    from lora.evaluation import certainty, details  # which are written with what stands here
+    from lora.evaluation.speed_tables import speed_tables
 
     grids = [comparison(evaluation)]
     grids[0].below += evaluation.notes
+    grids += certainty.certainty(evaluation)
     for name in evaluation.tuned:
         grids += [grid for grid in (per_class(evaluation, name), confusion(evaluation, name)) if grid]
+    grids += details.grids(evaluation)
     if (written := answers(evaluation)) is not None:
         grids.append(written)
     if evaluation.speed_grid is not None:
-        grids += speed_tables(evaluation.speed_grid)
+        grids += speed_tables(evaluation.speed_grid, pointer("evaluation", "speed_grid"))
     if evaluation.forgetting is not None:
-        grids.append(evaluation.forgetting.grid())
+        grids.append(evaluation.forgetting.grid(pointer("evaluation", "forgetting")))
     return "\n".join(grid.markdown() for grid in grids)

@@ -32,7 +32,7 @@ class Voice:
     @property
     def chats(self) -> bool:
         """Whether it is asked with messages in a chat template, and not with a bare text."""
-        return getattr(self.task, "format", None) is not None
+        return self.task.format is not None
 
     @property
     def column(self) -> str:
@@ -42,7 +42,7 @@ class Voice:
     @property
     def tools(self) -> str | None:
         """The column of the functions that it may call; None: it knows of none."""
-        return getattr(self.task, "tools", None)
+        return self.task.tools
 
     def prompts(self, rows: list[Row], tokenizer: Any, max_length: int) -> tuple[list[list[int]], list[str]]:
         """Token ids that its text follows, of each of ``rows``, and what a user should know. Raises DataError."""

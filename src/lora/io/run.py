@@ -7,7 +7,7 @@ checkpoints/
   best/              the adapter with the best validation metric so far
 adapter/             the result
 tensorboard/         events
-report.md, report.json
+report.md, report.json, report.html
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
 TRAINING, STATE = "training.safetensors", "state.json"
-FILES = ("metrics.jsonl", "report.md", "report.json", "curves.png")  # that a run replaces
+FILES = ("metrics.jsonl", "report.md", "report.json", "report.html", "curves.png")  # that a run replaces
 
 
 class RunFolder:
@@ -129,20 +129,25 @@ class RunFolder:
                 file.write(json.dumps(entry) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
-        entries: list[dict[str, Any]] = []
-        if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                try:
-                    entries.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-        return entries
+        """The lines of ``metrics.jsonl``, see `read_history`."""
+        return read_history(self.metrics)
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that will be done again."""
         kept = [entry for entry in self.history() if entry.get("step", 0) <= step]
         write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def read_history(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; none where there is no file, and a last one cut short by a kill is left out."""
+    entries: list[dict[str, Any]] = []
+    if metrics.is_file():
+        for line in metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return entries
 
 
 def holds_a_set(folder: Path) -> bool:

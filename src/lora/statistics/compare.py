@@ -140,7 +140,7 @@ def compare(
     if plain and test != "bootstrap":
         found = _proportions(metric, a, b, level, "mcnemar" if test == "auto" else test)
     else:
-        found = _resampled([metric], a, b, level, resamples, np.random.default_rng(seed))[0]
+        found = _resampled([metric], a, b, level, resamples, seed)[0]
     if test == "permutation" and not math.isnan(found.difference):
         p = exchange_test(metric, a, b, seed=seed, draws=resamples)
         found = replace(found, p_value=p, p_corrected=p, test="permutation")
@@ -156,7 +156,7 @@ def compare_each(
     drawn = [metric for metric in metrics if not (len(a) and plain_proportion(metric, a))]
     if not len(a):
         return [_unknown(metric, a, math.nan, math.nan, level) for metric in metrics]
-    found = dict(zip(drawn, _resampled(drawn, a, b, level, resamples, np.random.default_rng(seed)), strict=True))
+    found = dict(zip(drawn, _resampled(drawn, a, b, level, resamples, seed), strict=True))
     return [found.get(metric) or _proportions(metric, a, b, level, "mcnemar") for metric in metrics]
 
 
@@ -178,9 +178,9 @@ def compare_all(
 
 
 def correct(found: Mapping[str, Comparison], correction: str = "holm") -> dict[str, Comparison]:
-    """Comparisons of any sort as one family: their p-values corrected for their number."""
+    """Comparisons of any sort as one family: their p-values corrected for the number of those that have one."""
     p_values = corrected([its.p_value for its in found.values()], correction)
-    many = 1 if correction == "none" else len(found)
+    many = 1 if correction == "none" else max(1, sum(not math.isnan(its.p_value) for its in found.values()))
     return {
         name: replace(its, p_corrected=float(p), comparisons=many)
         for (name, its), p in zip(found.items(), p_values, strict=True)
@@ -209,9 +209,9 @@ def row_values(metric: Metric, rows: Rows) -> Array:
 
 
 def _resampled(
-    metrics: Sequence[Metric], a: Rows, b: Rows, level: float, resamples: int | None, rng: np.random.Generator
+    metrics: Sequence[Metric], a: Rows, b: Rows, level: float, resamples: int | None, seed: int
 ) -> list[Comparison]:
-    units = a.units
+    units, rng = a.units, np.random.default_rng(seed)
     of_a, of_b = evaluator(metrics, a, units), evaluator(metrics, b, units)
     ones = units.sizes[None, :]
     points = np.stack([of_a(ones)[:, 0], of_b(ones)[:, 0]], axis=1)
@@ -220,7 +220,9 @@ def _resampled(
         drawn = weights(units, resamples or affordable(units), rng)
         sampled = np.concatenate([of_a(part) - of_b(part) for part in drawn], axis=1)
     return [
-        _of_resamples(metric, a, b, float(points[place, 0]), float(points[place, 1]), sampled[place], level, resamples)
+        _of_resamples(
+            metric, a, b, float(points[place, 0]), float(points[place, 1]), sampled[place], level, resamples, seed
+        )
         for place, metric in enumerate(metrics)
     ]
 
@@ -234,6 +236,7 @@ def _of_resamples(
     sampled: Array,
     level: float,
     resamples: int | None,
+    seed: int,
 ) -> Comparison:
     point, units = value_a - value_b, a.units
     if math.isnan(point) or units.drawn < 2:
@@ -250,7 +253,7 @@ def _of_resamples(
         notes.append("All resamples have the same difference, so they say nothing of how far it may be off.")
     p, error, test = own.p_value(), own.spread, "bootstrap"
     if math.isnan(p):  # the difference is alike in all rows: no interval, but it is surely there
-        p, test = exchange_test(metric, a, b, draws=resamples), "permutation"
+        p, test = exchange_test(metric, a, b, seed=seed, draws=resamples), "permutation"
     return Comparison(
         metric.name, value_a, value_b, point, low, high, level, p, p, test,
         _effect(point, error * math.sqrt(units.drawn)), detectable(error, level), len(a), units.drawn,

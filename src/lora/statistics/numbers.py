@@ -27,8 +27,9 @@ def number_rows(true: ArrayLike, said: ArrayLike, *, groups: Sequence[Hashable] 
         raise DataError(f"{NUMBERS}: true ones have shape {y.shape}, said ones {x.shape}; both must be (rows,)")
     with np.errstate(invalid="ignore"):  # infinite numbers are refused below, with their row
         # Not centred, the sums of squares of large numbers would drown their variance.
-        error, x, y = x - y, _centred(x), _centred(y)
-    columns = [np.ones_like(x), np.abs(error), error**2, x, y, x * x, y * y, x * y]
+        error, plain, x, y = x - y, (x, y), _centred(x), _centred(y)
+    # Values as they are too: of values far smaller than the mean, centring leaves one, and their order is lost.
+    columns = [np.ones_like(x), np.abs(error), error**2, x, y, x * x, y * y, x * y, *plain]
     return Rows.of(NUMBERS, np.column_stack(columns), groups=groups)
 
 
@@ -94,7 +95,7 @@ class Ties:
 
 
 def _spearman(cells: Array) -> Callable[[Array], Array]:
-    of_said, of_true = Ties(cells[:, 3]), Ties(cells[:, 4])
+    of_said, of_true = Ties(cells[:, 8]), Ties(cells[:, 9])
 
     def value(weights: Array) -> Array:
         rows = weights.sum(axis=1, keepdims=True)

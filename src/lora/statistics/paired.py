@@ -29,10 +29,9 @@ def mcnemar(only_a: int, only_b: int, mid: bool = True) -> float:
     fewer, both = min(only_a, only_b), only_a + only_b
     if both == 0:
         return 1.0
-    p = 2 * float(bdtr(fewer, both, 0.5))
-    if mid:
-        p -= math.comb(both, fewer) / 2**both
-    return min(1.0, p)
+    at_most = float(bdtr(fewer, both, 0.5))
+    below = float(bdtr(fewer - 1, both, 0.5)) if fewer else 0.0
+    return min(1.0, at_most + below if mid else 2 * at_most)  # with mid: 2·at_most less what was seen, their difference
 
 
 def bonett_price(only_a: int, only_b: int, rows: int, level: float = 0.95) -> tuple[float, float, float]:

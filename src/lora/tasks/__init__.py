@@ -25,4 +25,10 @@ def from_state(state: dict[str, Any]) -> Task:
     return cls(**{key: value for key, value in state.items() if key != "task"})
 
 
-__all__ = ["TASKS", "Encoded", "Input", "Options", "Row", "Task", "from_state", "task_class"]
+def running_text(base: Any, column: str = "text") -> Task | None:
+    """The task by which a base of the configuration ``base`` reads running text; None: none of them."""
+    found = (kind.for_running_text(base, column) for kind in TASKS.values())
+    return next((task for task in found if task is not None), None)
+
+
+__all__ = ["TASKS", "Encoded", "Input", "Options", "Row", "Task", "from_state", "running_text", "task_class"]

@@ -7,111 +7,22 @@ Shapes: b row, t token, v vocabulary, c class.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from lora.data.columns import Claim, Table
-from lora.data.problems import text_problem
+from lora.data.formats import Format
 from lora.data.rendering import IGNORED
 from lora.data.rows import Row
 from lora.data.splits import text_key
-from lora.errors import DataError
-from lora.settings import Settings
 from lora.statistics.rows import Array
+from lora.tasks.examples import Encoded, ExamplePart, Input, NoneLeft, Options, resized
 from lora.tasks.figures import Figures, Groups
 
-__all__ = ["Encoded", "Input", "Options", "Row", "Task", "resized"]
-
-
-class Options(Settings):
-    """Settings that a task has for itself, given as ``data.options``. Those that have none leave it at this."""
-
-
-class NoneLeft(DataError):
-    """All rows were left out. ``notes``, ``truncated``: what `Encoded` would have had."""
-
-    def __init__(self, message: str, notes: list[str], truncated: int) -> None:
-        super().__init__(message)
-        self.notes = notes
-        self.truncated = truncated
-
-
-@dataclass
-class Encoded:
-    """Rows as token ids, with what happened to them on the way.
-
-    Attributes:
-        examples: one dict per kept row: ``input_ids`` (list of int) and whatever else the task's ``collate`` needs.
-            Where there are many they are read from the disk one by one (`lora.data.stored`).
-        lengths: number of tokens of each example.
-        supervised: number of supervised positions (tokens or labels) of each example.
-        truncated: how many rows were longer than ``max_length``, those left out among them.
-        notes: what a user should know, in full sentences (truncation, dropped rows).
-        answers: of each example the text that is its answer, as the data have it; empty where that is not kept.
-        ends: token ids with which answers end that were only met among the rows, see `Task.met`.
-        shares: examples and weight of each source, one after another (see `BatchPlan`); empty: one source.
-        digest: SHA-256 of all examples, where it is known already.
-        of_rows: how many rows the examples come from, where it is known already.
-        replay: how many of them, the last, are of ``data.replay``.
-    """
-
-    examples: Sequence[dict[str, Any]]
-    lengths: Sequence[int]
-    supervised: Sequence[int]
-    truncated: int = 0
-    notes: list[str] = field(default_factory=list)
-    answers: Sequence[str] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    shares: list[tuple[int, float]] = field(default_factory=list)
-    digest: str | None = None
-    of_rows: int | None = None
-    replay: int = 0
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    @property
-    def rows(self) -> int:
-        """How many rows the examples come from; a long one may have become several, which then say their ``row``."""
-        if self.of_rows is not None:
-            return self.of_rows
-        return len({example.get("row", place) for place, example in enumerate(self.examples)})
-
-
-@dataclass(frozen=True)
-class Input:
-    """A column that the model sees.
-
-    Attributes:
-        blank: whether its text may be empty. A blank prompt is a wish like others; a blank text was not filled in.
-        optional: whether a row may lack it.
-        divisible: whether a row's text may be cut, each part being a row like the whole: running text.
-    """
-
-    column: str
-    blank: bool = False
-    optional: bool = False
-    divisible: bool = False
-
-    def problem(self, value: Any) -> str | None:
-        """What is wrong with a cell as text; None: nothing. Columns of something else (messages, words) are of a class
-        of their own, which says what they take."""
-        return text_problem(value, self.blank)
-
-    def asked(self, value: Any) -> str:
-        """What of a cell the model is asked with: rows in which it is the same are the same question."""
-        return "" if value is None else str(value)
-
-
-def resized(values: Sequence[int], length: int) -> list[int]:
-    """``values`` with each of them repeated, or some left out, evenly, until they are ``length``; the first and the
-    last stay, since models look for an end."""
-    step = (len(values) - 1) / max(1, length - 1)
-    return [values[round(place * step)] for place in range(length - 1)] + [values[-1]]
+__all__ = ["Encoded", "ExamplePart", "Input", "NoneLeft", "Options", "Row", "Task", "resized"]
 
 
 class Task(ABC):
@@ -132,9 +43,8 @@ class Task(ABC):
     options: ClassVar[type[Options]] = Options
     auto_class: ClassVar[str]  # name of the transformers Auto class that loads a fitting base model
     best_metric: ClassVar[str]  # key of `metrics` that picks the best checkpoint
-    greater_is_better: ClassVar[bool]
-    # The numbers among `metrics`, any of which can pick the best checkpoint; empty: not known before the first time.
-    measures: ClassVar[tuple[str, ...]] = ()
+    # The numbers among `metrics`, any of which can pick the best checkpoint, and whether more of it is better.
+    measures: ClassVar[Mapping[str, bool]]
     per_token: ClassVar[bool] = False  # whether its labels are of single tokens: the logits are (b, t, c), not (b, c)
     # Whether the loss is the cross-entropy of each next token that ``labels`` of an example holds: such examples can be
     # packed into one row, and the head computed for supervised positions alone.
@@ -145,8 +55,17 @@ class Task(ABC):
     holds_to_base: ClassVar[bool] = False
     rows: ClassVar[int] = 1  # of a padded batch that one example makes
     generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
+    # What becomes of a running text (`for_running_text`), in a word or two; and in a sentence, unless it is plain.
+    running_kind: ClassVar[str] = "next tokens"
+    running_note: ClassVar[str] = ""
     # What is learned of a row: one of its ``labels``, several, a number, which of two answers is better, or a text.
     learns: ClassVar[Literal["label", "labels", "number", "pairs", "written"]] = "written"
+
+    # Of an instance, where it has such.
+    labels: Sequence[Any] = ()  # names of its labels, in the order of the logits
+    added: Sequence[str] = ()  # those of them that no row had which it was made from
+    format: Format | None = None  # the chat format of its adapter; None: texts are bare
+    tools: str | None = None  # the column of functions that the assistant may call
 
     @classmethod
     def suits(cls, base: Any) -> bool:
@@ -159,6 +78,16 @@ class Task(ABC):
         """The task by which a base without an adapter, of the configuration ``base``, is asked for a text: with
         ``messages`` in a chat template, or with a bare prompt. None: not by this one."""
         return None
+
+    @classmethod
+    def for_running_text(cls, base: Any, column: str = "text") -> Task | None:
+        """The task by which a base of the configuration ``base`` reads the text in ``column``, of no task's own: what
+        is replayed, and what forgetting is measured on. None: not by this one. Its rows are those of `running_rows`."""
+        return None
+
+    def running_rows(self, rows: Iterable[Row], column: str = "text") -> Iterator[Row]:
+        """Rows with a text in ``column``, as the task of `for_running_text` takes them: one of each."""
+        yield from rows
 
     @classmethod
     @abstractmethod
@@ -211,7 +140,10 @@ class Task(ABC):
 
     def key(self, row: Row) -> int:
         """64 bits of what the model is asked with, case and white space aside: by it rows are split."""
-        return text_key(given.asked(row.get(given.column)) for given in self.inputs())
+        cells = [given.asked(row.get(given.column)) for given in self.inputs()]
+        while cells and not cells[-1].strip():  # rows of another source may lack the column altogether
+            cells.pop()
+        return text_key(cells)
 
     def classes(self) -> str | None:
         """The column whose values should all be met in training and in evaluation; None: there is no such column."""
@@ -243,6 +175,11 @@ class Task(ABC):
     def met(self, ends: Sequence[int]) -> None:
         """Take note of `Encoded.ends`, of rows that another process may have encoded."""
         return None
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether more of ``best_metric`` is better."""
+        return self.measures[self.best_metric]
 
     @property
     def reference(self) -> bool:
@@ -283,6 +220,12 @@ class Task(ABC):
             if does and start:
                 out.append(({**rest, "input_ids": ids[:start]}, ids[start:end]))
         return out
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        """All tokens of an example, by its parts in order; a part without a name falls into what is learned and what is
+        not, or into the messages of its row."""
+        labels = example.get("labels")
+        return [("text", example["input_ids"], labels if isinstance(labels, list) else None)]
 
     def last_tokens(self, example: dict[str, Any]) -> list[int]:
         """The last token of each answer that is learned of a supervised example."""
@@ -328,11 +271,11 @@ class Task(ABC):
         ``encoded``: these rows; ``predictions``: one per example of it. A task that makes several examples of a row
         puts them together again. Here: probabilities by name, a bare number under ``value``.
         """
-        labels, out = getattr(self, "labels", None), []
+        out = []
         for said in predictions:
             answer = dict(said) if isinstance(said, dict) else {"value": said}
-            if labels and "probabilities" in answer:
-                answer["probabilities"] = dict(zip(labels, answer["probabilities"], strict=True))
+            if self.labels and "probabilities" in answer:
+                answer["probabilities"] = dict(zip(self.labels, answer["probabilities"], strict=True))
             out.append(answer)
         return out
 

@@ -56,6 +56,10 @@ class CausalTask(NextTokenTask):
         return cls(prompt="prompt", completion="completion") if cls.suits(base) and not messages else None
 
     @classmethod
+    def for_running_text(cls, base: Any, column: str = "text") -> Task | None:
+        return cls(text=column) if cls.suits(base) else None
+
+    @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
         given = table.named
         answers = "prompt" in given or "completion" in given

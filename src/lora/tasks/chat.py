@@ -148,7 +148,7 @@ class ChatTask(Templated, NextTokenTask):
         task, renderer = self._rendering(tokenizer)
         conversations = self._conversations(rows, supervised)
         problems, examples = Problems(rows), list[dict[str, Any]]()
-        long = split = parts = lost = left_out = 0
+        long = split = parts = lost = left_out = unasked = silent = 0
         for row, (messages, tools, first) in enumerate(conversations):
             try:
                 if not supervised:
@@ -156,14 +156,16 @@ class ChatTask(Templated, NextTokenTask):
                     long += asked.shortened
                     examples.append({"input_ids": asked.ids, "row": row})
                     continue
-                made, missed, cut = fitting(renderer, messages, self._answers(messages, first), tools, max_length)
+                found = fitting(renderer, messages, self._answers(messages, first), tools, max_length)
             except ValueError as error:
                 problems.add(f"its messages {error}", row)
                 continue
-            long += cut
-            if cut and len(made) > 1:
+            made = found.examples
+            long += found.cut
+            if found.cut and len(made) > 1:
                 split, parts = split + 1, parts + len(made)
-            lost, left_out = lost + missed, left_out + (not made)
+            lost, left_out = lost + found.lost, left_out + (found.cut and not made)
+            unasked, silent = unasked + found.unasked, silent + (not found.cut and not made)
             examples += [{"input_ids": one.ids, "labels": one.labels, "row": row} for one in made]
         problems.raise_if_any(REMEDY)
         task.met(sorted(renderer.ends))
@@ -174,8 +176,11 @@ class ChatTask(Templated, NextTokenTask):
             notes.append(counted(_shortened, max_length, long=long, total=len(rows)))
         if lost:
             notes.append(counted(_lost, max_length, lost=lost, left_out=left_out, total=len(rows)))
+        if unasked:
+            notes.append(counted(_unasked, unasked=unasked, silent=silent, total=len(rows)))
         if not examples:
-            raise NoneLeft(f"{named(rows)}{notes[-1]} None is left; raise data.max_length", notes, long)
+            remedy = "take another template (data.options.template)" if unasked else "raise data.max_length"
+            raise NoneLeft(f"{named(rows)}{notes[-1]} None is left; {remedy}", notes, long)
         # Of the template alone, not of these rows: parts of the data say the same.
         if supervised and renderer.end is None and tokenizer.eos_token_id is None:
             notes.append("Neither template nor tokenizer has an end token: it will not be learned where answers end.")
@@ -268,6 +273,15 @@ def _lost(length: int, lost: int, left_out: int, total: int) -> str:
         f"{number_of(lost, 'answer')} {does} not fit in {number_of(length, 'token')} with the message before {it} and "
         f"{was} left out: an answer is never cut. So {left_out:,} of {number_of(total, 'conversation')} {whole} left "
         "out whole."
+    )
+
+
+def _unasked(unasked: int, silent: int, total: int) -> str:
+    begin, answer = ("begins", "its first answer is") if unasked == 1 else ("begin", "their first answers are")
+    whole = f" So {silent:,} of them {noun(silent, 'is', 'are')} left out whole." if silent else ""
+    return (
+        f"{unasked:,} of {number_of(total, 'conversation')} {begin} with the assistant, for which the chat template "
+        f"has no prompt: {answer} not learned.{whole}"
     )
 
 

@@ -36,11 +36,10 @@ class ClassificationTask(LabelsTask):
     labels_are = Kind.CLASSES
     learns = "label"
     best_metric = "f1_macro"  # accuracy hides a rare class that is never found
-    greater_is_better = True
-    measures = (
-        "loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro", "mcc", "auroc",
-        "average_precision",
-    )  # fmt: skip
+    measures = {
+        "loss": False, "accuracy": True, "f1_macro": True, "f1_micro": True, "f1_weighted": True,
+        "precision_macro": True, "recall_macro": True, "mcc": True, "auroc": True, "average_precision": True,
+    }  # fmt: skip
     problem_type = "single_label_classification"
 
     @classmethod

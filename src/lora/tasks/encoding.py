@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.data.rows import located, named
-from lora.data.stored import Broken, Unstorable, Writer, read
+from lora.data.stored import Broken, Unstorable, Writer, read, update
 from lora.data.streams import ListOrStream, RowStream, chunks
 from lora.errors import DataError, SaveError
 from lora.io.atomic import saving
@@ -50,6 +51,15 @@ def encode(
         encoded = _in_memory(task, rows, tokenizer, max_length, shares)
     encoded.notes += [why] if why else []
     return encoded
+
+
+def digest_of(encoded: Encoded) -> str:
+    """SHA-256 of all examples: the same wherever they are kept."""
+    if encoded.digest is None:
+        digest = hashlib.sha256()
+        update(digest, encoded.examples)
+        encoded.digest = digest.hexdigest()
+    return encoded.digest
 
 
 def _in_memory(task: Task, rows: list[Row], tokenizer: Any, max_length: int, shares: Shares) -> Encoded:

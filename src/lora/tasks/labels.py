@@ -38,7 +38,7 @@ class LabelsTask(SequenceTask):
         label: str = "label",
     ) -> None:
         super().__init__(text, text_pair, label)
-        self.labels = list(labels)
+        self.labels: list[str] = list(labels)
         self.label_kind = label_kind
         self._index = {name: place for place, name in enumerate(self.labels)}
         self._mixed: list[str] = []

@@ -46,11 +46,11 @@ class MultiLabelTask(LabelsTask):
     labels_are = Kind.LISTS
     learns = "labels"
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
-    greater_is_better = True
-    measures = (
-        "loss", "accuracy", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro",
-        "precision_micro", "recall_micro", "hamming", "auroc", "average_precision",
-    )  # fmt: skip
+    measures = {
+        "loss": False, "accuracy": True, "f1_macro": True, "f1_micro": True, "f1_weighted": True,
+        "precision_macro": True, "recall_macro": True, "precision_micro": True, "recall_micro": True,
+        "hamming": False, "auroc": True, "average_precision": True,
+    }  # fmt: skip
     problem_type = "multi_label_classification"
 
     @classmethod

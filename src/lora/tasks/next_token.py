@@ -6,7 +6,7 @@ Shapes: b row, t token, v vocabulary, n supervised token.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from lora.core.configs import is_encoder_decoder
 from lora.core.divergence import divergences
 from lora.statistics.means import PERPLEXITY, token_rows
-from lora.tasks.base import Task
+from lora.tasks.base import ExamplePart, Task
 from lora.tasks.figures import TOKEN_SHARE, Figures, Groups
 from lora.tasks.sequence import pad, padded_ids
 from lora.tasks.tokens import IGNORED
@@ -26,8 +26,7 @@ class NextTokenTask(Task):
 
     auto_class = "AutoModelForCausalLM"
     best_metric = "loss"
-    greater_is_better = False
-    measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    measures: ClassVar[Mapping[str, bool]] = {"loss": False, "perplexity": False, "token_accuracy": True}
     next_token = True
     generates = True
     holds_to_base = True
@@ -40,6 +39,10 @@ class NextTokenTask(Task):
         made = super().of_length(example, length)
         # What stands first has nothing before it to be predicted from.
         return {**made, "labels": [IGNORED, *made["labels"][1:]]}
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        ((name, ids, labels),) = super().parts(example)
+        return [(name if labels is None or self.inputs()[0].divisible else "", ids, labels)]
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from lora.data.rendering import IGNORED
 from lora.errors import ConfigError
 from lora.statistics.means import PREFERENCE_ACCURACY, preference_rows
-from lora.tasks.base import Encoded, Row, Task, resized
+from lora.tasks.base import Encoded, ExamplePart, Row, Task, resized
 from lora.tasks.figures import Figures, Groups
 from lora.tasks.next_token import NextTokenTask
 from lora.tasks.pairs import PairTask, pair_figures, pair_values
@@ -84,7 +85,10 @@ class PreferenceTask(PairTask, NextTokenTask):
     name = "preference"
     options = PreferenceOptions
     settings: PreferenceOptions
-    measures = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "likelihood_accuracy")
+    measures = {
+        "loss": False, "accuracy": True, "margin": True, "reward_chosen": True, "reward_rejected": False,
+        "likelihood_accuracy": True,
+    }  # fmt: skip
     smooths_tokens = False
     holds_to_base = False  # its loss does so already, by beta
     rows = 2
@@ -143,6 +147,16 @@ class PreferenceTask(PairTask, NextTokenTask):
         ids = resized(example["input_ids"], sum(branches))
         labels = [IGNORED] * branches[0] + resized(example["labels"][prompt:], sum(branches[1:]))
         return {**example, "input_ids": ids, "labels": labels, "branches": branches}
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        if "branches" not in example:
+            return super().parts(example)
+        prompt, chosen, _ = example["branches"]
+        ends = (0, prompt, prompt + chosen, None)
+        return [
+            (name, example["input_ids"][start:stop], example["labels"][start:stop])
+            for name, (start, stop) in zip(("prompt", "chosen", "rejected"), pairwise(ends), strict=True)
+        ]
 
     def last_tokens(self, example: dict[str, Any]) -> list[int]:
         prompt, chosen, _ = example["branches"]
@@ -254,7 +268,7 @@ class PreferenceTask(PairTask, NextTokenTask):
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Loss; share of pairs whose chosen answer has the higher reward, ties counting half; mean margin and rewards;
         share whose chosen answer is the more likely one per token; cross-entropy per token of both."""
-        keys = (*self.measures[1:], "loss_chosen", "loss_rejected")
+        keys = (*list(self.measures)[1:], "loss_chosen", "loss_rejected")
         found = pair_values(lambda: self.figures(predictions, targets), keys)
         return {"loss": loss_sum / count, **{key: found[key] for key in keys}}
 

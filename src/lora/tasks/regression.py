@@ -34,8 +34,9 @@ class RegressionTask(SequenceTask):
     labels_are = Kind.QUANTITY
     learns = "number"
     best_metric = "rmse"
-    greater_is_better = False
-    measures = ("loss", "mse", "rmse", "mae", "r2", "pearson", "spearman")
+    measures = {
+        "loss": False, "mse": False, "rmse": False, "mae": False, "r2": True, "pearson": True, "spearman": True,
+    }  # fmt: skip
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from lora.data.conversations import Message
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import DataError
-from lora.tasks.base import Encoded, Input, Row, Task, resized
+from lora.tasks.base import Encoded, ExamplePart, Input, Row, Task, resized
 from lora.tasks.figures import Figures, Groups
 from lora.tasks.pairs import PairTask, pair_figures, pair_values
 from lora.tasks.sequence import REMEDY, padded_ids
@@ -48,8 +48,7 @@ class RewardTask(PairTask):
     sign = None  # the same columns are more often meant for preference training
     auto_class = "AutoModelForSequenceClassification"
     best_metric = "loss"
-    greater_is_better = False
-    measures = ("loss", "accuracy", "margin")
+    measures = {"loss": False, "accuracy": True, "margin": True}
     rows = 2
 
     def __init__(self, *args: Any, completion: str = "completion", **kwargs: Any) -> None:
@@ -102,6 +101,15 @@ class RewardTask(PairTask):
         longest, _, _ = self.size(example)
         made = {key: max(2, round(len(example[key]) * length / longest)) for key in ("chosen", "rejected")}
         return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        """What both answers share before them is there once."""
+        if "chosen" not in example:
+            return super().parts(example)
+        chosen, rejected = example["chosen"], example["rejected"]
+        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))
+        parts = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+        return [(name, ids, None) for name, ids in parts.items()]
 
     def answer_lengths(self, example: dict[str, Any]) -> tuple[int, int]:
         return len(example["chosen"]), len(example["rejected"])
@@ -166,7 +174,7 @@ class RewardTask(PairTask):
 
     def metrics(self, predictions: list[Any], targets: list[Any], loss_sum: float, count: int) -> dict[str, Any]:
         """Loss; share of pairs whose chosen answer has the higher reward, ties counting half; mean margin."""
-        found = pair_values(lambda: self.figures(predictions, targets), self.measures[1:])
+        found = pair_values(lambda: self.figures(predictions, targets), list(self.measures)[1:])
         return {"loss": loss_sum / count, **found}
 
 

@@ -6,6 +6,8 @@ Shapes: b row, s token of a source, t token of a target, v vocabulary, n supervi
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import Field
@@ -16,10 +18,12 @@ from lora.data.columns import Claim, Table
 from lora.data.problems import Problems
 from lora.data.rows import named
 from lora.errors import ModelError
-from lora.tasks.base import Encoded, NoneLeft, Options, Row, Task, resized
+from lora.tasks.base import Encoded, ExamplePart, NoneLeft, Options, Row, Task, resized
 from lora.tasks.causal import CausalTask
 from lora.tasks.sequence import REMEDY, cut_note, pad, padded_ids, tokenise
 from lora.tasks.tokens import IGNORED, NO_END
+
+WORDS = 300  # of a running text that are read
 
 
 class Prefixed(Options):
@@ -41,6 +45,8 @@ class Seq2SeqTask(CausalTask):
     options = Prefixed
     auto_class = "AutoModelForSeq2SeqLM"
     next_token = False  # of the decoder it is, but behind an encoder: no packed rows
+    running_kind = "second halves"
+    running_note = f"The decoder is given the second half of each text (its first {WORDS} words) for the first."
 
     def __init__(self, prompt: str, completion: str, context: str | None = None, **options: Any) -> None:
         super().__init__(prompt=prompt, completion=completion, context=context)
@@ -53,6 +59,23 @@ class Seq2SeqTask(CausalTask):
     @classmethod
     def for_texts(cls, base: Any, messages: bool) -> Task | None:
         return cls(prompt="prompt", completion="completion") if cls.suits(base) else None  # it knows no messages
+
+    @classmethod
+    def for_running_text(cls, base: Any, column: str = "text") -> Task | None:
+        return cls(prompt="prompt", completion="completion") if cls.suits(base) else None
+
+    def running_rows(self, rows: Iterable[Row], column: str = "text") -> Iterator[Row]:
+        """With the first half of each text and the second: what it was trained to write differs between families, but
+        any of them can be asked for that. A lone word is written for itself."""
+        for row in rows:
+            text, changed = row.get(column), copy.copy(row)  # a copy still knows its place
+            if isinstance(text, str):
+                words = text.split()[:WORDS]
+                half = len(words) // 2
+                changed["prompt"], changed["completion"] = " ".join(words[:half] or words), " ".join(words[half:])
+            else:
+                changed["prompt"] = changed["completion"] = text  # encoding says what is wrong with it
+            yield changed
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -118,6 +141,10 @@ class Seq2SeqTask(CausalTask):
         _, _, longest = self.size(example)
         made = {key: max(1, round(len(example[key]) * length / longest)) for key in ("input_ids", "labels")}
         return {**example, **{key: resized(example[key], tokens) for key, tokens in made.items()}}
+
+    def parts(self, example: dict[str, Any]) -> list[ExamplePart]:
+        source, target = example["input_ids"], example.get("labels")
+        return [("source", source, None), ("target", target, target)] if target else [("text", source, None)]
 
     def collate(
         self, examples: list[dict[str, Any]], pad_token_id: int, padding_side: str = "right"

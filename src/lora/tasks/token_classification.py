@@ -58,10 +58,10 @@ class TokenClassificationTask(Task):
     to_name = "data.columns {tokens: …, tags: …} to tag words"
     auto_class = "AutoModelForTokenClassification"
     best_metric = "f1"
-    greater_is_better = True
-    measures = (
-        "loss", "accuracy", "precision", "recall", "f1", "f1_strict", "precision_macro", "recall_macro", "f1_macro",
-    )  # fmt: skip
+    measures = {
+        "loss": False, "accuracy": True, "precision": True, "recall": True, "f1": True, "f1_strict": True,
+        "precision_macro": True, "recall_macro": True, "f1_macro": True,
+    }  # fmt: skip
     per_token = True
     learns = "labels"
 
@@ -73,13 +73,13 @@ class TokenClassificationTask(Task):
         tokens: str = "tokens",
         tags: str = "tags",
     ) -> None:
-        self.labels = list(labels)
+        self.labels: list[str] = list(labels)
         self.label_kind = label_kind
         self.scheme = scheme
         self.tokens = tokens
         self.tags = tags
         self._index = {name: place for place, name in enumerate(self.labels)}
-        self._added: list[str] = []
+        self.added = list[str]()
 
     @classmethod
     def recognise(cls, table: Table, asked: bool) -> Claim | None:
@@ -129,7 +129,7 @@ class TokenClassificationTask(Task):
             )
         scheme = scheme_of(found)
         task = cls(sort_names(complete(seen, scheme) if scheme else seen), kind, scheme, **columns)
-        task._added = [name for name in task.labels if name not in seen]
+        task.added = [name for name in task.labels if name not in seen]
         return task
 
     @classmethod
@@ -147,8 +147,8 @@ class TokenClassificationTask(Task):
             said = ["The tags mark no spans (there is no scheme such as B-, I-): F1 is that of single tags."]
             if self.label_kind == "int":
                 said[0] += " They are numbers; with names, as strings or class names, spans could be told."
-        if self._added:
-            said.append(f"No row has these tags, which the scheme allows: {', '.join(self._added)}.")
+        if self.added:
+            said.append(f"No row has these tags, which the scheme allows: {', '.join(self.added)}.")
         return [*said, *look_alikes(self.labels)]
 
     def state(self) -> dict[str, Any]:

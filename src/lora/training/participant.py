@@ -86,7 +86,7 @@ class Participant:
         self.processes, self.run, self.say = processes, run, say
         if evaluate is None and prepared.held is not None:
             evaluate = evaluator(prepared, settings, processes)
-            if prepared.task.measures and self.metric not in prepared.task.measures:
+            if self.metric not in prepared.task.measures:
                 raise ConfigError(
                     f"training.best_metric: {self.metric!r} is not measured for the task {prepared.task.name}; known: "
                     + ", ".join(prepared.task.measures)

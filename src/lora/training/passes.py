@@ -23,7 +23,8 @@ from lora.model.kernels import Kernels
 from lora.model.rows import routing_of
 from lora.tasks.inference import collated, to_device, without_cache
 from lora.training.blocks import Blocks, find_blocks, same
-from lora.training.packing import Packing, find_packing
+from lora.training.packable import find_packing
+from lora.training.packing import Packing
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA

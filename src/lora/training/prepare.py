@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from lora.config import DataConfig, Source
 from lora.data.sources import Part, Splits, load_rows, load_splits
-from lora.data.stored import update
 from lora.data.streams import ListOrStream, RowStream, joined
 from lora.io.cache import Cache
 from lora.model.base import pad_token_id
 from lora.tasks import Encoded, Task
 from lora.tasks.agree import agree
-from lora.tasks.encoding import encode
+from lora.tasks.encoding import digest_of, encode
 from lora.tasks.inputs import Data, as_rows, is_sources, length_for, tokenizer_of
 from lora.training.mixture import split_off, told
 from lora.training.replay import Replayed, read_replay, with_replay
@@ -86,7 +85,7 @@ def read_rows(
     several = len(parts) > 1 or parts[0].weight != 1
     if several:
         notes += told(parts, task)
-    replay = read_replay(settings, task, held_rows, base)
+    replay = read_replay(settings, task, [held_rows, test_rows], base)
     if replay is not None:
         notes += replay.notes
     return Rows(
@@ -127,7 +126,7 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
     task = rows.task.with_tokenizer(tokenizer)
     train = encode(task, rows.train, tokenizer, length, rows.shares, rows.cache)
     if rows.replay is not None:
-        train = with_replay(train, rows.replay, tokenizer, length)
+        train = with_replay(train, rows.replay, tokenizer, length, rows.cache)
         task.met(train.ends)
     held, test = (
         encode(task, part, tokenizer, length, cache=rows.cache) if part else None for part in (rows.held, rows.test)
@@ -140,10 +139,7 @@ def prepare(model: LoRA, rows: Rows, tokenizer: Any = None, max_length: int | No
 
 def digest(encoded: Encoded) -> str:
     """A short hash over the token ids and labels of all rows in order, and how often each source is taken."""
-    if encoded.digest is None:
-        out = hashlib.sha256()
-        update(out, encoded.examples)
-        encoded.digest = out.hexdigest()
+    own = digest_of(encoded)
     if all(weight == 1 for _, weight in encoded.shares):
-        return encoded.digest[:16]
-    return hashlib.sha256(f"{encoded.digest} {encoded.shares}".encode()).hexdigest()[:16]
+        return own[:16]
+    return hashlib.sha256(f"{own} {encoded.shares}".encode()).hexdigest()[:16]

@@ -21,8 +21,6 @@ from lora.training.schedule import rate_at, warmup_steps
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
-HIGHER = {"accuracy", "f1_macro", "f1_micro", "f1_weighted", "r2", "pearson", "token_accuracy"}
-LOWER = {"loss", "perplexity", "mse", "rmse", "mae", "hamming"}
 # Settings that may change between a run and its continuation: they do not touch the mathematics.
 FREE_ON_RESUME = {
     "log_every", "save_every", "keep_checkpoints", "tensorboard", "eval_batch_size", "patience",
@@ -75,6 +73,7 @@ class Trainee:
         self.step = 0
         self.begin_step()
         self.best_value: float | None = None
+        self.best_loss: float | None = None  # decides between evaluations that are equal in the metric
         self.best_step = 0
         self.best_tensors: dict[str, Tensor] | None = None
         self.reference: float | None = None  # what patience measures against: the last value that gained enough
@@ -183,7 +182,8 @@ class Trainee:
     def record(self, metrics: dict[str, Any]) -> bool:
         """Take note of an evaluation; True where it is the best so far.
 
-        The best checkpoint is the best, by however little; ``min_improvement`` only says what patience counts.
+        The best checkpoint is the best, by however little, and of equal ones that of the lowest loss, where one is
+        measured; patience counts gains of the metric alone, above ``min_improvement``.
 
         Raises:
             ConfigError: ``best_metric`` is none of the metrics.
@@ -201,13 +201,16 @@ class Trainee:
                 return -math.inf
             return math.inf if reference is None else sign * (value - reference)
 
-        better = gain(self.best_value) > 0
+        loss = metrics.get("loss")
+        loss = float(loss) if isinstance(loss, (int, float)) and math.isfinite(loss) else None
+        lower = loss is not None and self.best_loss is not None and loss < self.best_loss
+        better = gain(self.best_value) > 0 or (value == self.best_value and lower)
         if gain(self.reference) > self.settings.min_improvement:
             self.reference, self.evaluations_without_gain = float(value), 0
         else:
             self.evaluations_without_gain += 1
         if better:
-            self.best_value, self.best_step = float(value), self.step
+            self.best_value, self.best_loss, self.best_step = float(value), loss, self.step
             self.best_tensors = {key: tensor.detach().clone() for key, tensor in self._own().items()}
         return better
 
@@ -235,6 +238,7 @@ class Trainee:
             "step": self.step,
             "total_steps": self.total_steps,
             "best_value": self.best_value,
+            "best_loss": self.best_loss,
             "best_step": self.best_step,
             "evaluations_without_gain": self.evaluations_without_gain,
             "reference": self.reference,
@@ -293,6 +297,7 @@ class Trainee:
         self.step = state["step"]
         self.begin_step()
         self.best_value, self.best_step = state["best_value"], state["best_step"]
+        self.best_loss = state.get("best_loss")  # older checkpoints know none
         self.evaluations_without_gain, self.reference = state["evaluations_without_gain"], state["reference"]
 
     def release(self) -> None:
@@ -326,11 +331,9 @@ def greater_is_better(key: str, settings: TrainingConfig, task: Task) -> bool:
     """Whether more of metric ``key`` is good. Raises ConfigError as `Trainee.greater_is_better`."""
     if settings.greater_is_better is not None:
         return settings.greater_is_better
-    if key == task.best_metric:
-        return task.greater_is_better
-    if key in HIGHER or key in LOWER:
-        return key in HIGHER
+    if key in task.measures:
+        return task.measures[key]
     raise ConfigError(
-        f"training.best_metric: {key!r} is not a known metric ({', '.join(sorted(HIGHER | LOWER))}); for one of "
-        "your own say whether more of it is better: greater_is_better=True or False"
+        f"training.best_metric: {key!r} is none that the task {task.name} measures ({', '.join(task.measures)}); for "
+        "one of your own say whether more of it is better: greater_is_better=True or False"
     )

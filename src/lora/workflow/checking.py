@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from lora.checks.finding import Finding
@@ -11,10 +10,10 @@ from lora.errors import ConfigError
 from lora.io.places import folder_to_write
 from lora.model.base import load_base_config
 from lora.overrides import each_adapter
-from lora.workflow import many, run
+from lora.workflow.loading import load, task_to_go_on_with
+from lora.workflow.many import load as load_set
+from lora.workflow.measuring import Say
 from lora.workflow.tuned import adapter_folder, base_of
-
-Say = Callable[[str], None]
 
 
 def check(config: RunConfig, say: Say | None = None) -> dict[str, list[Finding]]:
@@ -44,16 +43,16 @@ def check(config: RunConfig, say: Say | None = None) -> dict[str, list[Finding]]
         raise ConfigError("\n".join(missing))
     if config.output:
         folder_to_write(config.output, "output")  # complains as training would
-    task = run.task_to_go_on_with(config, start)
+    task = task_to_go_on_with(config, start)
     kind = None if task or not config.model else load_base_config(config.model, config.trust_remote_code)
     rows = {
         name: read_rows(each.data.train or "", each.data.validation, each.data, each.training.seed, task, kind)
         for name, each in configs.items()
     }
     if config.adapters:
-        model, tokenizer = many.load(config, configs, rows)
+        model, tokenizer = load_set(config, configs, rows)
     else:
-        model, tokenizer = run.load(config, rows["default"].task, start)
+        model, tokenizer = load(config, rows["default"].task, start)
     model.to(best_device())
     found = {}
     for name, each in configs.items():

@@ -18,8 +18,9 @@ from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
 from lora.workflow.loading import settle, train_new_tokens
+from lora.workflow.measuring import Say, facts_of, forgotten, measure, read_probe, verify, verify_trained
 from lora.workflow.places import config_file, in_full
-from lora.workflow.run import Say, TrainResult, facts_of, forgotten, measure, verify, verify_trained
+from lora.workflow.run import TrainResult
 
 if TYPE_CHECKING:
     from lora.training.prepare import Rows
@@ -66,16 +67,13 @@ def train_many(
     if problems:  # of all adapters, not of the first: they may be mended in one go
         raise DataError("\n".join(problems))
     model, tokenizer = load(config, configs, rows)
-    jobs = {}
+    jobs, probe = {}, None
     for name, each in configs.items():
         prepared = prepare(model, rows[name], tokenizer, each.data.max_length)
+        probe = read_probe(each, model, prepared)  # the same for all
         jobs[name] = Job(prepared=prepared, training=each.training)
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
-    if config.probe:
-        from lora.checks.probe import probe_texts
-
-        probe_texts(config.probe)  # complains now, not after training
     if config.check and not resume:
         verify(model, {name: (job.prepared, configs[name]) for name, job in jobs.items() if job.prepared}, say)
     output = Path(config.output or "")
@@ -88,25 +86,24 @@ def train_many(
             memory_gib=config.memory_gib, compile=config.compile, liger=config.liger,
             progress=progress,
         )  # fmt: skip
-    out = {}
-    for name, result in results.items():
-        path, evaluation = None, None
-        if processes.main and result.error is None:
+    finished = {name: result for name, result in results.items() if processes.main and result.error is None}
+    out = {name: TrainResult(model, result, None, None, main=processes.main) for name, result in results.items()}
+    try:
+        forgetting = forgotten(config, configs, model, finished, probe, say)
+        for name, result in finished.items():
             # The base's head, made up for the first one's labels, has nothing to say of other labels.
             fits = _labels(rows[name]) in (None, getattr(model.base.config, "num_labels", None))
-            try:
-                evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    f"all adapters are trained and saved in {output}, but not all are measured. For that: "
-                    + how_to_resume(output)
-                ) from None
+            evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
             facts = facts_of(configs[name], model, rows[name], result)
-            forgetting = forgotten(config, model, result)
             if config.check:
-                facts["checks_after_training"] = verify_trained(model, result, forgetting, lambda line: None)
-            path = write_report(output / name, facts, result.history, evaluation, forgetting)
-        out[name] = TrainResult(model, result, evaluation, path, main=processes.main)
+                facts["checks_after_training"] = verify_trained(model, result, forgetting[name], lambda line: None)
+            path = write_report(output / name, facts, result.history, evaluation, forgetting[name])
+            out[name] = TrainResult(model, result, evaluation, path)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"all adapters are trained and saved in {output}, but not all are measured. For that: "
+            + how_to_resume(output)
+        ) from None
     return out
 
 
@@ -134,9 +131,11 @@ def _checked(config: RunConfig, resume: bool, overwrite: bool) -> dict[str, RunC
         each.output = str(Path(config.output) / name)
         in_full(each)
         RunFolder.of_a_set(each.output, resume=resume, overwrite=overwrite)  # complains before the work, not after
-        # In full in the set's own file too: it can be gone on with from any folder.
+        # In full in the set's own file too: it can be gone on with from any folder. What is of all stands there once,
+        # so that it can be named anew for all.
         own = config.adapters[name]
-        paths = each.data.model_dump(mode="json", include={"train", "validation", "replay"}, exclude_none=True)
+        named = {DataConfig.canonical(key) for key in own.get("data", {})} & {"train", "validation", "replay"}
+        paths = each.data.model_dump(mode="json", include=named, exclude_none=True)
         rest = {key: value for key, value in own.get("data", {}).items() if DataConfig.canonical(key) not in paths}
         config.adapters[name] = {**own, "data": {**rest, **paths}}
     return configs

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lora.config import RunConfig
+from lora.config import DataConfig, RunConfig
 from lora.errors import ConfigError
 from lora.overrides import load_config
-from lora.workflow.run import Say, TrainResult, train
+from lora.workflow.measuring import Say
+from lora.workflow.run import TrainResult, train
 
 
 def resume(
@@ -32,13 +33,17 @@ def resume(
         "model",
         "data.train",
         "data.validation",
+        "data.replay",
         "data.cache",
         "data.streaming",
+        "probe",
         "memory_gib",
         *(f"training.{key}" for key in FREE_ON_RESUME),
     }
-    then = load_config(path)
-    fixed = [key for key in overrides or {} if key not in free and _differs(then, path, key, (overrides or {})[key])]
+    then, now = load_config(path), dict(overrides or {})
+    fixed = [key for key in now if key not in free and _differs(then, path, key, now[key])]
+    if "data.replay" in now and not _replay_moved(then, now):
+        fixed.append("data.replay (all but its path)")
     if fixed:
         raise ConfigError(
             f"{', '.join(fixed)}: a run goes on with the settings it began with, to the result of one that was never "
@@ -46,7 +51,7 @@ def resume(
             f"To train its adapter further under other settings, begin a new run with it: lora train --start {folder} "
             "--data DATA --output ANOTHER_FOLDER ..."
         )
-    config = load_config(path, {key: value for key, value in (overrides or {}).items() if key in free})
+    config = load_config(path, {key: value for key, value in now.items() if key in free})
     config.output = str(folder)
     if config.adapters:
         from lora.workflow.many import train_many
@@ -61,3 +66,12 @@ def _differs(then: RunConfig, path: Path, key: str, value: Any) -> bool:
     if key == "output":
         return Path(now.output or "").expanduser().absolute() != Path(then.output or "").absolute()
     return now != then
+
+
+def _replay_moved(then: RunConfig, now: dict[str, Any]) -> bool:
+    """Whether ``data.replay`` names another place and nothing else; it then has the share and columns of the run."""
+    before, after = then.data.replayed, DataConfig.make({"replay": now["data.replay"]}).replayed
+    if before is None or after is None:
+        return before == after
+    now["data.replay"] = before.model_copy(update={"path": after.path}).model_dump()
+    return all(getattr(after, key) == getattr(before, key) for key in after.model_fields_set - {"path"})
