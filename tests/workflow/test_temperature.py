@@ -14,7 +14,9 @@ from lora.cli.predict import command as predict_command
 from lora.config import RunConfig
 from lora.errors import ConfigError
 from lora.io.peft import read_sidecar
+from lora.statistics.temperature import Temperature
 from lora.workflow import train
+from lora.workflow.measuring import keep_temperature
 from small_base import labelled, write_jsonl
 
 
@@ -68,3 +70,14 @@ def test_the_commands_use_it(run: tuple[Path, Any]) -> None:
     )
     with pytest.raises(ConfigError, match="no row has the column 'nowhere'"):
         CliRunner().invoke(eval_command, [adapter, "--data", rows, "--slices", "nowhere"], catch_exceptions=False)
+
+
+def test_one_without_end_is_not_kept(run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every held-out row is right, the best temperature has no end: all probabilities would be 1."""
+    folder, result = run
+    before = read_sidecar(folder / "run" / "adapter")
+    endless = Temperature(0.01, "Every row is right.")
+    monkeypatch.setattr("lora.evaluation.calibrating.temperature_of", lambda *_: endless)
+    keep_temperature(result.model, result.fit, 16)
+    assert read_sidecar(folder / "run" / "adapter") == before
+    assert "No temperature is kept" in result.fit.notes[-1] and "Every row is right." in result.fit.notes[-1]

@@ -158,7 +158,9 @@ def keep_temperature(model: LoRA, result: FitResult, batch_size: int) -> None:
         padding_side=prepared.padding_side,
     )[name]  # fmt: skip
     found = temperature_of(prepared.task, outcome, prepared.held.examples)
-    if found is not None:
+    if found is not None and found.note:  # at an end of its range it would make probabilities of 1, or all alike
+        result.notes.append(f"No temperature is kept with the adapter. On the held-out rows: {found.note}")
+    elif found is not None:
         model.notes.setdefault(name, {})["temperature"] = found.value
         add_to_sidecar(result.output / "adapter", {"temperature": found.value})
 
