@@ -10,13 +10,13 @@ import torch
 from lora.comparison.result import FILES, SETTINGS, load_settings
 from lora.config import AdapterConfig, ComparisonConfig, RunConfig
 from lora.data.sources import Part, load_rows
-from lora.data.splits import row_key
 from lora.errors import ConfigError, DataError
 from lora.io.places import folder_to_write
 from lora.model.base import load_base, load_base_config, load_tokenizer
 from lora.model.lora import LoRA
 from lora.training.device import choose_dtype
 from lora.training.mixture import split_off
+from lora.training.overlap import trained_too
 from lora.training.prepare import Prepared, Rows, prepare, read_rows
 from lora.training.processes import Processes
 from lora.training.trainee import greater_is_better
@@ -108,11 +108,9 @@ def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str], i
         raise DataError("no validation rows: learning rates are chosen on them. Name some (--validation)")
     if rows.test is None or not len(rows.test):
         raise DataError("no test rows: candidates are measured on them. Name some (--test)")
-    inputs = [given.column for given in rows.task.inputs()]
-    trained = {row_key(row, inputs) for row in rows.train}
     seen = 0
     for name, kept in (("validation", rows.held), ("test", rows.test)):
-        seen = sum(row_key(row, inputs) in trained for row in kept)
+        seen = len(trained_too(rows.task, rows.train, kept))
         if seen:
             said.append(f"{seen:,} of the {name} rows have an input that is trained on too: they flatter everybody.")
     protocol = [

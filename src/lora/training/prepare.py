@@ -17,6 +17,7 @@ from lora.tasks.agree import agree
 from lora.tasks.encoding import digest_of, encode
 from lora.tasks.inputs import Data, as_rows, is_sources, length_for, tokenizer_of
 from lora.training.mixture import split_off, told
+from lora.training.overlap import overlap_notes
 from lora.training.replay import Replayed, read_replay, with_replay
 
 if TYPE_CHECKING:
@@ -85,11 +86,15 @@ def read_rows(
     several = len(parts) > 1 or parts[0].weight != 1
     if several:
         notes += told(parts, task)
+    train_rows = joined([part.train for part in parts]) or []
+    # A part that was split off holds no input of those left.
+    kept_out = [("validation", given if held is not False else None), ("test", test_rows)]
+    notes += overlap_notes(task, train_rows, kept_out)
     replay = read_replay(settings, task, [held_rows, test_rows], base)
     if replay is not None:
         notes += replay.notes
     return Rows(
-        joined([part.train for part in parts]) or [], held_rows, task, test_rows, notes,
+        train_rows, held_rows, task, test_rows, notes,
         [*(asdict(source) for source in splits.sources), *(replay.sources if replay else [])],
         [(len(part.train), part.weight) for part in parts] if several else [],
         None if settings.cache is False else Cache(None if settings.cache is True else settings.cache),
