@@ -23,10 +23,17 @@ def overlap_notes(task: Task, train: ListOrStream, kept: Iterable[tuple[str, Lis
     notes = []
     for name, rows in kept:
         if rows and (seen := trained_too(task, train, rows)):
+            # Rows that are read in parts know their own places.
+            at = places(rows, seen) if isinstance(rows, list) else places(_at(rows, seen), range(len(seen)))
             has = noun(len(seen), "has", "have")
             notes.append(
                 f"{len(seen):,} of {number_of(len(rows), f'{name} row')} {has} an input that "
-                f"is trained on too ({places(rows, seen)}): they measure what was learned by heart; remove them from "
+                f"is trained on too ({at}): they measure what was learned by heart; remove them from "
                 "training."
             )
     return notes
+
+
+def _at(rows: Iterable[Row], indices: Iterable[int]) -> list[Row]:
+    wanted = set(indices)
+    return [row for index, row in enumerate(rows) if index in wanted]
