@@ -36,7 +36,8 @@ def test_without_data_a_length_is_asked_for(llama: Path, capfd: Any) -> None:
 
 def test_what_does_not_fit_ends_with_2(llama: Path, capfd: Any) -> None:
     assert main(["plan", "--model", str(llama), "--length", "32", "--device-gib", "0.01", "--quick"]) == 2
-    assert "error: this run does not fit: it takes" in capfd.readouterr().err
+    said = capfd.readouterr().err  # which of the two depends on how large this process is already
+    assert "error: this run does not fit: it takes" in said or "error: no run fits" in said
 
 
 def test_more_than_the_model_has_positions_for_is_refused(llama: Path, capfd: Any) -> None:
@@ -116,4 +117,4 @@ def test_an_encoder_decoder_with_a_head_finds_the_end_that_it_looks_for(task: st
 
 def test_a_device_that_holds_not_even_the_process(llama: Path, capfd: Any) -> None:
     assert main(["plan", "--model", str(llama), "--length", "32", "--quick", "--device-gib", "1e-6"]) == 2
-    assert "there is 0.0 KiB" in capfd.readouterr().err
+    assert "no run fits: the process alone takes" in capfd.readouterr().err
