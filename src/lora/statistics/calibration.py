@@ -130,7 +130,7 @@ def debiased_error(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS,
 
 
 def brier_rows(probabilities: ArrayLike, true: ArrayLike, *, groups: Sequence[Hashable] | None = None) -> Rows:
-    """Rows for `BRIER`: Brier (1950), eq. 2.
+    """Rows for `BRIER`: Brier (1950).
 
     Args:
         probabilities: (n, c), and ``true`` the place of the true class, (n,): Σ over classes of squared differences, 0

@@ -189,7 +189,7 @@ F1_MACRO, F1_MICRO, F1_WEIGHTED = (averaged("F1", average) for average in AVERAG
 PRECISION_MACRO, RECALL_MACRO = averaged("precision", "macro"), averaged("recall", "macro")
 PRECISION_MICRO, RECALL_MICRO = averaged("precision", "micro"), averaged("recall", "micro")
 MCC = SumMetric("MCC", (LABELS,), "There are no rows.", lowest=-1.0, function=_mcc)
-"""Matthews' correlation: Gorodkin (2004), eq. 8; 0 where one side is constant, by convention, as in scikit-learn."""
+"""Matthews' correlation: Gorodkin (2004); 0 where one side is constant, by convention, as in scikit-learn."""
 HAMMING = SumMetric(
     "Hamming loss", (LABEL_SETS,), "There are no labels.", higher_is_better=False, function=_hamming
 )  # fmt: skip

@@ -53,7 +53,7 @@ class Bootstrap:
     def p_value(self, null: float = 0.0) -> float:
         """Two-sided: one minus the largest level at which the interval leaves out ``null`` (inversion).
 
-        Efron and Tibshirani (1993), section 15.4. It is never below 2/(b + 1), which is what b resamples can show.
+        Efron and Tibshirani (1993), chapter 15. It is never below 2/(b + 1), which is what b resamples can show.
         """
         if self.units < 2 or not len(self.values):
             return math.nan

@@ -54,7 +54,7 @@ def _aurc(cells: Array) -> Callable[[Array], Array]:
 
 
 AURC = OrderMetric("AURC", (SURE,), "There are no rows.", higher_is_better=False, prepare=_aurc)
-"""Area under the risk-coverage curve: El-Yaniv and Wiener (2010); Geifman, Uziel and El-Yaniv (2019), section 3."""
+"""Area under the risk-coverage curve: El-Yaniv and Wiener (2010); Geifman, Uziel and El-Yaniv (2019)."""
 
 
 def accuracy_at(coverage: float) -> OrderMetric:

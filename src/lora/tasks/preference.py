@@ -69,8 +69,8 @@ class PreferenceTask(PairTask, NextTokenTask):
 
     - sigmoid: -(1-ε)·log σ(h) - ε·log σ(-h) (Rafailov et al. 2023, arXiv:2305.18290, eq. 7; with ε the conservative
       form of their reference code);
-    - robust: (-(1-ε)·log σ(h) + ε·log σ(-h)) / (1-2ε) (Chowdhury et al. 2024, arXiv:2403.00409, eq. 12);
-    - hinge: max(0, 1 - h) (Zhao et al. 2023, arXiv:2305.10425, eq. 10, on the ratios);
+    - robust: (-(1-ε)·log σ(h) + ε·log σ(-h)) / (1-2ε) (Chowdhury et al. 2024, arXiv:2403.00409);
+    - hinge: max(0, 1 - h) (Zhao et al. 2023, arXiv:2305.10425, on the ratios);
     - ipo: (h/β - 1/(2β))² (Azar et al. 2023, arXiv:2310.12036, eq. 17), with log-probabilities per token, without which
       long answers weigh too much.
 
