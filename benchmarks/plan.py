@@ -24,8 +24,9 @@ import torch
 
 import speed_models as models
 from lora import AdapterConfig, Job, LoRA, TrainingConfig, fit
-from lora.checks.rehearsal import Rehearsed, Role, rehearse
+from lora.checks.rehearsal import Role, rehearse
 from lora.checks.stand_in import made_up
+from lora.checks.tally import Rehearsed
 from lora.cli import quiet_libraries
 from lora.cli.demo import demo_base
 

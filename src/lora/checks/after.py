@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora.checks.finding import Finding
-from lora.checks.outputs import AGAIN, apart, inputs_of, logits_of
+from lora.checks.outputs import AGAIN, apart, compared, inputs_of, logits_of
 from lora.core.routing import BASE
 from lora.errors import LoraError
 from lora.evaluation.forgetting import Forgetting
@@ -70,7 +70,7 @@ def _merged(model: LoRA, name: str, prepared: Prepared, row: int, own: Tensor) -
         return Finding(check, "skipped", f"this adapter is not merged ({error})")
     inputs = {key: value for key, value in inputs_of(model, prepared, row).items() if key != "labels"}
     with torch.no_grad():
-        off = apart(own, merged(**inputs).logits.float())
+        off = apart(own, compared(merged(**inputs).logits))
     limit = MERGED if next(model.base.parameters()).dtype in (torch.float32, torch.float64) else ROUGH
     status: Any = "passed" if off <= limit else "note"
     return Finding(

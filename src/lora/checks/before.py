@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora.checks import rows, saving, steps
 from lora.checks.finding import Finding
+from lora.checks.heap import trim
 from lora.core.layer import AdaptedLayer
 from lora.errors import TrainingError
 from lora.model.tree import summary
@@ -67,18 +68,27 @@ def check_training(
 
 def _computed(trial: steps.Trial, output: Path | None, memory_gib: float | None) -> list[Finding]:
     found, recompute = list[Finding](), trial.recomputes(memory_gib)
-    computed: list[Callable[[], Finding]] = [
-        lambda: steps.accumulation(trial),
+    with trial.nothing_counts():
+        for check in computed(trial, recompute):
+            found.append(check())
+            trial.trainee.begin_step()
+            # What is freed is not to lie beside the next, nor beside training: that asks how much memory is free.
+            trim()
+            if found[0].status == "failed":
+                break  # the others have nothing to go by
+        out = found + saving.save(trial, output)
+    trim()
+    return out
+
+
+def computed(trial: steps.Trial, recompute: bool) -> list[Callable[[], Finding]]:
+    """The checks that run passes, in order; see `lora.checks.rehearsed_checks`, where they run for the plan."""
+    return [
+        lambda: steps.gradients(trial, recompute),
+        lambda: steps.accumulation(trial, recompute),
         lambda: steps.longest(trial, recompute),
         lambda: steps.evaluation(trial),
     ]
-    with trial.nothing_counts():
-        found.append(steps.gradients(trial, recompute))
-        if found[-1].status != "failed":  # else the others have nothing to go by
-            for check in computed:
-                found.append(check())
-                trial.trainee.begin_step()
-        return found + saving.save(trial, output)
 
 
 def _targets(model: LoRA, name: str) -> Finding:

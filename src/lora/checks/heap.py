@@ -13,10 +13,13 @@ that; it is a model, and the objects' sizes are fitted to measurements (benchmar
 from __future__ import annotations
 
 import bisect
+import ctypes
 import os
 import platform
 from collections import defaultdict
 from collections.abc import Iterable
+
+from lora.checks.ledger import GIVEN_BACK
 
 _STEP, _LEAST, _FAST = 16, 32, 128  # bytes of a chunk: a multiple of, at least, and up to this kept for their size
 _ALIGNED = 64
@@ -40,6 +43,7 @@ class Heap:
         self.threshold = _MMAP_THRESHOLD if threshold is None else threshold
         self.trim = _TOP_PAD
         self.end = self.top = self.mapped = self.peak = 0  # of the heap; where the free rest at its end begins
+        self.absent = 0  # bytes of the heap that were given back from its midst
         self._used: dict[int, tuple[int, int, int]] = {}  # number -> (start, size), and its object; start -1: mapped
         self._free: list[tuple[int, int]] = []  # (size, start), sorted
         self._starts: dict[int, int] = {}  # of free chunks: start -> size
@@ -79,8 +83,19 @@ class Heap:
                 self.threshold, self.trim = size, 2 * size
         self._put_back(companion, _OBJECT)
 
+    def give_back_free(self) -> None:
+        """What malloc_trim does: the pages of all free chunks go back. They are taken to be used no more: what would
+        come to lie there takes as much memory elsewhere."""
+        self._consolidate()
+        self.absent += sum(size for size, _ in self._free)
+        self._free.clear()
+        self._starts.clear()
+        self._ends.clear()
+        self.end = -(-(self.top + _TOP_PAD) // _PAGE) * _PAGE
+        self._look()
+
     def _look(self) -> None:
-        self.peak = max(self.peak, self.end + self.mapped)
+        self.peak = max(self.peak, self.end - self.absent + self.mapped)
 
     def _get(self, size: int) -> int:
         """Where a chunk of ``size`` is; -1: it is mapped by itself."""
@@ -147,13 +162,21 @@ def resident(events: Iterable[int], spans: Iterable[tuple[int, int]]) -> list[in
     for event in events:
         heap.peak = 0
         heap._look()
-        if event < 0:
+        if event == GIVEN_BACK:
+            heap.give_back_free()
+        elif event < 0:
             heap.give_back(-event)
         else:
             number += 1
             heap.make(number, event)
         held.append(heap.peak)
     return [max(held[start : stop + 1]) for start, stop in spans]
+
+
+def trim() -> None:
+    """Have the C library give back what is free, wherever it lies (malloc_trim); only glibc holds on to much of it."""
+    if is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def gives_back() -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+GIVEN_BACK = -(1 << 62)  # among a ledger's events: the C library was told to give back what is free
+
 
 @dataclass(eq=False)
 class Phase:
@@ -32,7 +34,7 @@ class Ledger:
     Attributes:
         alive: bytes of tensors alive now.
         peak: the most so far.
-        events: in order, a size for a tensor made, and minus its number (from 1) for one given back.
+        events: in order, a size for a tensor made, and minus its number (from 1) for one given back; or `GIVEN_BACK`.
         operations: multiplications and additions of matrix products, two for each pair of numbers.
         phases: by name, in order.
     """
@@ -59,6 +61,10 @@ class Ledger:
         """Tensor ``number`` is no more."""
         self.events.append(-number)
         self.alive -= size
+
+    def trim(self) -> None:
+        """The C library is told to give back what is free (`lora.checks.heap.trim`)."""
+        self.events.append(GIVEN_BACK)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lora.training.prepare import Prepared
 
 AGAIN = "check: read again"  # the name of an adapter for the while
+LAST = 64  # tokens of a row whose outputs are compared
 
 
 def inputs_of(model: LoRA, prepared: Prepared, row: int) -> dict[str, Tensor]:
@@ -25,10 +26,17 @@ def inputs_of(model: LoRA, prepared: Prepared, row: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logits_of(model: LoRA, name: str, prepared: Prepared, row: int) -> Tensor:
-    """(rows, ...) in fp32, with adapter ``name``, or the base's own."""
+    """(rows, ...) in fp32, with adapter ``name``, or the base's own, as `compared` has them."""
     with evaluating(model):
-        logits: Tensor = forward(model, inputs_of(model, prepared, row), name).logits.float()
-    return logits
+        return compared(forward(model, inputs_of(model, prepared, row), name).logits)
+
+
+def compared(logits: Tensor) -> Tensor:
+    """A copy in fp32; of outputs for each token (rows, tokens, ...) those of the last `LAST`, which come of all before.
+
+    Three of a long row over a large vocabulary would take more than training does.
+    """
+    return (logits[:, -LAST:] if logits.dim() > 2 else logits).to(torch.float32, copy=True)
 
 
 def apart(own: Tensor, other: Tensor) -> float:

@@ -14,9 +14,10 @@ from lora.checks.heap import gives_back, is_glibc
 from lora.checks.ledger import Phase
 from lora.checks.pace import device, measure
 from lora.checks.planned_base import PlannedBase
-from lora.checks.rehearsal import Rehearsed, Role, rehearse
-from lora.checks.run_plan import RunPlan, parts_of
+from lora.checks.rehearsal import Role, rehearse
+from lora.checks.run_plan import COUNTED, RunPlan, parts_of
 from lora.checks.stand_in import longer, rows_for
+from lora.checks.tally import Rehearsed
 from lora.config import RunConfig
 from lora.errors import ConfigError
 from lora.model.base import positions_of
@@ -49,6 +50,7 @@ class Planner:
     ) -> None:  # fmt: skip
         self.config, self.device_gib = config, device_gib
         self._peaks: dict[Any, float] = {}
+        self._checks = config.check  # whether the checks before training are rehearsed too
         self.configs = each_adapter(config) if config.adapters else {"default": config}
         self.rows = {name: rows_for(each, length, task, start) for name, each in self.configs.items()}
         self.at_once = min(config.at_once or len(self.configs), len(self.configs))
@@ -89,7 +91,8 @@ class Planner:
         """Rehearse with ``change``."""
         change = change or {}
         shape = self.base.shape(change.get("dtype", self.dtype))
-        return rehearse(shape, self._roles(change), recompute, self.at_once, brief, proved)
+        checks = self._checks and change.get("checks", True)
+        return rehearse(shape, self._roles(change), recompute, self.at_once, brief, proved, checks)
 
     def _chosen(self) -> bool | None:
         """What the settings say of recomputing layers; see `lora.training.memory.plan`."""
@@ -109,6 +112,7 @@ class Planner:
             found = self.run(True)
         # What was tried for packed rows once need not be tried again, unless that is what takes most.
         self._proved = found.packed and found.highest != "probe"
+        self._checks &= found.highest == "checks"
         self._with_merged_copy(found)
         out = self._told(found, decided.recompute, decided.note)
         if search:
@@ -186,6 +190,9 @@ class Planner:
             notes.append(
                 f"{self.at_once} adapters are taken to train at once, a batch of each in one pass; at_once limits it."
             )
+        counted = ["training", *(words for phase, words in COUNTED.items() if phase in found.phases)]
+        said = f"{', '.join(counted[:-1])} and {counted[-1]}"
+        notes.append(f"The peak is the highest of {said}; not counted is the report at the end.")
         if self.device_gib:
             notes.append("Reckoned as on this machine's device: another may keep other tensors for its attention.")
         return notes
@@ -216,9 +223,14 @@ class Planner:
             out.append((words, self._peak(recompute, change)))
             return out[-1][1] <= self.available
 
-        if found.highest == "evaluation":
+        # The checks hold evaluations too.
+        if found.highest == "evaluation" or (found.highest == "checks" and "evaluation" in found.phases):
             change["evaluation"] = 1
             if enough("eval_batch_size: 1"):
+                return out
+        if found.highest == "checks":
+            change["checks"] = False
+            if enough("check: false"):
                 return out
         if not recompute and found.recomputes:
             recompute = True

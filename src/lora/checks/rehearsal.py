@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from lora.checks.depth import cut, extended, layers_of, period_of
 from lora.checks.heap import is_glibc
-from lora.checks.ledger import Ledger, Phase
+from lora.checks.ledger import Ledger
+from lora.checks.rehearsed_checks import CHECKS, rehearse_checks, with_checks
 from lora.checks.shells import Shells
-from lora.checks.tally import adapter_bytes, highest_phases, trainable_by_kind, weights_by_type
+from lora.checks.tally import Rehearsed, adapter_bytes, highest_phases, trainable_by_kind, weights_by_type
 from lora.config import AdapterConfig, TrainingConfig
 from lora.core.divergence import fewer_blocks
 from lora.io.peft import adapter_tensors
@@ -31,7 +32,7 @@ from lora.model.lora import LoRA
 from lora.tasks import Encoded
 from lora.tasks.inference import infer
 from lora.training.checks import untouched_modules
-from lora.training.memory import Needs, can_recompute, needs, recomputed_layers, recomputing, training_mode
+from lora.training.memory import can_recompute, needs, recomputed_layers, recomputing, training_mode
 from lora.training.mixer import Mixer
 from lora.training.packing import Packing
 from lora.training.participant import Participant
@@ -54,61 +55,9 @@ class Role:
     training: TrainingConfig
 
 
-@dataclass(frozen=True)
-class Rehearsed:
-    """What a run came to; bytes, unless said otherwise.
-
-    Attributes:
-        phases: ``loading``, ``probe``, ``measurement``, ``forward``, ``pass``, ``update``, ``evaluation`` and
-            ``saving``; of each the one that took most.
-        weights: of the base, by type.
-        parameters: of the base, a tied tensor counted once.
-        trainable: parameters of all adapters, by kind of module.
-        adapters: of all; ``state``: gradients and moments of those in training at once, ``best``: their copies.
-        kept: what a pass keeps for its backward.
-        files: of an adapter's folder and of a checkpoint, the largest of all.
-        tokens: of the largest pass, padding included; ``supervised``: those of them with a label.
-        operations: of that pass, forward and backward.
-        needs: what `fit` itself would measure.
-        packed: whether rows go without padding; else ``why`` says why not.
-    """
-
-    phases: dict[str, Phase]
-    weights: dict[str, int]
-    parameters: float
-    trainable: dict[str, int]
-    adapters: float
-    state: float
-    best: float
-    kept: float
-    files: tuple[float, float]
-    tokens: int
-    supervised: int
-    operations: float
-    needs: Needs
-    packed: bool
-    why: str | None
-    recomputes: bool
-
-    @property
-    def tensors(self) -> float:
-        """The most that tensors took."""
-        return max(phase.peak for phase in self.phases.values())
-
-    @property
-    def highest(self) -> str:
-        """The phase in which the process holds most."""
-        return max(self.phases, key=lambda name: self.phases[name].held)
-
-    @property
-    def held(self) -> float:
-        """The most that the process holds for tensors: on a CPU with glibc more than they take."""
-        return self.phases[self.highest].held
-
-
 def rehearse(
     base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None = None, brief: bool = False,
-    proved: bool = False,
+    proved: bool = False, checks: bool = False,
 ) -> Rehearsed:  # fmt: skip
     """Run a run on shells.
 
@@ -118,6 +67,7 @@ def rehearse(
         at_once: how many adapters train at the same time, with a batch of each in one pass; None: all.
         brief: of a deep model still fewer layers, which says less of what the C library holds.
         proved: all rows go without padding, so that nothing is tried for that.
+        checks: the checks before training are part of it.
 
     Raises:
         ConfigError, TargetError, ModelError: as training would.
@@ -125,21 +75,28 @@ def rehearse(
     layers = layers_of(base)
     period = period_of(layers)
     alike = not any(_tells_layers_apart(role.adapter) for role in roles.values())
+    found: Rehearsed
     few = max(4 if brief else SHALLOW, 3 * (period or 0))
     if len(layers) <= few or period is None or not alike:
-        return _rehearse(copy.deepcopy(base), roles, recompute, at_once, proved)
+        found = _rehearse(copy.deepcopy(base), roles, recompute, at_once, proved, checks)
+        found.phases = with_checks(found.phases)
+        return found
     depth, more = (period, 2 * period) if period > 1 else (1, 3) if brief else (2, 6)
-    shallow, deeper = (_rehearse(cut(base, count), roles, recompute, at_once, proved) for count in (depth, more))
-    found: Rehearsed = extended(shallow, deeper, (len(layers) - depth) / (more - depth))
+    shallow, deeper = (
+        _rehearse(cut(base, count), roles, recompute, at_once, proved, checks) for count in (depth, more)
+    )
+    found = extended(shallow, deeper, (len(layers) - depth) / (more - depth))
     # What the C library holds beside tensors is no line in the layers: in proportion to a pass, as with the deeper one.
     sample, loaded = deeper.phases["pass"], deeper.phases["loading"].after
     share = (sample.held - sample.peak) / max(1, sample.peak - loaded)
     for name, phase in found.phases.items():
-        beside = share * max(0, phase.peak - found.phases["loading"].after) if name in ("pass", "forward") else 0
+        computes = name in ("pass", "forward") or name.startswith(CHECKS)
+        beside = share * max(0, phase.peak - found.phases["loading"].after) if computes else 0
         phase.held = int(phase.peak + beside)
     if (evaluation := found.phases.get("evaluation")) is not None:
         # What it held for passes it still holds while an evaluation takes large pieces, which are mapped by themselves.
         evaluation.held += max(0, found.phases["pass"].held - evaluation.before)
+    found.phases = with_checks(found.phases)
     return found
 
 
@@ -182,7 +139,7 @@ class _Watched(Passes):
 
 
 def _rehearse(
-    base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None, proved: bool
+    base: nn.Module, roles: Mapping[str, Role], recompute: bool, at_once: int | None, proved: bool, checks: bool
 ) -> Rehearsed:
     shells, processes = Shells(), Processes()
     ledger = shells.ledger
@@ -196,6 +153,8 @@ def _rehearse(
     passes.ledger, passes.proved = ledger, proved
     with shells, fewer_blocks():
         participants, why = _participants(model, passes, roles, processes)
+        for participant in participants if checks else []:
+            rehearse_checks(participant, shells, recompute and can_recompute(model))
         places = participants[: at_once or len(participants)]
         with training_mode(model):
             with ledger.phase("measurement"):

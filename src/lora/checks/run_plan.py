@@ -6,13 +6,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora.checks.pace import Pace
-from lora.checks.rehearsal import Rehearsed
+from lora.checks.tally import Rehearsed
 
 # What a phase other than a pass is to a reader.
 PEAKS = {
     "loading": "making the adapters", "probe": "trying the longest rows in several ways before training",
+    "checks": "a check before training",
     "measurement": "measuring before training", "evaluation": "an evaluation", "saving": "saving",
     "merging": "a merged copy, which is held against the adapter after training",
+}  # fmt: skip
+
+# What beside training itself is part of the command's peak, where it is part of the run.
+COUNTED = {
+    "checks": "the checks before it", "evaluation": "its evaluations", "saving": "saving",
+    "merging": "the merged copy after it",
 }  # fmt: skip
 
 
@@ -26,7 +33,8 @@ class RunPlan:
         peak: above what the process has before the base is loaded.
         process: what that is.
         available: memory there is for ``peak``.
-        phases: the most that tensors take in each.
+        phases: the most that tensors take in each; ``checks``, those before training, and ``merging``, the copy that is
+            compared after it, only where the run has them.
         parameters, trainable: numbers; ``trainable`` by kind of module.
         recompute: whether layers are recomputed in the backward, as settings or `fit` itself will have it.
         says: what `fit` will say of the memory.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,35 +43,46 @@ def save(trial: Trial, output: Path | None) -> list[Finding]:
 
 
 def _save(trial: Trial, folder: Path) -> list[Finding]:
-    model, name, prepared = trial.model, trial.name, trial.prepared
-    (row,) = trial.short_rows(1)
-    with _with_effect(model, name):
-        before = logits_of(model, name, prepared, row)
-        comparable = bool(torch.isfinite(before).all())
+    found: list[Finding] = []
+
+    def write() -> None:
         begun = time.perf_counter()
-        try:
-            model.save_adapter(name, folder / "adapter")
-        except (LoraError, OSError) as error:
-            return [_refused(str(error))]
+        trial.model.save_adapter(trial.name, folder / "adapter")
         seconds = time.perf_counter() - begun
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        found = [_room(trial, size, folder, seconds)]
-        try:
-            model.load_adapter(folder / "adapter", AGAIN)
-            after = logits_of(model, AGAIN, prepared, row)
-        except LoraError as error:
-            return [*found, _lost(f"it cannot be read again ({error})")]
-        finally:
-            if AGAIN in model.adapters:
-                model.remove_adapter(AGAIN)
-        base = logits_of(model, BASE, prepared, row)
-    if not comparable:
+        found.append(_room(trial, size, folder, seconds))
+
+    try:
+        difference, before, base = compare(trial, write, lambda: trial.model.load_adapter(folder / "adapter", AGAIN))
+    except (LoraError, OSError) as error:
+        if not found:
+            return [_refused(str(error))]
+        if isinstance(error, OSError):
+            raise
+        return [*found, _lost(f"it cannot be read again ({error})")]
+    if not torch.isfinite(before).all():
         return [*found, Finding("what is saved is what was trained", "skipped", "outputs are not finite")]
-    difference = apart(before, after)
     if not difference <= 1e-6:
         return [*found, _lost(f"outputs differ by {difference:.0e} of the largest after saving and reading")]
     found.append(Finding("what is saved is what was trained", "passed", f"outputs differ by {difference:.0e}"))
     return [*found, _effect(before, base)]
+
+
+def compare(trial: Trial, write: Callable[[], object], read: Callable[[], object]) -> tuple[float, Tensor, Tensor]:
+    """How far apart the outputs for a row are before the adapter is written and after it is read again, as adapter
+    `AGAIN`; those before, by parameters that have an effect; and the base's."""
+    model, name, prepared = trial.model, trial.name, trial.prepared
+    (row,) = trial.short_rows(1)
+    with _with_effect(model, name):
+        before = logits_of(model, name, prepared, row)
+        write()
+        try:
+            read()
+            after = logits_of(model, AGAIN, prepared, row)
+        finally:
+            if AGAIN in model.adapters:
+                model.remove_adapter(AGAIN)
+        return apart(before, after), before, logits_of(model, BASE, prepared, row)
 
 
 def _refused(said: str) -> Finding:

@@ -12,12 +12,12 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from lora.checks.ledger import Ledger
 
@@ -251,7 +251,7 @@ class Shells(TorchDispatchMode):
         """For the block, in which operators are counted, whatever is made has no contents, be it small."""
         self._making = True
         try:
-            with self:
+            with nullcontext() if _get_current_dispatch_mode() is self else self:
                 yield
         finally:
             self._making = False

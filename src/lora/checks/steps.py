@@ -17,7 +17,7 @@ from lora.errors import TrainingError, is_out_of_memory
 from lora.plural import number_of
 from lora.tasks import Encoded
 from lora.tasks.inference import evaluating, infer
-from lora.training.memory import largest_batch, plan, recomputing, training_mode
+from lora.training.memory import largest_batch, plan, recomputing, tokens_of, training_mode
 from lora.training.passes import Passes, Share
 from lora.training.processes import Processes
 from lora.training.trainee import Trainee
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-6}
 ROUGH = 5e-2  # in half precision
 FEW = 64  # tokens of an example that is tried, where there are such
+ROWS = 4  # that are tried at once, where they are no more than the largest batch
+# Of the tokens of the largest batch: as many kept of all layers take about what recomputing keeps of it, which is the
+# inputs of all layers and one layer in full (of 30 layers, each of which keeps 30 times its input).
+RECOMPUTED = 1 / 16
 
 
 class Trial:
@@ -74,7 +78,8 @@ class Trial:
         for rows in batches:
             self.passes.run([self.share(rows)])
         scale = self.trainee.supervised(self.trainee.batches(self.trainee.step)) / count
-        found = {key: None if p.grad is None else p.grad.detach() * scale for key, p in self.trainee.parameters.items()}
+        # Themselves and no copies: the parameters let go of them.
+        found = {key: None if p.grad is None else p.grad.mul_(scale) for key, p in self.trainee.parameters.items()}
         self.trainee.begin_step()
         return found
 
@@ -89,19 +94,27 @@ class Trial:
         lengths = self.trainee.data.lengths
         return heapq.nsmallest(count, range(len(lengths)), key=lambda i: (abs(lengths[i] - FEW), i))
 
+    def few_rows(self, share: float = 1) -> list[int]:
+        """Up to `ROWS` short rows, fewer where they would be more than that share of the tokens of the largest batch: a
+        check is not to need memory that the run does not. At least one."""
+        rows, most = self.short_rows(ROWS), share * largest_batch(self.participant)[0]
+        while len(rows) > 1 and tokens_of(self.participant, rows) > most:
+            rows.pop()
+        return rows
+
 
 def gradients(trial: Trial, recompute: bool) -> Finding:
     """Whether every adapted module receives a finite gradient, as in training: layers recomputed if they will be."""
     try:
         with training_mode(trial.model), recomputing(trial.model, recompute):
-            found = trial.gradients([trial.short_rows(4)])
+            found = trial.gradients([trial.few_rows()])
     except TrainingError:  # nothing of the adapter takes part
         found = dict.fromkeys(trial.trainee.parameters)
     modules: dict[str, list[Tensor | None]] = {}
     for key, gradient in found.items():
         modules.setdefault(key.rpartition(".")[0], []).append(gradient)
     name = "every module receives a gradient"
-    wild = [path for path, its in modules.items() if any(g is not None and not torch.isfinite(g).all() for g in its)]
+    wild = [path for path, its in modules.items() if any(g is not None and _wild(g) for g in its)]
     idle = [path for path, its in modules.items() if not any(g is not None and bool(g.any()) for g in its)]
     why = "What receives no gradient stays as it began: the adapter would be without effect there."
     broken = [key for key, p in trial.model.base.named_parameters() if not torch.isfinite(p).all()] if wild else []
@@ -125,12 +138,22 @@ def gradients(trial: Trial, recompute: bool) -> Finding:
     return Finding(name, "passed", f"{len(modules)} modules, all finite")
 
 
-def accumulation(trial: Trial) -> Finding:
-    """Whether two half batches one after another give the gradient of the whole."""
+def _wild(tensor: Tensor) -> bool:
+    """Whether something in it is not finite; so asked, tensors without contents answer that nothing is wrong."""
+    return bool((~torch.isfinite(tensor)).any())
+
+
+def accumulation(trial: Trial, recompute: bool) -> Finding:
+    """Whether two half batches one after another give the gradient of the whole.
+
+    ``recompute``: whether the run recomputes layers. Here, where nothing may be dropped, they are not.
+    """
     name = "accumulation equals a large batch"
-    rows = trial.short_rows(4)
-    if len(rows) < 2:
+    rows = trial.few_rows(RECOMPUTED if recompute else 1)
+    if len(trial.trainee.data) < 2:
         return Finding(name, "skipped", "there is a single example")
+    if len(rows) < 2:
+        return Finding(name, "skipped", "two rows at once would take more memory than the run")
     with evaluating(trial.model):  # nothing is dropped
         whole = trial.gradients([rows])
         halves = trial.gradients([rows[: len(rows) // 2], rows[len(rows) // 2 :]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -14,7 +14,60 @@ from lora.checks.ledger import Ledger, Phase
 from lora.model.lora import LoRA
 from lora.model.targets import block_part
 from lora.model.tree import unwrapped_modules
+from lora.training.memory import Needs
 from lora.training.participant import Participant
+
+
+@dataclass
+class Rehearsed:
+    """What a run came to; bytes, unless said otherwise.
+
+    Attributes:
+        phases: ``loading``, ``probe``, ``checks`` where they were asked for, ``measurement``, ``forward``, ``pass``,
+            ``update``, ``evaluation`` and ``saving``; of each the one that took most.
+        weights: of the base, by type.
+        parameters: of the base, a tied tensor counted once.
+        trainable: parameters of all adapters, by kind of module.
+        adapters: of all; ``state``: gradients and moments of those in training at once, ``best``: their copies.
+        kept: what a pass keeps for its backward.
+        files: of an adapter's folder and of a checkpoint, the largest of all.
+        tokens: of the largest pass, padding included; ``supervised``: those of them with a label.
+        operations: of that pass, forward and backward.
+        needs: what `fit` itself would measure.
+        packed: whether rows go without padding; else ``why`` says why not.
+    """
+
+    phases: dict[str, Phase]
+    weights: dict[str, int]
+    parameters: float
+    trainable: dict[str, int]
+    adapters: float
+    state: float
+    best: float
+    kept: float
+    files: tuple[float, float]
+    tokens: int
+    supervised: int
+    operations: float
+    needs: Needs
+    packed: bool
+    why: str | None
+    recomputes: bool
+
+    @property
+    def tensors(self) -> float:
+        """The most that tensors took."""
+        return max(phase.peak for phase in self.phases.values())
+
+    @property
+    def highest(self) -> str:
+        """The phase in which the process holds most."""
+        return max(self.phases, key=lambda name: self.phases[name].held)
+
+    @property
+    def held(self) -> float:
+        """The most that the process holds for tensors: on a CPU with glibc more than they take."""
+        return self.phases[self.highest].held
 
 
 def highest_phases(ledger: Ledger, glibc: bool) -> dict[str, Phase]:

@@ -68,6 +68,8 @@ def _show(found: RunPlan) -> None:
         table.add_row(part, gib(size) if size >= 0 else f"-{gib(-size)}")
     table.add_section()
     table.add_row("peak of the run", gib(found.peak))
+    if "checks" in found.phases:
+        table.add_row("tensors in the checks before it", gib(found.phases["checks"]))
     table.add_row("the process before it", gib(found.process))
     table.add_row("there is, beside the process", gib(found.available))
     console().print(table)

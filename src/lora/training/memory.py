@@ -217,18 +217,21 @@ def decide(
 def largest_batch(participant: Participant) -> tuple[int, list[int]]:
     """Tokens and rows of the largest batch of the first epoch, padding included; later epochs are drawn alike."""
     trainee = participant.trainee
-    lengths = trainee.data.lengths
-
-    def tokens(batch: list[int]) -> int:
-        # What the base computes beside them included.
-        held = batch if trainee.task.reference else [i for i in batch if trainee.holds(i)]
-        if participant.packed:
-            return sum(lengths[i] for i in (*batch, *held))
-        return (len(batch) + len(held)) * max(lengths[i] for i in batch)
-
     steps = range(min(trainee.steps_per_epoch, trainee.total_steps))
-    rows = max((batch for step in steps for batch in trainee.batches(step)), key=tokens)
-    return tokens(rows), rows
+    rows = max(
+        (batch for step in steps for batch in trainee.batches(step)), key=lambda batch: tokens_of(participant, batch)
+    )
+    return tokens_of(participant, rows), rows
+
+
+def tokens_of(participant: Participant, batch: Sequence[int]) -> int:
+    """Tokens of a pass with the rows of ``batch``, padding and what the base computes beside them included."""
+    trainee = participant.trainee
+    lengths = trainee.data.lengths
+    held = batch if trainee.task.reference else [i for i in batch if trainee.holds(i)]
+    if participant.packed:
+        return sum(lengths[i] for i in (*batch, *held))
+    return (len(batch) + len(held)) * max(lengths[i] for i in batch)
 
 
 def _sample(passes: Passes, participant: Participant, rows: list[int]) -> Share:
