@@ -29,7 +29,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Importable by all, and so importing nothing above themselves. Each may use those before it.
-GROUND = ["errors", "plural", "registry", "settings", "yaml_text", "config", "overrides", "hub"]
+GROUND = ["arithmetic", "errors", "plural", "registry", "settings", "yaml_text", "config", "overrides", "hub"]
 # The places where something below reaches up, inside a function and so when all modules are there.
 DEFERRED = {
     ("config/adapter.py", "lora.core.variant"): "a key like PEFT's use_dora selects the variant whose file names it",

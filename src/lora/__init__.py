@@ -6,6 +6,8 @@ The public names are resolved when they are first used, so ``import lora`` itsel
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lora.arithmetic import ask_for_strict_sums
+
 if TYPE_CHECKING:
     from lora.comparison.compare import compare
     from lora.config import AdapterConfig, ComparisonConfig, DataConfig, RunConfig, Source, TrainingConfig
@@ -64,6 +66,9 @@ _HOMES = {
     "plan": "lora.workflow.planning",
     "predict": "lora.evaluation.predict",
 }
+
+
+ask_for_strict_sums()  # before torch, whose MKL asks but once
 
 
 def __getattr__(name: str) -> Any:

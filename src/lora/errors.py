@@ -53,3 +53,11 @@ class Interrupted(TrainingError):
 
 class SaveError(LoraError, OSError):
     """Writing failed; what was there before still is."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, torch's or Python's own, means that there was too little memory, on whatever device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; it is not loaded here
+        return True
+    # Of its allocator on the CPU: a plain RuntimeError, which nothing but its words tells from others.
+    return type(error) is RuntimeError and "allocate memory" in str(error)

@@ -383,6 +383,26 @@ def test_the_command_and_training_with_checks_and_without(
     assert lora("check", *common) == 2
 
 
+def test_rows_that_are_trained_on_too_are_said_as_in_training(
+    bert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = labelled(40)
+    data = tmp_path / "data"
+    data.mkdir()
+    write_jsonl(data / "train.jsonl", rows)
+    write_jsonl(data / "test.jsonl", [rows[0], {**rows[3], "text": "red " * 8}])
+    held = write_jsonl(tmp_path / "held.jsonl", [{"text": "new " * 9, "label": "cat"}, rows[7], rows[9]])
+    call = ["--model", str(bert), "--data", str(data), "--validation", str(held), "--max-steps", "1"]
+    said = []
+    for command in (["check"], ["train", "--output", str(tmp_path / "run")]):
+        assert main([*command, *call]) == 0
+        said.append([line for line in capfd.readouterr().err.splitlines() if "trained on too" in line])
+    assert said[0] == said[1] and len(said[0]) == 2
+    assert said[0][0].startswith("2 of 3 validation rows have an input that is trained on too (")
+    assert "held.jsonl lines 2, 3)" in said[0][0]
+    assert said[0][1].startswith("1 of 2 test rows has an input that is trained on too (")
+
+
 def test_layers_are_recomputed_as_the_run_will() -> None:
     """A check must not take memory that the run itself would never need."""
     model = llama()

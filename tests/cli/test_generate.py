@@ -50,6 +50,18 @@ def test_generate_as_a_process(
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == texts
 
 
+def test_tools_that_are_not_read_are_said_on_standard_error(
+    adapters: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tools = [{"type": "function", "function": {"name": "red", "parameters": {}}}]
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": "red", "tools": tools}, {"messages": "sun"}] * 5)
+    call = ["generate", str(adapters["a"]), "--data", str(data), "--max-new-tokens", "1", "--batch-size", "1"]
+    assert main(call) == 0
+    said = capfd.readouterr()
+    assert said.err.count("a: 5 of 10 rows have tools and are answered without them") == 1
+    assert "data.columns {tools: NAME}" in said.err and len(said.out.splitlines()) == 10
+
+
 def test_generate_refuses(adapters: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["-p", "x", "--n", "2"], "without a temperature all are alike"),

@@ -100,6 +100,45 @@ def test_the_report_counts_the_whole_run(command, stopped: Path, finished: Path)
     assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["seconds"], abs=0.1)
 
 
+def test_a_run_killed_before_it_trained_is_to_be_begun_anew(
+    command, bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    start = ["-m", bert, "-d", data, "-o", folder, "--max-steps", "2", *SETTINGS]
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    for place in ("lora.workflow.run.load", "lora.workflow.run.verify"):  # in loading, in the checks
+        monkeypatch.setattr(place, killed)
+        assert command(*start)[0] == 1
+        monkeypatch.undo()
+        code, said = command("--resume", folder)
+        assert code == 2 and said.count("error:") == 1 and "Traceback" not in said
+        assert "nothing was trained" in said and "start it anew" in said and "without --resume" in said
+    assert command(*start)[0] == 0 and (folder / "adapter").is_dir()
+
+
+def test_folders_that_are_no_runs_say_what_they_are(command, run: Path, tmp_path: Path) -> None:
+    bare, other = tmp_path / "bare", tmp_path / "other"
+    bare.mkdir()
+    (bare / ".config.yaml.tmp-1").write_text("model: x")  # of a kill while it was written
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    for folder, words in (
+        (tmp_path / "nowhere", "there is no such folder. If its run was stopped before training began, nothing was"),
+        (bare, "nothing was trained here yet"),
+        (other, "holds no run: there is no config.yaml"),
+        (other / "notes.txt", "is a file; name the folder of a run"),
+        (run / "adapter", f"is a part of a run; go on with that: lora train --resume {run}\n"),
+        (run / "checkpoints" / "best", f"is a part of a run; go on with that: lora train --resume {run}\n"),
+    ):
+        code, said = command("--resume", folder)
+        assert code == 2 and said.startswith(f"error: {folder}: {words}"), said
+    (run / "config.yaml").unlink()
+    assert "so it was trained from Python; go on with it there: fit(..., output_dir=" in command("--resume", run)[1]
+
+
 @pytest.mark.parametrize("change", [["--epochs", "5"], ["--max-steps", "99"], ["--rank", "8"], ["--output", "other"]])
 def test_other_settings_are_refused_with_the_way_out(command, run: Path, change: list[str]) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -42,6 +42,8 @@ def raising(monkeypatch: pytest.MonkeyPatch):
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 2, "error: No space left on device (a/b)\n"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "error: Permission denied (a/b)\n"),
         (MemoryError(), 2, "--batch-size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "--batch-size"),
+        (RuntimeError("shapes do not match"), 1, "internal error: RuntimeError: shapes do not match"),
         (ModuleNotFoundError("No module named 'gone'", name="gone"), 2, "'gone' is not installed; `lora doctor`"),
         (ZeroDivisionError("oops\nmore"), 1, "internal error: ZeroDivisionError: oops (set LORA_DEBUG=1"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "internal error: FileNotFoundError"),

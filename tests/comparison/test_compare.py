@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import lora
+from chat_base import save_chat_base
 from lora import LoRA, RunConfig, evaluate
 from lora.cli import main
 from lora.comparison import compare as module
@@ -184,6 +185,29 @@ def test_settings_and_rows_that_would_mislead_are_said(bert: Path, tmp_path: Pat
     assert any("of the test rows have an input that is trained on too" in line for line in found.protocol)
     assert "of the test rows have an input that is trained on: all figures are too good." in found.recommendation
     assert any("Each is trained for 3 steps of 8 rows a step" in line for line in found.protocol)
+
+
+def test_another_answer_to_the_same_question_is_trained_on_too(tmp_path: Path) -> None:
+    """As the held-out split has it: what is asked makes a row the same, whatever is answered."""
+
+    def talks(asked: list[str], answer: str) -> list[dict[str, Any]]:
+        said = [("user", "red"), ("assistant", "blue")]
+        return [
+            {"messages": [{"role": role, "content": text} for role, text in
+                          (*said, ("user", its), ("assistant", answer))]} for its in asked
+        ]  # fmt: skip
+
+    base, first = save_chat_base(tmp_path / "base"), WORDS[:10]
+    config = settings(base, tmp_path, talks(first, "sun"))
+    held = talks([first[3], "new moon", first[5].upper()], "other")
+    config.data.validation = str(write_jsonl(tmp_path / "held.jsonl", held))
+    test = write_jsonl(tmp_path / "test.jsonl", talks([*first[:4], "old moon"], "other"))
+    _, protocol, seen = read(config, ComparisonConfig(test=str(test)))
+    assert seen == 4
+    assert [line for line in protocol if "trained on too" in line] == [
+        "2 of the validation rows have an input that is trained on too: they flatter everybody.",
+        "4 of the test rows have an input that is trained on too: they flatter everybody.",
+    ]
 
 
 def test_ctrl_c_after_training(bert: Path, tmp_path: Path, monkeypatch: Any) -> None:

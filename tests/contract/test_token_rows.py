@@ -315,7 +315,7 @@ def test_the_fingerprint_leaves_the_adapters_rows_out(tmp_path: Path) -> None:
     base.get_input_embeddings().weight.data[ROWS] = 7.0
     other = LoRA(base, name=None).eval()
     other.load_adapter(tmp_path, "x")
-    torch.testing.assert_close(logits(other, inputs_of("llama-tied")), ours, atol=2e-5, rtol=0)
+    torch.testing.assert_close(logits(other, inputs_of("llama-tied")), ours, atol=1e-4, rtol=0)
     base = tiny("llama-tied")
     base.get_input_embeddings().weight.data[:5] = 7.0
     with pytest.raises(AdapterFileError, match="other base weights"):

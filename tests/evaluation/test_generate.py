@@ -18,6 +18,7 @@ from lora.evaluation.decoding import decode
 from lora.evaluation.generate import generate_iter
 from lora.evaluation.voices import voices_of
 from lora.model.lora import LoRA
+from lora.tasks.chat import ChatTask
 
 NAMES = ["a", "b", "single", "base"]
 DRAWN: dict[str, Any] = {"temperature": 1.5, "top_p": 0.95, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.3}
@@ -51,6 +52,32 @@ def test_each_is_greedy_generation_of_its_own(several: tuple[LoRA, Any]) -> None
         assert text["completion"] == tokenizer.decode(out, skip_special_tokens=True)
         assert (text["stop"], text["tokens"]) == ("end" if ended else "length", len(out) - ended)
     assert {text["stop"] for text in found} == {"end", "length"}, "the example shows both"
+
+
+TOOL = {"type": "function", "function": {"name": "red", "description": "sun moon", "parameters": {}}}
+
+
+def test_tools_that_an_adapter_does_not_read_are_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = save_chat_base(tmp_path / "base")
+    reads = ChatTask(messages="messages", tools="functions")
+    folders = save_adapters(base, tmp_path / "adapters", {"a": CHAT, "single": SINGLE, "reads": reads})
+    model, tokenizer = loaded_model(base, folders)
+    cells = [[TOOL], "", None, [], "[]", float("nan"), [TOOL]]
+    rows: list[Any] = [*({"messages": "red sun", "tools": cell} for cell in cells), {"messages": "red"}, "blue"]
+    options: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": 2, "batch_size": 2}
+    found = generate(model, rows, adapters=["a", "single", "reads", "base"], **options)
+    (said,) = caplog.messages
+    assert said.startswith("a, single, base: 2 of 9 rows have tools and are answered without them")
+    assert len(found) == 36
+    caplog.clear()
+    generate(model, rows[:1], adapters=["reads"], **options)
+    assert not caplog.messages
+    options["max_new_tokens"] = 9
+    texts = [
+        generate(model, [{"messages": "red", **more}], adapters=["reads"], **options)[0]["completion"]
+        for more in ({"functions": [TOOL]}, {"tools": [TOOL]}, {})
+    ]
+    assert texts[0] == texts[1] != texts[2], "what it calls otherwise is read all the same"
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch(several: tuple[LoRA, Any]) -> None:

@@ -167,6 +167,25 @@ def test_names_and_places_that_cannot_be(folder: Path, tmp_path: Path) -> None:
     assert repr(model) == structure and not (tmp_path / "x").exists()
 
 
+def test_ranks_that_the_tensors_contradict_are_told_with_both(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sound, model = LoRA(tiny("bert"), name=None), LoRA(tiny("bert"), name=None)
+    sound.load_adapter(folder)
+    assert not caplog.messages
+    edit_config(folder, r=8)
+    model.load_adapter(folder)
+    (said,) = caplog.messages
+    assert f"{folder / CONFIG}: says rank 8 for bert.encoder.layer.*.attention.self" in said
+    assert "whose tensors have rank 2. The tensors are believed" in said
+    slots, others = sound.slots("good"), model.slots("good")
+    assert {path: (slot.rank, slot.scaling) for path, slot in slots.items()} == {
+        path: (slot.rank, slot.scaling) for path, slot in others.items()
+    }
+    caplog.clear()
+    model.save_adapter("good", folder)
+    LoRA(tiny("bert"), name=None).load_adapter(folder)
+    assert not caplog.messages, "saved anew they agree"
+
+
 def test_other_weights_of_the_same_shape_may_be_allowed(folder: Path) -> None:
     with pytest.raises(AdapterFileError, match=r"trained on other base weights: .*\(--allow-other-base\)"):
         LoRA(tiny("bert", seed=5), name=None).load_adapter(folder)

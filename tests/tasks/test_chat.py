@@ -14,6 +14,7 @@ from lora.config import DataConfig
 from lora.errors import ConfigError, DataError
 from lora.tasks import from_state
 from lora.tasks.chat import ChatTask
+from lora.tasks.encoding import joined_notes
 from lora.tasks.inputs import task_for, with_columns
 from lora.training.prepare import read_rows
 
@@ -141,10 +142,28 @@ def test_only_what_was_cut_is_said_to_be() -> None:
     alone = {"messages": talk("a", "b" * 140)}
     made = chat().encode([{"messages": talk("a", "b")}, long, alone], TOKENIZER, 120)
     assert made.truncated == 2 and made.notes[:2] == [
-        "1 of 3 conversations has more than 120 tokens and became several (2 examples).",
-        "1 answer does not fit in 120 tokens with the message before it and was left out: an answer is never cut. "
-        "So 1 of 3 conversations is left out whole.",
+        "2 of 3 conversations have more than 120 tokens: 1 became several (2 examples), 1 was left out whole.",
+        "1 answer does not fit in 120 tokens with the message before it and was left out: an answer is never cut.",
     ]
+
+
+def test_what_became_of_the_long_ones_adds_up() -> None:
+    """Of conversations that are cut each is told as one kind or another, also where rows are encoded in parts."""
+    kinds = {
+        "short": talk("a", "b"), "several": talk("a", "b" * 50, "c", "d" * 50), "part": talk("a", "b", "c", "d" * 140),
+        "none": talk("a", "b" * 140),
+    }  # fmt: skip
+    rows = [{"messages": kinds[kind]} for kind in ("several", "part", "none", "short", "part", "none", "part")]
+    said = [
+        "6 of 7 conversations have more than 120 tokens: 1 became several (2 examples), 3 became one example, of a "
+        "part, 2 were left out whole.",
+        "5 answers do not fit in 120 tokens with the message before them and were left out: an answer is never cut.",
+    ]
+    assert chat().encode(rows, TOKENIZER, 120).notes[:2] == said
+    parts = [chat().encode(rows[:3], TOKENIZER, 120).notes, chat().encode(rows[3:], TOKENIZER, 120).notes]
+    assert joined_notes(parts, len(rows))[:2] == said
+    (alone,) = [note for note in chat().encode(rows[1:2], TOKENIZER, 120).notes if "conversation" in note]
+    assert alone == "1 of 1 conversation has more than 120 tokens: 1 became one example, of a part."
 
 
 def test_prompts_for_generation() -> None:

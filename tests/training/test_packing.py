@@ -7,16 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lora import LoRA, fit
+from lora import DataConfig, LoRA, fit
 from lora.core.attention import Document, Row, per_document
-from lora.errors import ConfigError
+from lora.errors import ConfigError, ModelError, is_out_of_memory
 from lora.tasks import Encoded
 from lora.tasks.causal import CausalTask
 from lora.tasks.inference import forward
 from lora.training import packing
 from lora.training.packable import find_packing
 from lora.training.packing import Packing
-from small_base import stories
+from lora.training.prepare import prepare, read_rows
+from small_base import labelled, stories
 from tiny_models import randomise, tiny
 
 PACKED = ("gpt2", "opt", "llama", "llama-tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3")
@@ -154,10 +155,39 @@ def test_fit_packs_by_itself_and_agrees_with_padding(llama: Any, monkeypatch: py
     assert losses[None] == pytest.approx(losses[False], rel=1e-4)
 
 
-def test_packing_that_was_asked_for_and_cannot_be(bert: Any) -> None:
+@pytest.mark.parametrize("kind", ["cpu", "python", "cuda", "none"])
+def test_memory_that_runs_out_says_nothing_of_the_model(
+    kind: str, llama: Any, bert: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were padded for it would need more still."""
     from transformers import AutoModelForSequenceClassification
 
-    from small_base import labelled
+    from lora.training.checks import refuse_misfit
+
+    def failing(*_: Any, **__: Any) -> Any:
+        if kind == "cpu":
+            return torch.empty(2**48)  # the allocator's own words, whatever they are in this version
+        if kind == "none":
+            raise RuntimeError("shapes do not match")
+        raise MemoryError if kind == "python" else torch.OutOfMemoryError("CUDA out of memory")
+
+    model, one = base(llama), LoRA(AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3), rank=2)
+    prepared = prepare(one, read_rows(labelled(), None, DataConfig(), 0))
+    monkeypatch.setattr(Packing, "losses", failing)
+    monkeypatch.setattr("lora.training.checks.forward", failing)
+    if kind == "none":
+        assert "does not run on packed rows (RuntimeError: shapes" in str(probe(model))
+        with pytest.raises(ModelError, match="does not take the rows"):
+            refuse_misfit(one, "default", prepared)
+        return
+    for call in (lambda: probe(model), lambda: refuse_misfit(one, "default", prepared)):
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
+            call()
+        assert is_out_of_memory(caught.value)
+
+
+def test_packing_that_was_asked_for_and_cannot_be(bert: Any) -> None:
+    from transformers import AutoModelForSequenceClassification
 
     model = LoRA(AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3), rank=2)
     with pytest.raises(ConfigError, match="packing: the task classification is not next-token prediction"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lora.checks.finding import Finding
-from lora.errors import TrainingError
+from lora.errors import TrainingError, is_out_of_memory
 from lora.plural import number_of
 from lora.tasks import Encoded
 from lora.tasks.inference import evaluating, infer
@@ -210,8 +210,7 @@ def evaluation(trial: Trial) -> Finding:
 
 def too_large(name: str, said: str, error: MemoryError | RuntimeError) -> Finding:
     """What is found where memory ran out; any other ``error`` is raised again."""
-    short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-    if not short:
+    if not is_out_of_memory(error):
         raise error
     error.__traceback__ = None  # its frames hold on to what was computed so far
     return Finding(

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from lora import __version__
-from lora.errors import Interrupted, LoraError
+from lora.errors import Interrupted, LoraError, is_out_of_memory
 
 # name -> (module, one line of help); the order is that of `lora --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -125,7 +125,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
         place = f" ({error.filename})" if error.filename else ""
         return 2, f"error: {error.strerror or error}{place}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return 2, (
             "error: out of memory. Smaller: --batch-size (with --accumulation to keep the step's size), --max-length; "
             "slower but leaner: --gradient-checkpointing. `lora plan` with the same options says what fits\n"

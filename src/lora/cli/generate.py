@@ -65,7 +65,8 @@ def command(
     for note in loaded.notes:
         print(note, file=sys.stderr)
     options: dict[str, Any] = {"adapters": loaded.names, "tasks": loaded.tasks, "tokenizer": loaded.tokenizer}
-    check_prompts(loaded.model, rows, **options)  # before the first is answered
+    for note in check_prompts(loaded.model, rows, **options):  # before the first is answered
+        print(note, file=sys.stderr)
     options |= {"n": n, "batch_size": batch_size, **sampling}
 
     if not file:

@@ -14,6 +14,7 @@ from lora.errors import ConfigError, DataError
 from lora.io.places import folder_to_write
 from lora.model.base import load_base, load_base_config, load_tokenizer
 from lora.model.lora import LoRA
+from lora.plural import noun
 from lora.training.device import choose_dtype
 from lora.training.mixture import split_off
 from lora.training.overlap import trained_too
@@ -112,7 +113,8 @@ def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str], i
     for name, kept in (("validation", rows.held), ("test", rows.test)):
         seen = len(trained_too(rows.task, rows.train, kept))
         if seen:
-            said.append(f"{seen:,} of the {name} rows have an input that is trained on too: they flatter everybody.")
+            have = noun(seen, "has", "have")
+            said.append(f"{seen:,} of the {name} rows {have} an input that is trained on too: they flatter everybody.")
     protocol = [
         f"{len(rows.train):,} rows train; {len(rows.held):,} validation rows choose learning rates and checkpoints; "
         f"{len(rows.test):,} test rows measure, and choose nothing but the candidate that is recommended.",

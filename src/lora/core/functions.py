@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lora.core import grouped
+from lora.core.products import contained, lost
 from lora.core.segments import FrozenLinear, Segment, draws, kept_scaling, mask_of
 
 
@@ -159,7 +160,7 @@ def backward_rows(
     dy: Tensor, layer: FrozenLinear, x: Tensor | None, kept: Sequence[Any], needs_x: bool, needs: Sequence[bool]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of x (n, i) and of each factor, for a contiguous ``dy`` (n, o)."""
-    dx = dy @ (layer.weight.T if layer.transposed else layer.weight) if needs_x else None
+    dx = _frozen_gradient(dy, layer) if needs_x else None
     if grouped.fits(dy, layer):
         return dx, grouped.add_gradients(dx, dy, layer, x, kept, needs)
     grads: list[Tensor | None] = []
@@ -188,6 +189,15 @@ def backward_rows(
 
 def _frozen(rows: Tensor, layer: FrozenLinear) -> Tensor:
     """(n, o) of ``rows`` (n, i), by the very operators that ``nn.Linear`` and ``Conv1D`` use: the same bits."""
+    rows, bad = contained(rows)
     if not layer.transposed:
-        return F.linear(rows, layer.weight, layer.bias)
-    return rows @ layer.weight if layer.bias is None else torch.addmm(layer.bias, rows, layer.weight)
+        out = F.linear(rows, layer.weight, layer.bias)
+    else:
+        out = rows @ layer.weight if layer.bias is None else torch.addmm(layer.bias, rows, layer.weight)
+    return lost(out, bad)
+
+
+def _frozen_gradient(dy: Tensor, layer: FrozenLinear) -> Tensor:
+    """∂y·W (n, i)."""
+    given, bad = contained(dy)
+    return lost(given @ (layer.weight.T if layer.transposed else layer.weight), bad)

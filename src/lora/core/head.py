@@ -21,6 +21,7 @@ from lora.core.functions import (
     in_type,
     through_update,
 )
+from lora.core.products import contained, lost
 from lora.core.segments import Segment, draws, kept_scaling, mask_of
 
 # Bytes of a chunk's logits. On the CPU somewhat below 32 MB: up to there malloc keeps memory at hand, and larger pieces
@@ -145,18 +146,20 @@ class Head:
         if len(inputs) < FEWEST_ROWS:
             inputs = F.pad(inputs, (0, 0, 0, FEWEST_ROWS - len(inputs)))
         out = self.buffer[: len(inputs)]
+        inputs, bad = contained(inputs)
         if self.bias is None:
             torch.mm(inputs, self.weight.T, out=out)
         else:
             torch.addmm(self.bias, inputs, self.weight.T, out=out)
-        out = out[: rows.stop - rows.start]
+        out = lost(out, bad)[: rows.stop - rows.start]
         if update is not None:
             add_update(out, update.low[update.local(rows)], update.up)
         return out
 
     def gradient(self, dlogits: Tensor) -> Tensor:
         """∂l·W (m, h); ``dlogits`` stand where the logits stood. Rows of padding hold whatever they hold."""
-        return (self.buffer[: max(len(dlogits), FEWEST_ROWS)] @ self.weight)[: len(dlogits)]
+        given, bad = contained(self.buffer[: max(len(dlogits), FEWEST_ROWS)])
+        return lost(given @ self.weight, bad)[: len(dlogits)]
 
 
 class BaseHead:

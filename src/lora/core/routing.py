@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lora.core.attention import Row, documents
 from lora.core.randomness import SeededDropout
-from lora.errors import RoutingError
+from lora.errors import RoutingError, is_out_of_memory
 
 # Reserved: a row so named gets the base model's output, bit for bit (in mixed batches from groups of 8 on).
 BASE = "base"
@@ -251,7 +251,7 @@ class Router(threading.local):
                 yield
         except RuntimeError as error:
             layer = None if routing is None else routing.one_row_for_all
-            if layer is None or isinstance(error, torch.OutOfMemoryError):
+            if layer is None or is_out_of_memory(error):
                 raise
             # Most models broadcast that row over the batch; some (DeBERTa) count on there being one.
             raise RoutingError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora.config import EVAL_BATCH_SIZE, SamplingConfig
 from lora.core.randomness import seed_of
 from lora.data.batches import in_order
+from lora.data.problems import is_missing
 from lora.errors import ConfigError
 from lora.evaluation.decoding import Written, decode
 from lora.evaluation.generation import asked_with, prompt_length
@@ -17,6 +18,7 @@ from lora.evaluation.inputs import chosen_adapters
 from lora.evaluation.predict import Rows, checked_rows, chunks, given_rows
 from lora.evaluation.voices import Voice, voices_of
 from lora.model.base import pad_token_id
+from lora.plural import noun, number_of
 from lora.tasks import Row, Task
 from lora.tasks.inputs import tokenizer_of
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TOOLS = "tools"  # the column that functions usually stand in
 BATCHES = 4  # whose prompts are sorted by length together: what is written of them comes out at once
 
 
@@ -42,7 +45,8 @@ def generate(
     """
     given = list(given_rows(rows))
     options: dict[str, Any] = {"tokenizer": tokenizer or tokenizer_of(model), "tasks": tasks}
-    check_prompts(model, given, adapters=adapters, **options)
+    for note in check_prompts(model, given, adapters=adapters, **options):
+        log.warning(note)
     return list(
         generate_iter(
             model, given, adapters=adapters, n=n, batch_size=batch_size, max_length=max_length, **options, **sampling
@@ -53,10 +57,27 @@ def generate(
 def check_prompts(
     model: LoRA, rows: list[Any], *, adapters: Sequence[str] | str | None, tokenizer: Any,
     tasks: Mapping[str, Task] | None = None,
-) -> None:  # fmt: skip
-    """Raise DataError for rows that one of the adapters cannot be asked with."""
+) -> list[str]:  # fmt: skip
+    """What a user should know of all ``rows`` before the first is answered: those whose tools are not read.
+
+    Raises DataError for rows that one of the adapters cannot be asked with.
+    """
+    unread: dict[int, list[str]] = {}
     for voice in _voices(model, adapters, tokenizer, tasks):
-        checked_rows(voice.task, [_row(voice, row) for row in rows], 0)
+        its = [_row(voice, row) for row in rows]
+        checked_rows(voice.task, its, 0)
+        if count := sum(isinstance(row, Mapping) and voice.tools is None and _has_tools(row) for row in its):
+            unread.setdefault(count, []).append(voice.name)
+    return [
+        f"{', '.join(names)}: {count:,} of {number_of(len(rows), 'row')} {noun(count, 'has', 'have')} tools and "
+        f"{noun(count, 'is', 'are')} answered without them, for it was not trained with a column of such. Train on "
+        "rows that have one (it is recognised as `tools`, or named with data.columns {tools: NAME}), or leave it out."
+        for count, names in unread.items()
+    ]
+
+
+def _has_tools(row: Mapping[str, Any]) -> bool:
+    return not is_missing(tools := row.get(TOOLS)) and bool(tools) and tools != "[]"
 
 
 def generate_iter(
@@ -153,14 +174,15 @@ def _written(
 
 
 def _row(voice: Voice, row: Any) -> Any:
-    """``row`` with the column that ``voice`` reads, where it has only that which prompts usually stand in."""
-    if isinstance(row, dict) and voice.column not in row:
-        usual = next((name for name in ("messages", "prompt", "text") if name in row), None)
-        if usual is not None:
-            cells = copy.copy(row)  # of its own class, which may know the row's place
-            cells[voice.column] = cells.pop(usual)
-            return cells
-    return row
+    """``row`` with the columns that ``voice`` reads, where it has only those which such usually stand in."""
+    if not isinstance(row, dict):
+        return row
+    cells = copy.copy(row)  # of its own class, which may know the row's place
+    for column, usual in ((voice.column, ("messages", "prompt", "text")), (voice.tools, (TOOLS,))):
+        found = next((name for name in usual if name in cells), None)
+        if column is not None and column not in cells and found is not None:
+            cells[column] = cells.pop(found)
+    return cells
 
 
 def _answer(voice: Voice, row: Row, sample: int, written: Written, tokenizer: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ safetensors only: no pickle is ever read.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from lora.model.tree import inside, matches, unwrapped_modules
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
+
+log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 PREFIX = "base_model.model."
@@ -227,6 +230,7 @@ def load_adapter(
     """Load an adapter folder written by `save_adapter` or by PEFT; returns its name in the model.
 
     Everything is checked before the model is touched: every tensor must have its place and every place its tensor.
+    Ranks that the configuration gives otherwise than the tensors have them are those of the tensors, with a warning.
 
     Args:
         folder: the folder, or that of a run, or a hub id.
@@ -250,6 +254,8 @@ def load_adapter(
         refill(model, name, planned)
     else:
         place(model, name, planned, trainable)
+    if planned.warning:
+        log.warning(planned.warning)
     return name
 
 

@@ -1,12 +1,19 @@
-"""Which adapters of PEFT's format can be computed exactly here, by their configuration; why not the others."""
+"""Which adapters of PEFT's format can be computed exactly here, by their configuration; why not the others.
+
+And where a configuration says otherwise about ranks than the tensors beside it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lora.core.variant import variants
 from lora.errors import AdapterFileError
+from lora.model.tree import match_pattern, summary
 
 # Keys of PEFT's configuration that say nothing about the function computed, or that are understood on loading.
 UNDERSTOOD = {
@@ -92,3 +99,28 @@ def _other(config: dict[str, Any]) -> list[str]:
         )
         out.append(f"{shown}, which {what}. {remedy}")
     return out
+
+
+def ranks_of(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
+    """The rank of each layer's update, by its A (r, i)."""
+    return {path: tensors["A"].shape[0] for path, tensors in layers.items()}
+
+
+def other_ranks(path: Path, config: dict[str, Any], layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """What to say where tensors have other ranks than the configuration from ``path`` says; None: they have not."""
+    pattern = config.get("rank_pattern") or {}
+    found: dict[tuple[int, int], list[str]] = {}
+    for place, rank in ranks_of(layers).items():
+        said = int(match_pattern(place, pattern) or config["r"])
+        if said != rank:
+            found.setdefault((said, rank), []).append(place)
+    if not found:
+        return None
+    told = "; ".join(
+        f"rank {said} for {summary(places, most=2)}, whose tensors have rank {rank}"
+        for (said, rank), places in found.items()
+    )
+    return (
+        f"{path}: says {told}. The tensors are believed, and the scaling (alpha by rank) goes by them too. See whether "
+        "the two files belong together; saving the adapter anew makes them agree"
+    )

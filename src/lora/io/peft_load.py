@@ -20,7 +20,7 @@ from lora.io import peft_tensors as tensors_of
 from lora.io.atomic import is_there
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import CONFIG, PREFIX, ROWS, WEIGHTS, read_sidecar
-from lora.io.peft_kinds import check_kind
+from lora.io.peft_kinds import check_kind, other_ranks, ranks_of
 from lora.model.heads import fit_width, name_labels, output_heads
 from lora.model.targets import find_targets
 from lora.model.ties import tie_copies, tied_places
@@ -51,6 +51,7 @@ class Planned:
     owned: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)  # single ones, by the path of an embedding or output head
     notes: dict[str, Any] = field(default_factory=dict)
+    warning: str | None = None  # of what was put right on the way
 
 
 def read_folder(folder: Path) -> Stored:
@@ -145,7 +146,8 @@ def plan(model: LoRA, stored: Stored, allow_other_base: bool) -> Planned:
     config = _config(stored, variant, layers, owned, tied)
     if numbers:
         config.token_rows, config.head_rows = numbers, len(rows) > 1
-    return Planned(config, layers, owned, rows, _notes(stored))
+    warning = other_ranks(stored.folder / CONFIG, stored.config, layers)
+    return Planned(config, layers, owned, rows, _notes(stored), warning)
 
 
 def config_on(model: LoRA, stored: Stored) -> AdapterConfig:
@@ -312,7 +314,7 @@ def _config(
     stored: Stored, variant: Variant, layers: dict[str, dict[str, Tensor]], owned: dict[str, Any], tied: bool
 ) -> AdapterConfig:
     config = stored.config
-    ranks = {path: tensors["A"].shape[0] for path, tensors in layers.items()}
+    ranks = ranks_of(layers)
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(key) or {}, dict):
             raise AdapterFileError(f"{stored.folder / CONFIG}: {key}: expected values by pattern, not {config[key]!r}")

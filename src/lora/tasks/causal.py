@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from lora.data.columns import TEXT, Claim, Sign, Table
 from lora.data.problems import Problems, is_missing, text_problem
 from lora.tasks.base import Encoded, Input, Row, Task
 from lora.tasks.next_token import NextTokenTask
+from lora.tasks.seams import Seams
 from lora.tasks.sequence import REMEDY, check_texts
 from lora.tasks.tokens import Frame, Made, bare_ids, blocks, completions
 
@@ -50,6 +52,7 @@ class CausalTask(NextTokenTask):
         self.prompt = prompt
         self.completion = completion
         self.context = context
+        self._seams = Seams()
 
     @classmethod
     def for_texts(cls, base: Any, messages: bool) -> Task | None:
@@ -84,15 +87,15 @@ class CausalTask(NextTokenTask):
     @classmethod
     def from_rows(cls, rows: list[Row], columns: Mapping[str, str]) -> CausalTask:
         """Nothing is learned from the rows; they are checked. Raises DataError naming the rows at fault."""
-        task = cls(**columns)
-        task._texts(rows, supervised=True)
-        return task
+        return cls.from_chunks([rows], columns)
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[list[Row]], columns: Mapping[str, str]) -> CausalTask:
         task = cls(**columns)
         for chunk in chunks:
-            task._texts(chunk, supervised=True)
+            prompts, answers = task._texts(chunk, supervised=True)
+            if answers:
+                task._seams.add(prompts, answers)
         return task
 
     @classmethod
@@ -105,6 +108,15 @@ class CausalTask(NextTokenTask):
         assert self.prompt is not None
         context = [Input(self.context, blank=True, optional=True)] if self.context else []
         return [Input(self.prompt, blank=True), *context]
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        """With a remark where prompts and completions of the rows that it was made from are glued together."""
+        task = copy.copy(self)
+        task._seams = self._seams.with_tokenizer(tokenizer)
+        return task
+
+    def remarks(self) -> list[str]:
+        return [self._seams.remark] if self._seams.remark else []
 
     def state(self) -> dict[str, Any]:
         return {

@@ -148,7 +148,7 @@ class ChatTask(Templated, NextTokenTask):
         task, renderer = self._rendering(tokenizer)
         conversations = self._conversations(rows, supervised)
         problems, examples = Problems(rows), list[dict[str, Any]]()
-        long = split = parts = lost = left_out = unasked = silent = 0
+        long = split = parts = whole = lost = left_out = unasked = silent = 0
         for row, (messages, tools, first) in enumerate(conversations):
             try:
                 if not supervised:
@@ -164,18 +164,20 @@ class ChatTask(Templated, NextTokenTask):
             long += found.cut
             if found.cut and len(made) > 1:
                 split, parts = split + 1, parts + len(made)
+            whole += found.cut and len(made) == 1
             lost, left_out = lost + found.lost, left_out + (found.cut and not made)
             unasked, silent = unasked + found.unasked, silent + (not found.cut and not made)
             examples += [{"input_ids": one.ids, "labels": one.labels, "row": row} for one in made]
         problems.raise_if_any(REMEDY)
         task.met(sorted(renderer.ends))
         notes = list[str]()
-        if split:
-            notes.append(counted(_split, max_length, split=split, total=len(rows), parts=parts))
-        if long and not supervised:
+        if long and supervised:
+            of_these = {"split": split, "parts": parts, "one": whole, "left_out": left_out}
+            notes.append(counted(_long_ones, max_length, long=long, total=len(rows), **of_these))
+        elif long:
             notes.append(counted(_shortened, max_length, long=long, total=len(rows)))
         if lost:
-            notes.append(counted(_lost, max_length, lost=lost, left_out=left_out, total=len(rows)))
+            notes.append(counted(_lost, max_length, lost=lost))
         if unasked:
             notes.append(counted(_unasked, unasked=unasked, silent=silent, total=len(rows)))
         if not examples:
@@ -253,8 +255,14 @@ class ChatTask(Templated, NextTokenTask):
         return messages, first
 
 
-def _split(length: int, split: int, total: int, parts: int) -> str:
-    return f"{_long(length, split, total)} and became several ({number_of(parts, 'example')})."
+def _long_ones(length: int, long: int, total: int, split: int, parts: int, one: int, left_out: int) -> str:
+    """What became of all ``long`` ones, so that the numbers add up."""
+    became = [
+        f"{split:,} became several ({number_of(parts, 'example')})" if split else "",
+        f"{one:,} became one example, of a part" if one else "",
+        f"{left_out:,} {noun(left_out, 'was', 'were')} left out whole" if left_out else "",
+    ]
+    return f"{_long(length, long, total)}: {', '.join(part for part in became if part)}."
 
 
 def _shortened(length: int, long: int, total: int) -> str:
@@ -266,13 +274,11 @@ def _long(length: int, long: int, total: int) -> str:
     return f"{have} more than {number_of(length, 'token')}"
 
 
-def _lost(length: int, lost: int, left_out: int, total: int) -> str:
+def _lost(length: int, lost: int) -> str:
     does, it, was = ("does", "it", "was") if lost == 1 else ("do", "them", "were")
-    whole = "is" if left_out == 1 else "are"
     return (
         f"{number_of(lost, 'answer')} {does} not fit in {number_of(length, 'token')} with the message before {it} and "
-        f"{was} left out: an answer is never cut. So {left_out:,} of {number_of(total, 'conversation')} {whole} left "
-        "out whole."
+        f"{was} left out: an answer is never cut."
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -87,6 +87,9 @@ class Seq2SeqTask(CausalTask):
             "with data.completion_column (--data.completion-column), and the text with data.prompt_column"
         )
         return Claim(claim.sign, problem=table.error(what))
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        return self  # what is written never stands behind its source, so nothing is glued to it
 
     def state(self) -> dict[str, Any]:
         columns = {"prompt": self.prompt, "completion": self.completion, "context": self.context}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora.core.layer import AdaptedLayer
-from lora.errors import LoraError, ModelError, TrainingError
+from lora.errors import LoraError, ModelError, TrainingError, is_out_of_memory
 from lora.model.base import short
 from lora.tasks.inference import collated, evaluating, forward, misfit, to_device
 
@@ -34,9 +34,11 @@ def refuse_misfit(model: LoRA, name: str, prepared: Prepared) -> None:
     with evaluating(model):
         try:
             outputs = forward(model, batch, name)
-        except (LoraError, torch.OutOfMemoryError):
+        except LoraError:
             raise
         except Exception as error:  # whatever a model of another kind objects to
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"{name}: {kind} does not take the rows of the task {task.name}, which needs a model loaded with "
                 f"{task.auto_class} ({short(error)})"

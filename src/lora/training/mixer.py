@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lora.errors import RoutingError
+from lora.errors import RoutingError, is_out_of_memory
 from lora.training.passes import Passes, Share
 
 GAIN = 1.05  # a doubled pass that is not this much faster per token is past the knee
@@ -106,8 +106,8 @@ def find_knee(passes: Passes, share: Share, most: int) -> Knee:
         larger = replace(share, indices=share.indices * copies)
         try:
             seconds = min(_timed(passes, larger), _timed(passes, larger))
-        except torch.OutOfMemoryError:
-            if not speeds:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or not speeds:
                 raise  # not even one batch fits
             break
         speeds.append((larger.tokens, larger.tokens / seconds))

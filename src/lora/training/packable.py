@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora.core.attention import per_document
+from lora.errors import is_out_of_memory
 from lora.tasks.inference import collated, evaluating, forward, to_device
 from lora.training.packing import Packing, Text
 
@@ -41,9 +42,9 @@ def find_packing(model: LoRA, trainee: Trainee, prepared: Prepared) -> Packing |
             leaks = _leaks(packing, trainee.name, examples, losses)
             # A row at a time: the full logits of long ones are what packing is there to avoid.
             expected = torch.stack([_own_loss(model, trainee, prepared, example) for example in examples])
-        except torch.OutOfMemoryError:
-            raise  # padded rows would need more
         except Exception as error:  # whatever a model of unknown make objects to
+            if is_out_of_memory(error):
+                raise  # it says nothing of the model, and padded rows would need more
             return f"{type(base).__name__} does not run on packed rows ({type(error).__name__}: {str(error)[:100]})"
     if leaks:
         return f"documents of a packed row see each other in {type(base).__name__}"

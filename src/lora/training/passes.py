@@ -16,7 +16,7 @@ from torch import Tensor
 from lora.core.attention import per_document
 from lora.core.randomness import seeded_dropout
 from lora.core.routing import BASE
-from lora.errors import ConfigError, RoutingError, TrainingError
+from lora.errors import ConfigError, RoutingError, TrainingError, is_out_of_memory
 from lora.model.base import short
 from lora.model.fused import Fused
 from lora.model.kernels import Kernels
@@ -250,9 +250,11 @@ class Passes:
         """Whatever a model of unknown make objects to inside, as RoutingError; what is out of memory stays so."""
         try:
             yield
-        except (RoutingError, torch.OutOfMemoryError):
+        except RoutingError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             kind = type(self.model.base).__name__
             raise RoutingError(f"{kind} does not run on batches of unlike width ({short(error)})") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lora.config import DataConfig, RunConfig
 from lora.errors import ConfigError
+from lora.io.run import how_to_resume
 from lora.overrides import load_config
 from lora.workflow.measuring import Say
 from lora.workflow.run import TrainResult, train
@@ -28,7 +29,7 @@ def resume(
 
     path = Path(folder).expanduser() / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{folder}: no config.yaml here, so this is not a run's folder that could be resumed")
+        raise ConfigError(f"{folder}: {_why_not(path.parent)}")
     free = {
         "model",
         "data.train",
@@ -58,6 +59,24 @@ def resume(
 
         return train_many(config, resume=True, say=say, progress=progress)
     return train(config, resume=True, say=say, progress=progress)
+
+
+def _why_not(folder: Path) -> str:
+    """Why ``folder``, which has no ``config.yaml``, cannot be resumed, and what to do instead."""
+    anew = "start it anew, by the command that it was started with, without --resume"
+    if not folder.exists():
+        return f"there is no such folder. If its run was stopped before training began, nothing was trained yet: {anew}"
+    if not folder.is_dir():
+        return "is a file; name the folder of a run"
+    for above in list(folder.absolute().parents)[:2]:
+        inside = folder.absolute().relative_to(above).parts[0] in ("adapter", "checkpoints")
+        if inside and (above / "config.yaml").is_file():
+            return f"is a part of a run; go on with that: {how_to_resume(above)}"
+    if (folder / "metrics.jsonl").is_file() or any((folder / "checkpoints").glob("step-*")):
+        return f"has no config.yaml, so it was trained from Python; go on with it there: {how_to_resume(folder)}"
+    if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        return f"holds no run: there is no config.yaml. If one was stopped here, nothing was trained yet: {anew}"
+    return f"nothing was trained here yet, the run was stopped before that: {anew}"
 
 
 def _differs(then: RunConfig, path: Path, key: str, value: Any) -> bool:
