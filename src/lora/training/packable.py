@@ -12,13 +12,9 @@ import torch
 from torch import Tensor
 
 from lora.core.attention import per_document
-<<<<<<< HEAD
 from lora.errors import is_out_of_memory
-from lora.tasks.inference import collated, evaluating, forward, to_device
-=======
 from lora.tasks.inference import collated, evaluating, to_device
 from lora.tasks.mixture import forward
->>>>>>> mixed
 from lora.training.packing import Packing, Text
 
 if TYPE_CHECKING:
