@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
-from lora.evaluation.grid import Cell, Grid, Piece, pointer
+from lora.evaluation.grid import Cell, Grid, pointer
 from lora.evaluation.lenient import dicts, entries
-from lora.evaluation.tables import METRICS, Metric, described_metrics, number
+from lora.evaluation.shown import Metric, metric_of, number, systems, with_ends
 
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation
@@ -20,25 +20,6 @@ EXPLAINED = (
     '"No difference seen" does not say that there is none: the last column is the smallest difference that these rows '
     "show in 80 % of cases."
 )
-
-
-def metric_of(evaluation: Evaluation, key: str) -> Metric:
-    return described_metrics(evaluation).get(key) or METRICS.get(key) or Metric(key, ".4g", 0)
-
-
-def systems(evaluation: Evaluation) -> list[str]:
-    """The base first, where it stands beside something."""
-    return ([evaluation.base] if evaluation.base else []) + evaluation.tuned
-
-
-def with_ends(found: Mapping[str, Any], key: str, metric: Metric, path: str, sign: str = "") -> list[Piece]:
-    """``found[key]`` and its interval in brackets, where there is one; ``sign`` "+" writes the sign of all three."""
-    form = Metric(metric.title, sign + metric.form, metric.better)
-    out: list[Piece] = [number(found.get(key), form, f"{path}/{key}")]
-    if found.get("low") is not None and found.get("high") is not None:
-        out += [" (", number(found["low"], form, f"{path}/low"), " to " if sign else "–"]
-        out += [number(found["high"], form, f"{path}/high"), ")"]
-    return out
 
 
 def certainty(evaluation: Evaluation) -> list[Grid]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora.evaluation.certainty import HEADERS, VERDICTS, compared, metric_of, systems, with_ends
+from lora.evaluation.certainty import HEADERS, VERDICTS, compared
 from lora.evaluation.grid import Cell, Grid, Number, pointer
 from lora.evaluation.lenient import dicts, entries, is_number, mapping
-from lora.evaluation.tables import COUNT, METRICS, Metric, number, short, shown
+from lora.evaluation.shown import COUNT, METRICS, Metric, metric_of, number, short, shown, systems, with_ends
 
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation

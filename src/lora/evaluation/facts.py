@@ -8,7 +8,7 @@ from typing import Any
 from lora.evaluation.curves import series, thinned
 from lora.evaluation.grid import Cell, Grid, Number, Piece, pointer
 from lora.evaluation.lenient import entries, is_number, mapping
-from lora.evaluation.tables import METRICS, Metric, number, shown
+from lora.evaluation.shown import METRICS, Metric, number, shown
 
 EVALUATIONS = 30  # lines of the validation table; a longer history is thinned evenly, its ends and best line kept
 FIRST = ("notes", "base", "adapter", "data", "training", "timing")  # of the sections; others follow, config comes last

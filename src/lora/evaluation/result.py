@@ -17,7 +17,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.forgetting_result import Forgetting
     from lora.evaluation.speed_plan import SpeedGrid
 
 
@@ -144,7 +144,7 @@ class Evaluation:
 
 def _parts() -> dict[str, type]:
     """What is a dataclass of its own in an `Evaluation`."""
-    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.forgetting_result import Forgetting
     from lora.evaluation.speed_plan import SpeedGrid
 
     return {"generation": Generation, "forgetting": Forgetting, "speed_grid": SpeedGrid}

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from lora.evaluation.certainty import metric_of
 from lora.evaluation.facts import (
     best_evaluation,
     evaluations,
@@ -24,7 +23,7 @@ from lora.evaluation.html.blocks import Block, Code, Keys, Lines, Panel, Panels,
 from lora.evaluation.html.charts.lines import Line, line_chart
 from lora.evaluation.lenient import dicts, is_number, mapping
 from lora.evaluation.result import Evaluation
-from lora.evaluation.tables import METRICS, Metric
+from lora.evaluation.shown import METRICS, Metric, metric_of
 
 SETTINGS = {
     "config": "The resolved configuration, every default written out", "asked": "What was compared, and how",
