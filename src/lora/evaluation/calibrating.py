@@ -25,12 +25,22 @@ from lora.tasks.inference import Outcome
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
+HELD_OUT = "It was fitted on the rows held out of training."
+PICKED = (
+    "It was fitted on the rows held out of training, which also picked the best checkpoint. On these the adapter does "
+    "somewhat better than on others, so the temperature may be a little too low."
+)
 POINTS = 200  # of the risk-coverage curve that are kept
 _SMALLEST, _BESIDE_ONE = 1e-45, 2.0**-25  # of a probability in fp32, and of what it leaves to 1
 
 
 def calibration(
-    task: Task, outcome: Outcome, examples: Sequence[dict[str, Any]], temperature: float | None = None, seed: int = 0
+    task: Task,
+    outcome: Outcome,
+    examples: Sequence[dict[str, Any]],
+    temperature: float | None = None,
+    seed: int = 0,
+    picked: bool = False,
 ) -> dict[str, Any] | None:
     """Calibration of what ``outcome`` states; None where it states no probabilities.
 
@@ -40,6 +50,7 @@ def calibration(
     Args:
         temperature: fitted on other rows. Without one each row is judged at a temperature that was fitted on the others
             (see `calibration_table`).
+        picked: whether these other rows also picked the checkpoint.
 
     Returns:
         ``bins`` (of equal width), ``ece``, ``ece_equal_mass``, ``debiased_error``, ``brier``, ``nll``, ``aurc``;
@@ -57,7 +68,7 @@ def calibration(
         table["note"] = f"{table['note']} {note}".strip()
     else:
         table = {
-            "temperature": temperature, "n": len(logits), "note": "It was fitted on the rows held out of training.",
+            "temperature": temperature, "n": len(logits), "note": PICKED if picked else HELD_OUT,
             "before": measures(probabilities_at(logits), true),
             "after": measures(probabilities_at(logits, temperature), true),
         }  # fmt: skip

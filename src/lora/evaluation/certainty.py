@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 P_VALUE = Metric("p", ".2g", 0)
 VERDICTS = {"better": "green", "worse": "red"}
 EXPLAINED = (
-    "p: two-sided, that there is no difference, corrected for the number of comparisons. "
+    "p: two-sided, that there is no difference; corrected (Holm) for the number of {many}, metric by metric: of 20 "
+    "metrics that do not differ about one is found to. What counts is that of the headline, which was named before. "
     '"No difference seen" does not say that there is none: the last column is the smallest difference that these rows '
     "show in 80 % of cases."
 )
@@ -66,7 +67,13 @@ def comparisons(evaluation: Evaluation) -> Grid | None:
         return None
     notes = [its["note"] for own in found.values() for its in own.values() if its.get("note")]
     headers = [*(["adapter"] if several else []), *HEADERS]
-    return Grid(f"Against {BASE}", headers, rows, [EXPLAINED, *dict.fromkeys(notes)], left=2 if several else 1)
+    return Grid(
+        f"Against {BASE}",
+        headers,
+        rows,
+        [EXPLAINED.format(many="adapters"), *dict.fromkeys(notes)],
+        left=2 if several else 1,
+    )
 
 
 HEADERS = ["", "difference", "p", "verdict", "could be seen"]
@@ -92,5 +99,5 @@ def pairs(evaluation: Evaluation) -> Grid | None:
             rows.append(
                 [f"{its.get('a')} against {its.get('b')}", *compared(evaluation, str(its.get("metric")), its, path)]
             )
-    below: list[Cell] = [] if comparisons(evaluation) else [EXPLAINED]
+    below: list[Cell] = [EXPLAINED.format(many="pairs")]
     return Grid("Adapters against one another", ["adapters", *HEADERS], rows, below, left=2) if rows else None

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
 from lora.evaluation.grid import Cell, Grid, pointer
-from lora.evaluation.shown import COUNT, SHARE, Metric, change, number, shown
+from lora.evaluation.lenient import dicts
+from lora.evaluation.shown import COUNT, SHARE, Metric, change, ends, number, shown
 from lora.plural import number_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def grids(evaluation: Evaluation, name: str) -> list[Grid]:
 
 
 def per_class(evaluation: Evaluation, name: str) -> Grid | None:
-    """Precision, recall and F1 of every class, the base's F1 beside; worst first where there are many."""
+    """Precision, recall and F1 of every class, this with its interval, and the base's F1 beside; worst first where
+    there are many. The difference has no colour, as no test stands behind it."""
     classes: dict[str, dict[str, Any]] | None = evaluation[name].get("per_class")
     if not classes:
         return None
@@ -35,11 +37,18 @@ def per_class(evaluation: Evaluation, name: str) -> Grid | None:
     if len(order) > MATRIX:
         order.sort(key=lambda each: (not classes[each]["support"], classes[each]["f1"]))
         grid.below.append("Sorted by F1, the worst first; classes without support last.")
-    form, path = Metric(""), ("evaluation", "metrics")
+    form, path, intervals = Metric("", better=0), ("evaluation", "metrics"), dicts(evaluation.class_intervals).get(name)
+    if intervals:
+        grid.below.append(
+            "In brackets 95 % intervals: over other rows drawn like these. Of 20 classes one lies outside its own."
+        )
     for each in order:
         row, own = classes[each], (*path, name, "per_class", each)
         cells: list[Cell] = [each, number(row["support"], COUNT, pointer(*own, "support"))]
-        cells += [number(row[key], form, pointer(*own, key)) for key in ("precision", "recall", "f1")]
+        cells += [number(row[key], form, pointer(*own, key)) for key in ("precision", "recall")]
+        f1 = number(row["f1"], form, pointer(*own, "f1"))
+        both = ends(dicts(intervals).get(each, {}), form, pointer("evaluation", "class_intervals", name, each))
+        cells.append([f1, " (", both[0], "–", both[1], ")"] if both else f1)
         if base:
             at, before = pointer(*path, BASE, "per_class", each, "f1"), base.get(each, {}).get("f1")
             cells += [number(before, form, at), change(row["f1"], before, form, pointer(*own, "f1"), at)]

@@ -161,8 +161,10 @@ def keep_temperature(model: LoRA, result: FitResult, batch_size: int) -> None:
     if found is not None and found.note:  # at an end of its range it would make probabilities of 1, or all alike
         result.notes.append(f"No temperature is kept with the adapter. On the held-out rows: {found.note}")
     elif found is not None:
-        model.notes.setdefault(name, {})["temperature"] = found.value
-        add_to_sidecar(result.output / "adapter", {"temperature": found.value})
+        # Of whoever measures the adapter later, none can see which rows these were.
+        kept = {"temperature": found.value, "temperature_rows_picked": result.best_step is not None}
+        model.notes.setdefault(name, {}).update(kept)
+        add_to_sidecar(result.output / "adapter", kept)
 
 
 def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> dict[str, Any]:
