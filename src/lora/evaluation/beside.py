@@ -91,7 +91,7 @@ class Beside:
 
 
 def _calibrated(
-    task: Task, outcome: Outcome, examples: list[dict[str, Any]], kept: Mapping[str, Any], seed: int
+    task: Task, outcome: Outcome, examples: Sequence[dict[str, Any]], kept: Mapping[str, Any], seed: int
 ) -> dict[str, Any] | None:
     """`calibration` at the temperature that is ``kept`` with the adapter, where one is."""
     picked = bool(kept.get("temperature_rows_picked"))

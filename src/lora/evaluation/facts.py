@@ -31,7 +31,7 @@ def course(history: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": steps[-1].get("step") if steps else 0,
         "first": steps[0] if steps else None,
         "last": steps[-1] if steps else None,
-        "series": {key: thinned(*found[key]) for key in ("loss", "learning_rate", "grad_norm") if key in found},
+        "series": {key: thinned(*found[key]) for key in ("loss", "kl", "learning_rate", "grad_norm") if key in found},
         "evaluations": [entry for entry in history if isinstance(entry.get("eval"), dict)],
     }
 
