@@ -27,7 +27,8 @@ def run(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any
     folder = tmp_path_factory.mktemp("data")
     (folder / "rows").mkdir()
     for split, count in (("train", 60), ("validation", 40), ("test", 40)):
-        write_jsonl(folder / "rows" / f"{split}.jsonl", labelled(count))
+        rows = [{**row, "source": "mail" if place % 2 else "chat"} for place, row in enumerate(labelled(count))]
+        write_jsonl(folder / "rows" / f"{split}.jsonl", rows)
     config = RunConfig.make(
         {
             "model": str(bert),
@@ -35,6 +36,8 @@ def run(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any
             "data": {"train": str(folder / "rows")},
             "training": {"max_steps": 6, "learning_rate": 0.01},
             "check": False,
+            "slices": ["source"],
+            "robustness": ["some"],
         }
     )
     return folder, train(config, progress=False, latency=False)
@@ -52,6 +55,18 @@ def test_it_is_kept_and_said(run: tuple[Path, Any]) -> None:
     assert "No rows were held out" in base["note"] and len(base["folds"]) == 5
     told = json.loads((folder / "run" / "report.json").read_text())["evaluation"]
     assert told["comparisons"]["default"]["f1_macro"]["verdict"] in (folder / "run" / "report.md").read_text()
+
+
+def test_the_report_has_the_slices_and_the_noise_that_were_asked_for(run: tuple[Path, Any]) -> None:
+    """What `evaluate` says of the same rows, from the rows and tokens that training had prepared."""
+    folder, result = run
+    told = json.loads((folder / "run" / "report.json").read_text())["evaluation"]
+    assert {part["column"] for part in told["slices"]["default"]["slices"]} == {"source"}
+    assert set(told["robustness"]["default"]) == {"typos", "case", "whitespace", "punctuation"}
+    rows = str(folder / "rows" / "test.jsonl")
+    again = evaluate(result.model, rows, latency=False, slices=["source"], robustness=True, batch_size=32).to_dict()
+    for key in ("metrics", "slices", "robustness", "errors", "class_intervals"):
+        assert again[key] == told[key], key
 
 
 def test_the_commands_use_it(run: tuple[Path, Any]) -> None:

@@ -125,7 +125,7 @@ def command(
         generate=generate or False, max_new_tokens=max_new_tokens,
         speed=SpeedPlan(seconds=speed_seconds) if speed else False,
         probe=probe == "built-in" or probe or False, resamples=resamples, slices=_listed(slices),
-        robustness=robustness == "some" or _listed(robustness),
+        robustness=_listed(robustness),
     )  # fmt: skip
     for note in evaluation.notes:
         say(note)
