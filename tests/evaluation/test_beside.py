@@ -107,6 +107,12 @@ def test_evaluate_fills_everything(classifier: LoRA, tokenizer: Any) -> None:
         assert all(its["note"] for its in classes.values() if its["low"] is None)
         assert {"bins", "ece", "brier", "temperature", "selective", "aurc"} <= set(evaluation.calibration[name])
         assert sum(its["n"] for its in evaluation.calibration[name]["bins"]) == 90
+        sure = evaluation.calibration[name]["intervals"]
+        assert set(sure) == {"brier", "nll", "aurc"}
+        for key, its in sure.items():
+            assert its["value"] == pytest.approx(evaluation.calibration[name][key])
+            assert its["low"] < its["value"] < its["high"]
+            assert f"{its['value']:.4f} ({its['low']:.4f}–{its['high']:.4f})" in evaluation.to_markdown()
     assert set(evaluation.comparisons) == {"tuned"} and set(evaluation.comparisons["tuned"]) == numbers
     columns = {part["column"] for part in evaluation.slices["tuned"]["slices"]}
     assert columns == {"source", "label", "length"}

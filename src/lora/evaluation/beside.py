@@ -65,7 +65,7 @@ class Beside:
         out["calibration"] = {
             name: its
             for name, outcome in outcomes.items()
-            if name in found and (its := _calibrated(task, outcome, examples, kept[name], self.seed)) is not None
+            if name in found and (its := _calibrated(task, outcome, examples, kept[name], self)) is not None
         }
         out["errors"] = {name: worst_of(task, outcomes[name], encoded, inputs.rows, tokenizer) for name in tuned}
         if not self.resamples:
@@ -91,11 +91,11 @@ class Beside:
 
 
 def _calibrated(
-    task: Task, outcome: Outcome, examples: Sequence[dict[str, Any]], kept: Mapping[str, Any], seed: int
+    task: Task, outcome: Outcome, examples: Sequence[dict[str, Any]], kept: Mapping[str, Any], wanted: Beside
 ) -> dict[str, Any] | None:
     """`calibration` at the temperature that is ``kept`` with the adapter, where one is."""
     picked = bool(kept.get("temperature_rows_picked"))
-    return calibration(task, outcome, examples, kept.get("temperature"), seed, picked)
+    return calibration(task, outcome, examples, kept.get("temperature"), wanted.seed, picked, wanted.resamples)
 
 
 def _by_bytes(encoded: Encoded, outcome: Outcome, tokenizer: Any) -> Figures:
