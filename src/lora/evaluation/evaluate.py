@@ -38,7 +38,7 @@ __all__ = ["Evaluation", "evaluate"]
 
 def evaluate(
     model: LoRA,
-    data: str | Path | Iterable[Row] | Encoded,
+    data: str | Path | Iterable[Row] | Encoded | Inputs,
     *,
     tokenizer: Any = None,
     task: Task | None = None,
@@ -65,7 +65,7 @@ def evaluate(
 
     Args:
         data: a file, folder (its test split, else validation) or hub id; rows as dicts (a list, a
-            ``datasets.Dataset``); or tokenised rows.
+            ``datasets.Dataset``); or tokenised rows, with or without the rows that they are of.
         tokenizer: default: that of the base model's folder.
         task: default: the one stored with the adapter, else read from the rows.
         adapters: default: all of the model's.
