@@ -15,7 +15,7 @@ from lora.config import TrainingConfig
 from lora.core.routing import BASE
 from lora.errors import ConfigError
 from lora.tasks import TASKS
-from lora.tasks.inference import forward
+from lora.tasks.mixture import forward
 from lora.training.job import Job
 from lora.training.memory import largest_batch
 from lora.training.passes import Passes

@@ -26,8 +26,9 @@ from lora.evaluation.speed_plan import SpeedPlan
 from lora.evaluation.uncertainty import figures_of
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task
-from lora.tasks.inference import collated, evaluating, forward, infer, misfit, to_device
+from lora.tasks.inference import collated, evaluating, infer, misfit, to_device
 from lora.tasks.inputs import check_arguments, length_for, tokenizer_of
+from lora.tasks.mixture import forward
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA

@@ -14,7 +14,7 @@ Shapes: b row, t token, v vocabulary, m position of a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 from lora.config import EVAL_BATCH_SIZE
 from lora.core.divergence import cross_sums, probabilities, rows_of_block
 from lora.core.routing import BASE
-from lora.errors import DataError, RoutingError
+from lora.errors import DataError
 from lora.evaluation.forgetting_result import Forgetting
 from lora.evaluation.hidden_states import of_hidden_states
 from lora.evaluation.probe import TEXTS
@@ -32,7 +32,8 @@ from lora.evaluation.text_sums import OF_TEXTS, estimated
 from lora.model.base import pad_token_id
 from lora.model.heads import output_heads
 from lora.tasks import Encoded, Task, running_text
-from lora.tasks.inference import collated, evaluating, forward, in_batches, to_device, without_cache
+from lora.tasks.inference import collated, evaluating, in_batches, to_device, without_cache
+from lora.tasks.mixture import Mixture
 from lora.tasks.tokens import IGNORED
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _sums(
     out: dict[str, Any] = {"tokens": np.zeros(texts)}
     for name in runs:
         out[name] = {key: np.zeros(texts) for key in (("loss",) if name == BASE else ("loss", "kl", "same"))}
-    run = _together(model, runs)
+    run = Mixture.of(model, task)
     with evaluating(model), without_cache(model):
         for indices in in_batches(model, task, encoded, max(1, batch_size // len(runs)), len(runs)):
             batch = to_device(collated(model, task, [encoded.examples[i] for i in indices], pad_id), model)
@@ -141,29 +142,10 @@ def _sums(
             places = (labels != IGNORED).nonzero()
             rows = np.asarray([encoded.examples[i]["row"] for i in indices])[places[:, 0].cpu().numpy()]
             np.add.at(out["tokens"], rows, 1)
-            for name, key, part, values in _of_positions(run(batch), labels, places, runs):
+            logits = [outputs.logits for _, outputs in run(batch, runs)]
+            for name, key, part, values in _of_positions(logits, labels, places, runs):
                 np.add.at(out[name][key], rows[part], values.double().cpu().numpy())
     return out
-
-
-def _together(model: LoRA, runs: list[str]) -> Callable[[dict[str, Tensor]], list[Tensor]]:
-    """Logits (b, t, v) of each of ``runs`` for a batch: in one pass, or one after another on a base whose rows cannot
-    be told apart."""
-    apart = False
-
-    def run(batch: dict[str, Tensor]) -> list[Tensor]:
-        nonlocal apart
-        if not apart:
-            rows = len(batch["input_ids"])
-            repeated = {key: torch.cat([value] * len(runs)) for key, value in batch.items()}
-            try:
-                found = forward(model, repeated, [name for name in runs for _ in range(rows)])
-                return list(found.logits.chunk(len(runs)))
-            except RoutingError:
-                apart = True
-        return [forward(model, batch, name).logits for name in runs]
-
-    return run
 
 
 def _of_positions(
