@@ -12,6 +12,7 @@ from scipy.special import stdtr, stdtrit
 
 from lora.errors import ConfigError, DataError
 from lora.statistics.estimate import LEVEL, check_settings, without_nan
+from lora.statistics.interval import rounding
 from lora.statistics.metric import Metric
 
 
@@ -77,8 +78,8 @@ def mean_of_folds(
         return FoldMean(mean, math.nan, math.nan, level, math.nan, 1, note=f"{note} One fold has no interval.".strip())
     deviation = float(there.std(ddof=1))
     error = deviation * math.sqrt(1 / many + ratio)
-    if error == 0:
-        p = 1.0 if mean == 0 else math.nan
+    if error <= rounding(there):
+        p = 1.0 if abs(mean) <= rounding(there) else math.nan
         note = f"{note} All folds have the same value, so they say nothing of how far it may be off.".strip()
         return FoldMean(mean, math.nan, math.nan, level, 0.0, many, p, note)
     half = float(stdtrit(many - 1, (1 + level) / 2)) * error
