@@ -28,7 +28,7 @@ def test_options_and_the_section_of_the_file(bert: Path, tmp_path: Path) -> None
     )
     done = lora("cv", file, *TRAINING, "--folds", "2", "--shares", "0.5,1", "--ablate", "adapter.dropout=0.1,0.2")
     assert done.returncode == 0, done.stderr
-    for said in ("2 folds, 60 held-out rows", "Learning curve", "Ablations", "Labels in doubt"):
+    for said in ("2 folds, 60 held-out rows", "fold 2", "Learning curve", "Ablations", "Labels in doubt"):
         assert said in done.stdout, said
     found = told(tmp_path / "out")
     assert [its["name"] for its in found["ablations"]] == ["adapter.dropout=0.1", "adapter.dropout=0.2"]  # type: ignore

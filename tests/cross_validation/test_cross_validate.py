@@ -319,6 +319,8 @@ def test_a_language_model(llama: Path, tmp_path: Path) -> None:
         ({"ablate": {"rank": [1]}}, {}, "rank: name a setting in full, as in adapter.rank"),
         ({"ablate": {"adapter.rnk": [1]}}, {}, "adapter.rnk: unknown setting; did you mean 'rank'"),
         ({"ablate": {"adapter.rank": ["x"]}}, {}, "adapter.rank: "),
+        ({"ablate": {"adapter.targets": ["nothing_such"]}}, {}, "nothing_such"),
+        ({"shares": [0.01]}, {}, "shares: 0.01 of the 48 training rows of repeat1-fold1 are none"),
         ({"ablate": {"training.seed": [1]}}, {}, "that is what seeds is for"),
         ({"shares": [0]}, {}, "each must be above 0 and at most 1"),
         ({"metric": "rmse"}, {}, "metric: 'rmse' is not measured for the task classification"),

@@ -30,7 +30,9 @@ from lora.data.rows import Row
 from lora.errors import ConfigError, Interrupted, TrainingError
 from lora.io.atomic import write_text
 from lora.model.base import load_base_config
+from lora.model.heads import task_heads
 from lora.model.lora import LoRA
+from lora.model.targets import find_targets
 from lora.plural import number_of
 from lora.tasks import Task
 from lora.training.prepare import Prepared, Rows, read_rows
@@ -111,17 +113,17 @@ def cross_validate(
     protocol = [*_protocol(material, asked, inner), *material.notes]
     for line in (*protocol, *notes):
         say(line)
+    bench = Bench(model, material, config, asked, folder, say, progress)
+    seeds = [config.training.seed + number for number in range(asked.seeds)]
+    runs = [run for setup in everything for run in runs_of(setup, material.folds, seeds)]
+    _check(bench, runs)
     if overwrite and not resume:  # nobody has complained
         shutil.rmtree(folder / RUNS, ignore_errors=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     save_settings(folder, config, asked)
-    bench = Bench(model, material, config, asked, folder, say, progress)
-    seeds = [config.training.seed + number for number in range(asked.seeds)]
-    runs = [run for setup in everything for run in runs_of(setup, material.folds, seeds)]
     try:
         bench.chosen = _chosen(bench, choose, resume)
-        _check(bench, runs)
         say(f"{number_of(len(runs), 'run')} on one base.")
         answers = bench.run(runs)
         found = [validated(material, setup, answers, key) for setup in everything]
@@ -221,10 +223,13 @@ def _protocol(material: Material, asked: CrossValidationConfig, inner: float) ->
 
 def _check(bench: Bench, runs: list[Run]) -> None:
     """Complain of settings and of folds with too few rows before anything is trained."""
+    heads = task_heads(bench.model.base)
+    for setup in {run.setup: run for run in runs}.values():
+        own = bench.settings(setup)
+        bench.material.task.check_smoothing(own.training.label_smoothing)
+        find_targets(bench.model.base, own.adapter.model_copy(deep=True), heads)
     for run in runs:
-        own = bench.settings(run)
-        part = bench.part(run)
-        part.task.check_smoothing(own.training.label_smoothing)
+        bench.part(run)
 
 
 def _chosen(bench: Bench, choose: Choose | None, resume: bool) -> dict[str, dict[str, Any]]:

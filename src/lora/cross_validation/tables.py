@@ -22,7 +22,7 @@ POOLED = (
 )
 MEAN = (
     "Mean of folds: its interval (corrected resampled t; Nadeau and Bengio, 2003) says what other training rows would "
-    "change as well. Folds share training rows, so a plain t interval of them would be too narrow."
+    "change as well. Folds share training rows, so a plain t interval of them would be too narrow, and with repeats far too narrow."
 )
 
 
@@ -48,7 +48,7 @@ def folds(result: CrossValidationResult) -> Grid:
     """The configuration's folds."""
     its = result.configuration
     rows: list[list[Cell]] = [
-        [_named(name), f"{its.train[name]:,}", f"{its.held[name]:,}", _number(own[result.key])]
+        [_named(name, result.asked.repeats), f"{its.train[name]:,}", f"{its.held[name]:,}", _number(own[result.key])]
         for name, own in its.by_fold.items()
     ]
     return Grid("Folds", ["", "training rows", "held out", result.metric.name], rows)
@@ -169,6 +169,7 @@ def _p(value: float, before: str = " (") -> str:
     return f"{before}p={value:.2g}" + (")" if before == " (" else "")
 
 
-def _named(name: str) -> str:
+def _named(name: str, repeats: int) -> str:
     """``repeat1-fold2`` as a person says it."""
+    name = name if repeats > 1 else name.removeprefix("repeat1-")
     return name.replace("-", ", ").replace("repeat", "repeat ").replace("fold", "fold ")
