@@ -21,7 +21,7 @@ from lora.cli import main as lora
 from lora.cli import quiet_libraries
 from lora.cli.demo import demo_base as minilm
 
-OPTIONS = {"training.epochs": 5, "training.batch_size": 16, "data.max_length": 48}
+OPTIONS = {"training.epochs": 5, "training.learning_rate": 2e-3, "training.batch_size": 16, "data.max_length": 48}
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         lora([
             "cv", "-m", minilm(), "-d", str(data), "-o", options.output, "--folds", "5", "--shares", "0.1,0.3,1",
-            "--ablate", "adapter.rank=1", "--ablate", "training.learning_rate=5e-5",
+            "--ablate", "adapter.rank=1", "--ablate", "training.learning_rate=2e-4",
             *(part for key, value in OPTIONS.items() for part in (f"--{key.replace('_', '-')}", str(value))),
         ])  # fmt: skip
         lines = Path(options.output, "label_errors.jsonl").read_text().splitlines()

@@ -285,6 +285,20 @@ def test_settings_are_chosen_on_training_rows_alone(bert: Path, tmp_path: Path) 
         lora.cross_validate(tmp_path / "other" / "out", resume=True, progress=False)
 
 
+def test_the_choice_of_the_documentation(bert: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cross-validation.md").read_text(encoding="utf-8")
+    (code,) = [part.partition("```")[0] for part in text.split("```python")[1:] if "def choose" in part]
+    found: dict[str, Any] = {"lora": lora, "config": settings(bert, tmp_path, training={"max_steps": 2})}
+    whole = lora.cross_validate
+    monkeypatch.setattr(lora, "cross_validate", lambda *given, **asked: found.update(
+        result=whole(*given, folds=2, progress=False, **asked)))  # fmt: skip
+    monkeypatch.setattr(lora, "fit", lambda *given: fit(*given, max_steps=2, batch_size=8, progress=False))
+    exec(code, found)
+    chosen = found["result"].chosen
+    assert chosen.keys() == {"repeat1-fold1", "repeat1-fold2"}
+    assert all(its["training.learning_rate"] in (3e-4, 3e-3) for its in chosen.values())
+
+
 def test_a_run_that_diverges(bert: Path, tmp_path: Path) -> None:
     found = lora.cross_validate(
         settings(bert, tmp_path, training={"clip": None}), folds=2, ablate={"training.learning_rate": [1e30]},

@@ -22,7 +22,8 @@ POOLED = (
 )
 MEAN = (
     "Mean of folds: its interval (corrected resampled t; Nadeau and Bengio, 2003) says what other training rows would "
-    "change as well. Folds share training rows, so a plain t interval of them would be too narrow, and with repeats far too narrow."
+    "change as well. Folds share training rows, so a plain t interval of them would be too narrow, and with repeats "
+    "far too narrow."
 )
 
 
