@@ -171,6 +171,15 @@ def test_groups_and_equal_inputs_are_drawn_together(bert: Path, tmp_path: Path) 
     assert "rows of one author stay on one side" in found.protocol[0]
 
 
+def test_a_group_that_fills_folds_is_told_of(bert: Path, tmp_path: Path) -> None:
+    rows = [
+        {**row, "author": "one" if number < 40 else f"{number}"} for number, row in enumerate(labelled(60, longest=4))
+    ]
+    found = validate(bert, tmp_path, rows, folds=3, group_column="author")
+    assert sorted(found.configuration.held.values()) == [10, 10, 40]
+    assert any("Folds hold out 10 to 40 rows: 40 of 60 rows hang together" in note for note in found.protocol)
+
+
 def test_by_time(bert: Path, tmp_path: Path) -> None:
     rows = [{**row, "day": f"2024-03-{1 + number % 20:02d}"} for number, row in enumerate(labelled(60, longest=4))]
     found = validate(bert, tmp_path, rows, folds=3, time_column="day")

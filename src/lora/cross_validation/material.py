@@ -33,6 +33,7 @@ from lora.plural import number_of
 from lora.tasks import Encoded, Task
 from lora.training.prepare import Prepared, digest
 
+UNLIKE = 1.5  # times the usual size, from which a fold is told of
 INNER = 0.1  # of a fold's training rows, to choose its checkpoint where that is asked for
 
 
@@ -216,6 +217,12 @@ def divide(rows: list[Row], prepared: Prepared, config: RunConfig, asked: CrossV
     if strata is not None and task.learns == "label":
         _check_classes(units, strata, asked, notes)
     out.folds = k_folds(units, strata, asked.folds, asked.repeats, config.training.seed)
+    sizes = [len(its.held) for its in out.folds]
+    if max(sizes) > UNLIKE * len(kept) / asked.folds:
+        notes.append(
+            f"Folds hold out {min(sizes):,} to {max(sizes):,} rows: {int(np.bincount(units).max()):,} of {len(kept):,} "
+            "rows hang together by groups and equal inputs. Their mean counts each fold alike; see the pooled values."
+        )
     return out
 
 
