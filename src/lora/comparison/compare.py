@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +212,6 @@ def estimated(runs: Sequence[Figures], key: str, seed: int) -> tuple[dict[str, E
         out.update(zip(names, estimates([first[name][0] for name in names], together, seed=seed), strict=True))
         if key in names:
             of_key = together
-    if len(runs) > 1 and all(rows.groups is None for _, rows in first.values()):
-        # What is drawn as a group is a row with the answers of all runs to it.
-        out = {name: replace(its, note=its.note.replace("groups", "rows")) for name, its in out.items()}
     return {name: out[name] for name in first}, of_key
 
 

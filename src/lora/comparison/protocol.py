@@ -183,4 +183,8 @@ def unused(config: RunConfig) -> list[str]:
     """Settings that were given and that a comparison makes itself."""
     default = AdapterConfig()
     named = [key for key in ("rank", "targets") if getattr(config.adapter, key) != getattr(default, key)]
-    return [f"adapter.{key} is not used: that is compared (see ranks and target_sets)." for key in named]
+    of_reports = [key for key in ("probe", "slices", "robustness") if getattr(config, key)]
+    return [
+        *(f"adapter.{key} is not used: that is compared (see ranks and target_sets)." for key in named),
+        *(f"{key} is not used: it is for the report of a single run, as of winner.yaml." for key in of_reports),
+    ]
