@@ -123,6 +123,7 @@ def test_figures_are_those_of_the_answers(found: CrossValidationResult) -> None:
 def test_shares_and_ablations(found: CrossValidationResult, bert: Path, tmp_path: Path) -> None:
     assert [its.setup.share for its in found.shares] == [0.5, 1.0]
     assert set(found.shares[0].train.values()) == {24} and set(found.shares[1].train.values()) == {48}
+    assert [its.ratio for its in found.shares] == pytest.approx([1 / 4, 1 / 4]), "parts overlap no more than folds"
     assert [its.setup.name for its in found.ablations] == ["adapter.rank=1"], "rank 32 is what stands, and is said"
     assert "adapter.rank 32 is the configuration as it stands." in found.notes
     its = found["adapter.rank=1"]

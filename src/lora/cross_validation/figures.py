@@ -36,6 +36,8 @@ class Validated:
         by_seed: by seed the pooled value of the metric that is compared.
         rows: of that metric, what tests are made of.
         train, held: rows of each fold.
+        ratio: held-out rows over training rows, as a mean over folds. Of a share it is that of the whole folds: parts
+            of them overlap no more than they do.
         against, against_folds: it against the configuration as it stands, on the same rows and over the same folds,
             p-values corrected for the number of ablations; None: it is no ablation.
         error: why there are no figures.
@@ -49,14 +51,10 @@ class Validated:
     rows: Rows | None = None
     train: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    ratio: float = math.nan
     against: Comparison | None = None
     against_folds: FoldMean | None = None
     error: str | None = None
-
-    @property
-    def ratio(self) -> float:
-        """Held-out rows over training rows, as a mean over folds."""
-        return float(np.mean([self.held[name] / self.train[name] for name in self.train]))
 
 
 def figures_of(
@@ -147,6 +145,9 @@ def _by_fold(material: Material, its: Mapping[Run, Answered], out: Validated, me
             key: float(np.mean([own[key][0].value(own[key][1]) if key in own else math.nan for own in seeds]))
             for key in metrics
         }
+    whole = out.setup.share == 1
+    each = [out.held[name] / (out.train[name] if whole else len(fold.train)) for name, fold in folds.items()]
+    out.ratio = float(np.mean(each))
     for key, metric in metrics.items():
         out.means[key] = mean_of_folds([own[key] for own in out.by_fold.values()], out.ratio, metric=metric)
 

@@ -39,7 +39,9 @@ def metrics(result: CrossValidationResult) -> Grid:
     keys = [result.key, *(key for key in its.pooled if key != result.key)]
     for key in keys:
         mean, style = its.means[key], "bold" if key == result.key else ""
-        grid.rows.append([(its.pooled[key].metric, style), interval(its.pooled[key]), _mean(mean), _deviation(mean)])
+        grid.rows.append(
+            [(its.pooled[key].metric, style), _interval(its.pooled[key]), _interval(mean), _deviation(mean)]
+        )
     grid.below += [POOLED, MEAN]
     if len(its.by_seed) > 1:
         grid.below.append(f"Between seeds {result.metric.name} has a standard deviation of {_seeds(its)}.")
@@ -124,7 +126,7 @@ def label_errors(result: CrossValidationResult, most: int = SHOWN) -> Grid | Non
 def headline(result: CrossValidationResult) -> str:
     """The result in a line."""
     pooled = result.configuration.pooled[result.key]
-    return f"{pooled.metric} {interval(pooled)} on {number_of(result.rows['held_out'], 'held-out row')}"
+    return f"{pooled.metric} {_interval(pooled)} on {number_of(result.rows['held_out'], 'held-out row')}"
 
 
 def markdown(result: CrossValidationResult) -> str:
@@ -144,10 +146,11 @@ def markdown(result: CrossValidationResult) -> str:
 def _quality(its: Validated, key: str) -> list[Cell]:
     if its.error:
         return ["stopped", ""]
-    return [interval(its.pooled[key]), _mean(its.means[key])]
+    return [_interval(its.pooled[key]), _interval(its.means[key])]
 
 
-def _mean(its: FoldMean) -> str:
+def _interval(its: Estimate | FoldMean) -> str:
+    """A value with its interval where it has one."""
     if math.isnan(its.value):
         return "–"
     return f"{its.value:.4g}" + ("" if math.isnan(its.low) else f" ({its.low:.4g}–{its.high:.4g})")
@@ -158,7 +161,7 @@ def _deviation(its: FoldMean) -> str:
 
 
 def _seeds(its: Validated) -> str:
-    return spread(list(its.by_seed.values()))
+    return f"{deviation(list(its.by_seed.values())):.2g}"
 
 
 def _number(value: float) -> str:
