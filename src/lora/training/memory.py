@@ -46,7 +46,8 @@ class Memory:
         budget: what training may use.
         per_token: of a pass, kept for its backward.
         beside: of a pass, whatever its size.
-        state: of an adapter in training: gradients, moments, the best parameters so far. The largest of all adapters.
+        state: of an adapter in training: gradients, moments, mean over steps, the best parameters so far. The largest
+            of all adapters.
         largest: tokens of the largest batch of any adapter.
     """
 
@@ -246,8 +247,8 @@ def _sample(passes: Passes, participant: Participant, rows: list[int]) -> Share:
 
 def state_bytes(participant: Participant) -> int:
     """Bytes that an adapter takes in training beside its parameters."""
-    # Gradient, first and second moment, and a copy of the best where something picks it.
-    copies = 3 + (participant.evaluate is not None)
+    # Gradient, first and second moment, the average, and a copy of the best where something picks it.
+    copies = 3 + participant.trainee.average.asked + (participant.evaluate is not None)
     return sum(copies * p.numel() * p.element_size() for p in participant.trainee.parameters.values())
 
 

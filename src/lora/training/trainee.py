@@ -16,6 +16,7 @@ from lora.core.randomness import seed_of
 from lora.data.batches import BatchPlan
 from lora.errors import ConfigError, TrainingError
 from lora.tasks import Encoded, Task
+from lora.training.averaging import Average
 from lora.training.schedule import rate_at, warmup_steps
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Trainee:
         self.steps_per_epoch = -(-len(self.plan) // self.batches_per_step)
         self.total_steps = settings.max_steps or max(1, round(settings.epochs * self.steps_per_epoch))
         self.warmup = warmup_steps(self.total_steps, settings.warmup_ratio, settings.warmup_steps)
+        self.average = Average(self.parameters, settings, self.total_steps)
         self.step = 0
         self.begin_step()
         self.best_value: float | None = None
@@ -155,6 +157,7 @@ class Trainee:
             group["lr"] = self.rate
         self.optimizer.step()
         self.step += 1
+        self.average.take(self.step)
         self.begin_step()
         return norm
 
@@ -240,6 +243,7 @@ class Trainee:
             "best_value": self.best_value,
             "best_loss": self.best_loss,
             "best_step": self.best_step,
+            "averaged": self.average.count,
             "evaluations_without_gain": self.evaluations_without_gain,
             "reference": self.reference,
             "settings": self.settings.model_dump(mode="json"),
@@ -247,8 +251,9 @@ class Trainee:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters, moments and step counters, and the best parameters so far."""
+        """Parameters, moments and step counters, their average and the best parameters so far."""
         out = {f"now.{key}": tensor for key, tensor in self._own().items()}
+        out |= {f"average.{key}": tensor for key, tensor in self.average.tensors.items()}
         out |= {f"best.{key}": tensor for key, tensor in (self.best_tensors or {}).items()}
         for key, parameter in self.parameters.items():
             for moment, tensor in self.optimizer.state.get(parameter, {}).items():
@@ -292,6 +297,7 @@ class Trainee:
                     "exp_avg": tensors[f"exp_avg.{key}"].to(parameter.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].to(parameter.device),
                 }
+        self.average.load(state.get("averaged", 0), tensors)
         best = {key: tensors[f"best.{key}"].to(own[key].device) for key in own if f"best.{key}" in tensors}
         self.best_tensors = best or None
         self.step = state["step"]
@@ -304,11 +310,14 @@ class Trainee:
         """Give back the memory that training took, when it is over."""
         self.begin_step()
         self.optimizer.state.clear()
+        self.average.tensors.clear()
         self.best_tensors = None
 
     def restore_best(self) -> None:
-        """Put the best parameters back in place, where an evaluation has picked some."""
-        if self.best_tensors is not None:
+        """Put the best parameters back in place, where an evaluation has picked some; else their average."""
+        if self.best_tensors is None:
+            self.average.settle()
+        else:
             with torch.no_grad():
                 for key, tensor in self._own().items():
                     tensor.copy_(self.best_tensors[key])
