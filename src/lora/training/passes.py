@@ -20,6 +20,7 @@ from lora.errors import ConfigError, RoutingError, TrainingError, is_out_of_memo
 from lora.model.base import short
 from lora.model.fused import Fused
 from lora.model.kernels import Kernels
+from lora.model.noise import EmbeddingNoise, Noise
 from lora.model.rows import routing_of
 from lora.tasks.inference import collated, to_device, without_cache
 from lora.training.blocks import Blocks, find_blocks, same
@@ -109,6 +110,7 @@ class Passes:
     def __init__(self, model: LoRA, kernels: Kernels | None = None) -> None:
         self.model = model
         self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
+        self._noise = EmbeddingNoise(model.base, model.router)
         self._fused = Fused(model.base, kernels)
         self._packing: Packing | None = None
         self._blocks: Blocks | None = find_blocks(model)
@@ -200,7 +202,7 @@ class Passes:
         packing = self._packing
         assert packing is not None, "why_padded was asked"
         reference = [share.trainee.task.reference for share in shares]
-        with self._drops:
+        with self._drops, self._noise.adding(_noises(shares)):
             losses = packing.losses(
                 [share.examples for share in shares],
                 [share.trainee.name for share in shares],
@@ -228,7 +230,8 @@ class Passes:
         names += [BASE for share in compared for _ in share.base_rows]
         routing = routing_of(self.model.base, self.model.router, names, (), inputs)
         routing.seeds = _seeds(shares)
-        with self.model.router.activate(routing), self._drops, without_cache(self.model):
+        noise = self._noise.adding(_noises(shares))
+        with self.model.router.activate(routing), self._drops, noise, without_cache(self.model):
             outputs = self.model.base(**inputs)
         sizes = [*(share.rows for share in shares), *(len(share.base_rows) for share in compared)]
         rows = [SimpleNamespace(logits=part) for part in outputs.logits.split(sizes)]
@@ -241,7 +244,8 @@ class Passes:
     def _in_blocks(self, shares: Sequence[Share]) -> list[Tensor]:
         assert self._blocks is not None, "else they are of different kinds"
         names = [share.trainee.name for share in shares]
-        with self._objections(), self._drops, without_cache(self.model):
+        noise = self._noise.adding(_noises(shares))
+        with self._objections(), self._drops, noise, without_cache(self.model):
             outputs = self._blocks.outputs([share.inputs for share in shares], names, _seeds(shares))
         return [_loss(share, its_own) for share, its_own in zip(shares, outputs, strict=True)]
 
@@ -307,6 +311,19 @@ def _added(losses: Sequence[Tensor]) -> Tensor:
     for loss in losses[1:]:
         total = total + loss
     return total
+
+
+def _noises(shares: Sequence[Share]) -> dict[str, Noise]:
+    """What the embeddings of each share's rows get, of those whose adapter asks for it."""
+    out = {}
+    for share in shares:
+        alpha, seed = share.trainee.settings.neftune_alpha, share.trainee.seed(share.number)
+        if alpha and share.packed:
+            out[share.trainee.name] = Noise(alpha, seed, lengths=[len(one["input_ids"]) for one in share.examples])
+        elif alpha:
+            mask = share.inputs.get("attention_mask", torch.ones_like(share.inputs["input_ids"]))
+            out[share.trainee.name] = Noise(alpha, seed, mask.bool())
+    return out
 
 
 def _seeds(shares: Sequence[Share]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from lora.config import TrainingConfig
 from lora.core.randomness import seed_of
 from lora.data.batches import BatchPlan
 from lora.errors import ConfigError, TrainingError
+from lora.model.noise import embedding_of
 from lora.tasks import Encoded, Task
 from lora.training.averaging import Average
 from lora.training.schedule import rate_at, warmup_steps
@@ -49,6 +50,8 @@ class Trainee:
         self.name, self.task, self.data, self.settings = name, task, data, settings
         self.greater_is_better(settings.best_metric or task.best_metric)  # complains now, not after an epoch
         _check_kl(task, data, settings)
+        if settings.neftune_alpha:
+            embedding_of(model.base)  # complains where there is none
         # From which example on they are held to the base.
         self._held_from = len(data) - data.replay if settings.kl_on == "replay" else 0
         self.parameters = {key: p for key, p in model.adapter_parameters(name).items() if p.requires_grad}
