@@ -1,4 +1,4 @@
-"""Noise on embedded tokens: its formula, who gets it and who does not, and that neither layout nor company changes it."""
+"""Noise on embedded tokens: its formula, who gets it and who does not; neither layout nor company changes it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_it_is_the_formula_of_the_paper(arch: str, packing: bool | None) -> None
     plain, noisy = (
         embedded(model, passes, share) for model, passes, share in (ready(arch, 0, packing), ready(arch, 5, packing))
     )
-    model, _, share = ready(arch, 5, packing)
+    _, _, share = ready(arch, 5, packing)
     assert share.packed is (packing is None and arch in ("llama", "gpt2", "gemma3"))
     found, width = noisy[0] - plain[0], plain[0].shape[-1]
     for other, unchanged in zip(noisy[1:], plain[1:], strict=True):  # the decoder's input

@@ -56,10 +56,11 @@ def embedding_of(base: nn.Module) -> tuple[nn.Module, nn.Module]:
             f"training.neftune_alpha: {kind} works on tokens first and rows second, so that rows cannot be told apart; "
             "leave it out"
         )
-    around: Any = base.get_encoder() if is_encoder_decoder(config) and hasattr(base, "get_encoder") else base
-    for module in (around, base):
+    whole: Any = base
+    around: Any = whole.get_encoder() if is_encoder_decoder(config) and hasattr(base, "get_encoder") else base
+    for own in (around, whole):
         try:
-            found = module.get_input_embeddings()
+            found = own.get_input_embeddings()
         except (AttributeError, NotImplementedError):
             continue
         if isinstance(found, nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import AdapterConfig, TrainingConfig
+from lora.core.randomness import drops
 from lora.errors import ConfigError, TrainingError
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import save_adapter
@@ -325,6 +326,11 @@ def _without_effect(model: LoRA, name: str, settings: TrainingConfig, evaluates:
         named = [key for key in ("patience", "best_metric") if getattr(settings, key) is not None]
         if named:
             said.append(f"Without evaluations {' and '.join(f'training.{key}' for key in named)} has no effect.")
+    if settings.r_drop and not (model.adapters[name].dropout or settings.neftune_alpha or drops(model.base)):
+        said.append(
+            "Neither the adapter nor its base drops anything, so both passes of training.r_drop are one: it costs a "
+            "pass and has no effect. Set adapter.dropout."
+        )
     if settings.average == "none":
         fields = type(settings).model_fields
         named = [key for key in ("average_from", "average_decay") if getattr(settings, key) != fields[key].default]

@@ -53,8 +53,8 @@ class Share:
 
     @functools.cached_property
     def examples(self) -> list[dict[str, Any]]:
-        """Its rows as token ids."""
-        return [self.trainee.data.examples[i] for i in self.indices]
+        """Its rows as token ids; with ``training.r_drop`` all of them once more behind the last."""
+        return [self.trainee.data.examples[i] for i in self.indices] * self.trainee.times
 
     @functools.cached_property
     def held(self) -> list[int]:
@@ -79,7 +79,7 @@ class Share:
     @property
     def rows(self) -> int:
         """Rows of the padded tensors."""
-        return len(self.indices) * self.trainee.task.rows
+        return len(self.examples) * self.trainee.task.rows
 
     @property
     def tokens(self) -> int:
@@ -210,6 +210,7 @@ class Passes:
                 [s.trainee.settings.label_smoothing if s.trainee.task.smooths_tokens else 0.0 for s in shares],
                 reference,
                 [(s.trainee.settings.kl, s.held) for s in shares],
+                [s.trainee.settings.r_drop for s in shares],
             )
         of_base = iter(losses[len(shares) :])
         return [
@@ -299,6 +300,12 @@ def _loss(share: Share, outputs: Any, of_base: Any = None) -> Tensor:
     task, settings = share.trainee.task, share.trainee.settings
     compared = {"reference": of_base} if task.reference else {}
     loss = task.row_losses(outputs, share.batch, settings.label_smoothing, **compared)[0].sum()
+    if settings.r_drop:
+        half = share.rows // 2
+        one, other = (SimpleNamespace(logits=part) for part in outputs.logits.split(half))
+        batch = {key: value[:half] for key, value in share.batch.items()}
+        # The mean of both losses, so that what there is beside them weighs as much as in one pass.
+        return loss / 2 + settings.r_drop / 2 * task.row_disagreements(one, other, batch).sum()
     if of_base is None or task.reference:
         return loss
     held = SimpleNamespace(logits=outputs.logits[share.held])

@@ -50,6 +50,8 @@ class Trainee:
         self.name, self.task, self.data, self.settings = name, task, data, settings
         self.greater_is_better(settings.best_metric or task.best_metric)  # complains now, not after an epoch
         _check_kl(task, data, settings)
+        _check_r_drop(task, settings)
+        self.times = 2 if settings.r_drop else 1  # how often each row is in its batch
         if settings.neftune_alpha:
             embedding_of(model.base)  # complains where there is none
         # From which example on they are held to the base.
@@ -337,6 +339,20 @@ def _check_kl(task: Task, data: Encoded, settings: TrainingConfig) -> None:
         raise ConfigError("training.kl_on: 'replay' needs data.replay, general text that is learned beside the rows")
     if not settings.kl and settings.kl_on != "all":
         raise ConfigError("training.kl_on: says on which rows training.kl acts, which is 0; set it too")
+
+
+def _check_r_drop(task: Task, settings: TrainingConfig) -> None:
+    """Raise ConfigError where there is nothing in two passes that could be held to each other, or it is too much."""
+    if settings.r_drop and not task.agrees:
+        raise ConfigError(
+            f"training.r_drop: two passes of a row are compared by what they say of it, and {task.name} says which of "
+            "two answers is better, each in its own row; leave it out"
+        )
+    if settings.r_drop and settings.kl:
+        raise ConfigError(
+            "training.r_drop: not together with training.kl, since each has every token compared with what another "
+            "pass says of it; choose one"
+        )
 
 
 def greater_is_better(key: str, settings: TrainingConfig, task: Task) -> bool:
