@@ -74,6 +74,24 @@ def test_what_takes_less_takes_less() -> None:
 
 
 @pytest.mark.parametrize("packing", [None, False])
+def test_two_passes_of_each_row_and_a_mean_of_the_parameters_are_counted(packing: bool | None) -> None:
+    # The first one of a process may keep a tensor in a cache of torch's: it is made once before.
+    rehearse(shape(), role(64, 8, packing=packing), False)
+    plain, twice = (rehearse(shape(), role(64, 8, packing=packing, r_drop=alpha), False) for alpha in (0.0, 1.0))
+    assert twice.tokens == 2 * plain.tokens and twice.needs.tokens == 2 * plain.needs.tokens
+    assert twice.supervised == plain.supervised and twice.kept > 1.8 * plain.kept
+    averaged = rehearse(shape(), role(64, 8, packing=packing, average="ema"), False)
+    assert plain.averages == 0 and averaged.averages == averaged.adapters
+    assert averaged.needs.state == plain.needs.state + averaged.adapters
+    assert averaged.phases["pass"].peak == pytest.approx(plain.phases["pass"].peak + averaged.adapters, rel=1e-3)
+    assert averaged.files == (plain.files[0], plain.files[1] + averaged.adapters)
+    parts = planning.parts_of(averaged)
+    assert parts["mean of the parameters over steps"] == averaged.adapters
+    noisy = rehearse(shape(), role(64, 8, packing=packing, neftune_alpha=5), False)
+    assert noisy.tokens == plain.tokens and noisy.kept == pytest.approx(plain.kept, rel=0.05)
+
+
+@pytest.mark.parametrize("packing", [None, False])
 def test_kl_to_the_base_takes_the_bases_part_of_a_pass(packing: bool | None) -> None:
     """As many tokens again, whose activations lie beside the adapter's; memory needed of the largest batch alike."""
     plain, held = (rehearse(shape(), role(64, 8, packing=packing, kl=kl), False) for kl in (0.0, 1.0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora.core import divergence
-from lora.core.divergence import divergences
+from lora.core.divergence import disagreements, divergences
 from lora.core.head import Reference
 from lora.core.loss import head_cross_entropy
 from lora.core.segments import Segment
@@ -190,3 +190,31 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(layout: dict[str, Any
         torch.set_num_threads(threads)
     for one, two in zip(*found, strict=True):
         assert torch.equal(one, two) and two.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)]
+)
+def test_both_ways_it_is_the_sum_of_torchs_two(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(divergence, "_CPU_BLOCK", 101 * 8 * 7)  # several blocks
+    one = (3 * torch.randn(50, 101)).to(dtype).requires_grad_()
+    other = (one.detach() + torch.randn(50, 101).to(dtype)).requires_grad_()
+    weigh = torch.linspace(0.5, 2, 50, dtype=torch.float64)
+    mine = disagreements(one, other)
+    theirs = kl(one.double(), other.double()) + kl(other.double(), one.double())
+    assert mine.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-5 if dtype != torch.float64 else 1e-12)
+    found, expected = (torch.autograd.grad((values * weigh).sum(), (one, other)) for values in (mine, theirs))
+    for its, true in zip(found, expected, strict=True):
+        assert its.dtype == dtype and (its - true).norm() <= tolerance * true.norm()
+
+
+def test_both_ways_gradients_are_those_of_finite_differences() -> None:
+    torch.manual_seed(1)
+    one, other = (torch.randn(5, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(disagreements, (one, other))
+    same = torch.randn(30, 999) * 20
+    assert torch.equal(disagreements(same, same.clone()), torch.zeros(30))

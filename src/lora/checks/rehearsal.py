@@ -170,6 +170,7 @@ def _rehearse(
     return Rehearsed(
         phases=phases, weights=weights_by_type(base, model), parameters=model.base_parameter_count(),
         trainable=trainable_by_kind(model), adapters=adapter_bytes(participants), state=3 * active,
+        averages=adapter_bytes([p for p in places if p.trainee.average.asked]),
         best=adapter_bytes([p for p in places if p.evaluate is not None]),
         kept=phases["forward"].after - phases["forward"].before, files=files, tokens=tokens, supervised=supervised,
         operations=operations, needs=measured, packed=all(p.packed for p in participants),
@@ -228,6 +229,7 @@ def _steps(passes: _Watched, participants: Sequence[Participant], states: list[T
             untouched_modules(participant.trainee)  # complains where no gradient comes
             with ledger.phase("update"):
                 participant.trainee.update()
+                participant.trainee.average.take(participant.trainee.total_steps)  # as towards the end
             participant.trainee.step = 0  # the first batch of the data again, which is the largest
     return found
 

@@ -92,6 +92,7 @@ def parts_of(found: Rehearsed) -> dict[str, float]:
     rest = phase.peak - sum(parts.values())
     if name in ("pass", "forward", "update"):
         parts |= {"gradients": found.state / 3, "optimiser state": found.state * 2 / 3}
+        parts["mean of the parameters over steps"] = found.averages
         parts["activations kept for the backward"] = found.kept
         if found.packed:
             # Of few supervised positions there is less than a whole chunk.

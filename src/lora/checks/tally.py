@@ -28,7 +28,8 @@ class Rehearsed:
         weights: of the base, by type.
         parameters: of the base, a tied tensor counted once.
         trainable: parameters of all adapters, by kind of module.
-        adapters: of all; ``state``: gradients and moments of those in training at once, ``best``: their copies.
+        adapters: of all; ``state``: gradients and moments of those in training at once, ``averages``: their means
+            over steps, ``best``: their copies.
         kept: what a pass keeps for its backward.
         files: of an adapter's folder and of a checkpoint, the largest of all.
         tokens: of the largest pass, padding included; ``supervised``: those of them with a label.
@@ -43,6 +44,7 @@ class Rehearsed:
     trainable: dict[str, int]
     adapters: float
     state: float
+    averages: float
     best: float
     kept: float
     files: tuple[float, float]

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from lora.settings import Settings
 
 Schedule = Literal["linear", "cosine", "constant"]
+Average = Literal["none", "swa", "ema"]
 
 
 class TrainingConfig(Settings):
@@ -22,6 +23,8 @@ class TrainingConfig(Settings):
         "label_smoothing_factor": "label_smoothing", "eval_steps": "eval_every", "save_steps": "save_every",
         "logging_steps": "log_every", "metric_for_best_model": "best_metric", "early_stopping_patience": "patience",
         "early_stopping": "patience", "torch_dtype": "dtype", "per_device_eval_batch_size": "eval_batch_size",
+        "neftune_noise_alpha": "neftune_alpha", "rdrop": "r_drop", "rdrop_alpha": "r_drop", "r_drop_alpha": "r_drop",
+        "ema_decay": "average_decay",
     }  # fmt: skip
 
     learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default: derived from the model")
@@ -48,6 +51,21 @@ class TrainingConfig(Settings):
     )
     kl_on: Literal["all", "replay"] = Field(
         default="all", description="which rows' tokens are held to the base: all, or those of data.replay alone"
+    )
+    neftune_alpha: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="noise on the embedded tokens, in training alone; 0: none"
+    )
+    r_drop: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False,
+        description="weight of the distance between two passes of each row, which drop unlike values; 0: one pass",
+    )  # fmt: skip
+    average: Average = Field(
+        default="none", description="what is evaluated, picked and kept: the parameters, or their mean over steps"
+    )
+    average_from: float = Field(default=0.5, ge=0, lt=1, description="share of the steps before the first averaged one")
+    # A mean over about the last 20 steps: a run on little data has a hundred.
+    average_decay: float = Field(
+        default=0.95, ge=0, lt=1, description="of average ema: what is left of the mean after a step"
     )
     eval_every: int | Literal["epoch"] | None = Field(
         default="epoch", description="steps between evaluations, 'epoch' or null"
@@ -96,6 +114,11 @@ class TrainingConfig(Settings):
     @classmethod
     def _auto(cls, value: Any) -> Any:
         return None if value == "auto" else value
+
+    @field_validator("neftune_alpha", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return 0.0 if value is None else value  # as Hugging Face spells it
 
     @field_validator("eval_every", "save_every")
     @classmethod

@@ -1,4 +1,5 @@
-"""KL divergence from the base's next tokens to an adapter's: what training with ``kl`` adds, and what a probe measures.
+"""KL divergence from the base's next tokens to an adapter's: what training with ``kl`` adds, and what a probe measures;
+and between two passes of one adapter, both ways, as ``r_drop`` has it.
 
 KL(base ‖ adapter) = Σ_v q_v·(log q_v - log p_v), with q the base's probabilities and p the adapter's at one position.
 The base comes first: an adapter pays for every token that the base would write and it no longer would, which is what
@@ -6,6 +7,10 @@ forgetting is. The other direction, of penalties in reinforcement learning, lets
 base's ways to go on. It is Learning without Forgetting (Li & Hoiem 2016, arXiv:1606.09282, eq. 2, at temperature 1) but
 for the base's entropy, which has no gradient, and the measure by which Shenfeld et al. (2025, arXiv:2509.04259)
 foretell forgetting. By the adapter's logits its gradient is p - q.
+
+Both ways, KL(p ‖ q) + KL(q ‖ p) = Σ_v (p_v - q_v)·(x_v - y_v), with x and y the logits of p and q: the normalisers
+cancel (Jeffreys' divergence, of which R-Drop takes half: Liang et al. 2021, arXiv:2106.14448, eq. 2). Its gradient by x
+is p·(d - Σ p·d) + p - q, with d = x - y, and by y the same with both exchanged.
 
 Shapes: n position, m position of a block, v vocabulary.
 """
@@ -109,3 +114,48 @@ class _Divergence(torch.autograd.Function):
             probabilities(base)
             out[rows] = own.sub_(base).mul_(grad[rows, None])
         return out, None
+
+
+def disagreements(one: Tensor, other: Tensor) -> Tensor:
+    """KL(one ‖ other) + KL(other ‖ one) of each row, (n,) in fp32 (fp64 for fp64), from logits (n, v) of any type.
+
+    Gradients go to both. Of neither there is ever a whole copy in fp32; there is no second derivative.
+    """
+    found: Tensor = _Disagreement.apply(one, other)
+    return found
+
+
+class _Disagreement(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, one: Tensor, other: Tensor) -> Tensor:
+        ctx.save_for_backward(one, other)
+        out = one.new_empty(len(one), dtype=wide(one.dtype))
+        step = rows_of_block(one)
+        for start in range(0, len(one), step):
+            rows = slice(start, start + step)
+            p, q, apart = _both(one[rows], other[rows], out.dtype)
+            out[rows] = row_sums(p.sub_(q).mul_(apart)).squeeze(1)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        logits = ctx.saved_tensors
+        outs = [torch.empty_like(each) for each in logits]
+        step = rows_of_block(logits[0])
+        for start in range(0, len(grad), step):
+            rows = slice(start, start + step)
+            p, q, apart = _both(logits[0][rows], logits[1][rows], grad.dtype)
+            weights, between = grad[rows, None], p - q
+            outs[0][rows] = ((apart - row_sums(p * apart)).mul_(p) + between).mul_(weights)
+            outs[1][rows] = ((row_sums(q * apart) - apart).mul_(q) - between).mul_(weights)
+        return tuple(outs)
+
+
+def _both(one: Tensor, other: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The probabilities of both, and by how much the logits differ: (m, v) each, in ``dtype``."""
+    p, q = one.to(dtype, copy=True), other.to(dtype, copy=True)
+    apart = p - q
+    probabilities(p)
+    probabilities(q)
+    return p, q, apart

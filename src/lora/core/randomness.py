@@ -138,12 +138,17 @@ def _by_group(routing: Routing, *tensors: Tensor | None) -> list[tuple[Any, ...]
 
 def seeded_dropout(model: nn.Module, router: Router) -> AbstractContextManager[Any]:
     """`SeededDropout` where ``model`` has any dropout, else nothing: every torch call passes through the mode."""
+    return SeededDropout(router) if drops(model) else nullcontext()
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether ``model`` drops anything in training, as far as its modules and its configuration say."""
     config = getattr(model, "config", None)
     settings = vars(text_config(config)) if config else {}
     named = any(
         isinstance(value, float) and value > 0 for name, value in settings.items() if "drop" in name or "pdrop" in name
     )
-    return SeededDropout(router) if named or any(_drops(module) for module in model.modules()) else nullcontext()
+    return named or any(_drops(module) for module in model.modules())
 
 
 def _drops(module: nn.Module) -> bool:

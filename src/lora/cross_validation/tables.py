@@ -178,15 +178,3 @@ def _named(name: str, repeats: int) -> str:
     """``repeat1-fold2`` as a person says it."""
     name = name if repeats > 1 else name.removeprefix("repeat1-")
     return name.replace("-", ", ").replace("repeat", "repeat ").replace("fold", "fold ")
-
-
-def interval(its: Estimate) -> str:
-    """A value with its interval; a dash where it is not defined."""
-    if math.isnan(its.value):
-        return "–"
-    return f"{its.value:.4g}" + ("" if math.isnan(its.low) else f" ({its.low:.4g}–{its.high:.4g})")
-
-
-def spread(values: list[float]) -> str:
-    """Standard deviation between runs; nothing of one run."""
-    return "" if math.isnan(found := deviation(values)) else f"{found:.2g}"

@@ -53,6 +53,8 @@ class Task(ABC):
     smooths_tokens: ClassVar[bool] = True
     # Whether its supervised positions are tokens whose distribution can be held to the base's (``training.kl``).
     holds_to_base: ClassVar[bool] = False
+    # Whether what two passes say of the same rows can be held to each other (``training.r_drop``).
+    agrees: ClassVar[bool] = False
     rows: ClassVar[int] = 1  # of a padded batch that one example makes
     generates: ClassVar[bool] = False  # whether its answer is a text, which the model writes; its logits are (b, t, v)
     # What becomes of a running text (`for_running_text`), in a word or two; and in a sentence, unless it is plain.
@@ -255,6 +257,11 @@ class Task(ABC):
 
         ``reference``: the base's outputs for the same batch.
         """
+        raise NotImplementedError
+
+    def row_disagreements(self, one: Any, other: Any, batch: dict[str, Tensor]) -> Tensor:
+        """With ``agrees``: KL(one ‖ other) + KL(other ‖ one) of the outputs of two passes for the same batch, over the
+        supervised positions of each row as its loss is over them, (b,) in fp32."""
         raise NotImplementedError
 
     def packed_loss(

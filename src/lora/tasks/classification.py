@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora.core.divergence import disagreements
 from lora.data.kinds import Kind
 from lora.data.rows import named
 from lora.errors import DataError
@@ -34,6 +35,7 @@ class ClassificationTask(LabelsTask):
 
     name = "classification"
     labels_are = Kind.CLASSES
+    agrees = True
     learns = "label"
     best_metric = "f1_macro"  # accuracy hides a rare class that is never found
     measures = {
@@ -90,6 +92,9 @@ class ClassificationTask(LabelsTask):
         if label_smoothing:
             losses = (1 - label_smoothing) * losses - label_smoothing * logs.mean(dim=1)
         return losses, torch.ones_like(losses)
+
+    def row_disagreements(self, one: Any, other: Any, batch: dict[str, Tensor]) -> Tensor:
+        return disagreements(*(outputs.logits[:, : len(self.labels)] for outputs in (one, other)))
 
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """``{"label": in its original type, "score": its probability, "probabilities": of each class}`` per row."""

@@ -44,6 +44,7 @@ class MultiLabelTask(LabelsTask):
 
     name = "multi-label"
     labels_are = Kind.LISTS
+    agrees = True
     learns = "labels"
     best_metric = "f1_micro"  # macro is noise where many labels have a handful of rows
     measures = {
@@ -116,6 +117,11 @@ class MultiLabelTask(LabelsTask):
             dim=1
         )
         return losses, torch.ones_like(losses)
+
+    def row_disagreements(self, one: Any, other: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Of the Bernoulli distributions of this task's labels, mean over them: Σ (p - q)·(logit p - logit q) / c."""
+        x, y = self._logits(one), self._logits(other)
+        return ((x.sigmoid() - y.sigmoid()) * (x - y)).mean(dim=1)
 
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """``{"labels": those of a probability of at least one half, "probabilities": of each label}`` for each row."""

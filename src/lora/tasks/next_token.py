@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lora.core.configs import is_encoder_decoder
-from lora.core.divergence import divergences
+from lora.core.divergence import disagreements, divergences
 from lora.statistics.means import PERPLEXITY, token_rows
 from lora.tasks.base import ExamplePart, Task
 from lora.tasks.figures import TOKEN_SHARE, Figures, Groups
 from lora.tasks.sequence import pad, padded_ids
-from lora.tasks.tokens import IGNORED
+from lora.tasks.tokens import IGNORED, per_row
 
 
 class NextTokenTask(Task):
@@ -30,6 +30,7 @@ class NextTokenTask(Task):
     next_token = True
     generates = True
     holds_to_base = True
+    agrees = True
 
     @classmethod
     def suits(cls, base: Any) -> bool:
@@ -65,19 +66,23 @@ class NextTokenTask(Task):
         losses = normaliser - scores.gather(1, labels.unsqueeze(1)).squeeze(1)
         if label_smoothing:
             losses = (1 - label_smoothing) * losses + label_smoothing * (normaliser - scores.mean(dim=-1))
-        return _per_row(losses, mask), mask.sum(dim=1).float()
+        return per_row(losses, mask), mask.sum(dim=1).float()
 
     def row_divergences(self, outputs: Any, batch: dict[str, Tensor], reference: Any) -> Tensor:
         chosen, _, mask = self._supervised(outputs, batch)
         base, _, _ = self._supervised(reference, batch)
-        return _per_row(divergences(chosen, base), mask)
+        return per_row(divergences(chosen, base), mask)
+
+    def row_disagreements(self, one: Any, other: Any, batch: dict[str, Tensor]) -> Tensor:
+        (first, _, mask), (second, _, _) = (self._supervised(outputs, batch) for outputs in (one, other))
+        return per_row(disagreements(first, second), mask)
 
     @torch.no_grad()
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """``{"loss": sum, "tokens": supervised ones, "correct": those whose most likely token is right}`` per row."""
         chosen, labels, mask = self._supervised(outputs, batch)
         losses, counts = self.row_losses(outputs, batch)
-        correct = _per_row((chosen.argmax(dim=-1) == labels).float(), mask)
+        correct = per_row((chosen.argmax(dim=-1) == labels).float(), mask)
         return [
             {"loss": loss, "tokens": int(tokens), "correct": int(right)}
             for loss, tokens, right in zip(losses.tolist(), counts.tolist(), correct.tolist(), strict=True)
@@ -111,9 +116,3 @@ class NextTokenTask(Task):
         following = batch["labels"][:, 1:]
         mask = following != IGNORED
         return outputs.logits[:, :-1][mask], following[mask], mask
-
-
-def _per_row(values: Tensor, mask: Tensor) -> Tensor:
-    """Sums (b,) of ``values`` (n,), which stand at ``mask`` (b, t-1)."""
-    # Not index_add: on CUDA its order, and so its last bit, changes from run to run.
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values).sum(dim=1)

@@ -90,6 +90,7 @@ class PreferenceTask(PairTask, NextTokenTask):
         "likelihood_accuracy": True,
     }  # fmt: skip
     smooths_tokens = False
+    agrees = False  # it learns a difference of two answers, and no distribution
     holds_to_base = False  # its loss does so already, by beta
     rows = 2
 

@@ -32,6 +32,7 @@ class RegressionTask(SequenceTask):
 
     name = "regression"
     labels_are = Kind.QUANTITY
+    agrees = True
     learns = "number"
     best_metric = "rmse"
     measures = {
@@ -125,6 +126,11 @@ class RegressionTask(SequenceTask):
         """
         losses = (outputs.logits[:, 0].float() - batch["labels"].float()) ** 2
         return losses, torch.ones_like(losses)
+
+    def row_disagreements(self, one: Any, other: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Twice the squared difference of both numbers, standardised: a squared error is, but for a constant, the
+        negative log-likelihood of a normal distribution of variance 1/2, and that is KL between two such, both ways."""
+        return 2 * (one.logits[:, 0].float() - other.logits[:, 0].float()) ** 2
 
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[float]:
         """A number per row, in the unit of the labels."""

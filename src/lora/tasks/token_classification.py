@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora.core.divergence import disagreements
 from lora.data.columns import LABEL, TEXT, Claim, Sign, Table
 from lora.data.rows import named
 from lora.errors import DataError
@@ -33,7 +34,7 @@ from lora.tasks.spans import (
     type_of,
 )
 from lora.tasks.tagged import encode_tagged, read_tagged, words_note
-from lora.tasks.tokens import IGNORED
+from lora.tasks.tokens import IGNORED, per_row
 from lora.tasks.words import Pieces, Words, aligned, listed, split, tags_of, words_of
 
 TOKENS = ("tokens", "words")
@@ -63,6 +64,7 @@ class TokenClassificationTask(Task):
         "precision_macro": True, "recall_macro": True, "f1_macro": True,
     }  # fmt: skip
     per_token = True
+    agrees = True
     learns = "labels"
 
     def __init__(
@@ -218,6 +220,11 @@ class TokenClassificationTask(Task):
         if label_smoothing:
             losses = (1 - label_smoothing) * losses - label_smoothing * logs.mean(dim=-1)
         return losses.masked_fill(~mask, 0.0).sum(dim=1), mask.sum(dim=1).float()
+
+    def row_disagreements(self, one: Any, other: Any, batch: dict[str, Tensor]) -> Tensor:
+        mask = batch["labels"] != IGNORED
+        found = disagreements(*(self._logits(outputs)[mask] for outputs in (one, other)))
+        return per_row(found, mask)
 
     @torch.no_grad()
     def predictions(self, outputs: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lora.data.problems import Problems
 from lora.data.rendering import IGNORED
 from lora.data.rows import named
@@ -139,3 +142,9 @@ def bare_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         texts, add_special_tokens=False, padding=False, truncation=False, verbose=False, return_attention_mask=False
     )
     return [list(ids) for ids in out["input_ids"]]
+
+
+def per_row(values: Tensor, mask: Tensor) -> Tensor:
+    """Sums (b,) of ``values`` (n,), which stand at ``mask`` (b, t)."""
+    # Not index_add: on CUDA its order, and so its last bit, changes from run to run.
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values).sum(dim=1)

@@ -46,7 +46,8 @@ class Memory:
         budget: what training may use.
         per_token: of a pass, kept for its backward.
         beside: of a pass, whatever its size.
-        state: of an adapter in training: gradients, moments, the best parameters so far. The largest of all adapters.
+        state: of an adapter in training: gradients, moments, mean over steps, the best parameters so far. The largest
+            of all adapters.
         largest: tokens of the largest batch of any adapter.
     """
 
@@ -172,8 +173,10 @@ def needs(passes: Passes, participants: Sequence[Participant]) -> Needs:
     """Measure for all ``participants``; the model must be in training mode."""
     tokens, rows, largest = max(((*largest_batch(p), p) for p in participants), key=lambda found: found[0])
     kept = measure(passes, _sample(passes, largest, rows))
-    # Of rows held to the base its logits are there too.
-    buffers = 2 if any(p.settings.kl for p in participants) else 1
+    # Of rows held to the base its logits are there too; two passes that are compared have logits, their logarithms and
+    # gradients of both, in fp32.
+    settings = [p.settings for p in participants]
+    buffers = 5 if any(s.r_drop for s in settings) else 2 if any(s.kl for s in settings) else 1
     head = buffers * _head_bytes(passes.model) if largest.packed else 0
     return Needs(kept, largest.packed, head, max(state_bytes(p) for p in participants), tokens)
 
@@ -230,8 +233,8 @@ def tokens_of(participant: Participant, batch: Sequence[int]) -> int:
     lengths = trainee.data.lengths
     held = batch if trainee.task.reference else [i for i in batch if trainee.holds(i)]
     if participant.packed:
-        return sum(lengths[i] for i in (*batch, *held))
-    return (len(batch) + len(held)) * max(lengths[i] for i in batch)
+        return trainee.times * sum(lengths[i] for i in batch) + sum(lengths[i] for i in held)
+    return (trainee.times * len(batch) + len(held)) * max(lengths[i] for i in batch)
 
 
 def _sample(passes: Passes, participant: Participant, rows: list[int]) -> Share:
@@ -246,8 +249,8 @@ def _sample(passes: Passes, participant: Participant, rows: list[int]) -> Share:
 
 def state_bytes(participant: Participant) -> int:
     """Bytes that an adapter takes in training beside its parameters."""
-    # Gradient, first and second moment, and a copy of the best where something picks it.
-    copies = 3 + (participant.evaluate is not None)
+    # Gradient, first and second moment, the average, and a copy of the best where something picks it.
+    copies = 3 + participant.trainee.average.asked + (participant.evaluate is not None)
     return sum(copies * p.numel() * p.element_size() for p in participant.trainee.parameters.values())
 
 

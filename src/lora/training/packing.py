@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lora.core.attention import Document, Row
 from lora.core.configs import text_config
-from lora.core.divergence import divergences
+from lora.core.divergence import disagreements, divergences
 from lora.core.functions import FEWEST_ROWS
-from lora.core.head import Reference
+from lora.core.head import Reference, chunk_rows, even
 from lora.core.layer import AdaptedLayer, is_plain
 from lora.core.loss import head_cross_entropy
 from lora.core.owned import CastAround, OwnedModule
@@ -70,6 +71,7 @@ class Lot(NamedTuple):
     texts: list[Text]
     seed: int | None
     smoothing: float = 0.0
+    r_drop: float = 0.0  # weight of what the first half of its texts and the second, which are the same, differ by
 
     @property
     def tokens(self) -> int:
@@ -100,7 +102,7 @@ class Packing:
     def losses(
         self, examples: Sequence[Sequence[dict[str, Any]]], names: Sequence[str], seeds: dict[str, int] | None,
         smoothing: Sequence[float], reference: Sequence[bool] = (),
-        held: Sequence[tuple[float, list[int], Tensor]] = (),
+        held: Sequence[tuple[float, list[int], Tensor]] = (), r_drop: Sequence[float] = (),
     ) -> list[Tensor]:  # fmt: skip
         """Losses (n,) in fp32 of the supervised positions, for each adapter of ``names`` those of its ``examples``.
 
@@ -113,10 +115,13 @@ class Packing:
                 no gradient goes and in which nothing is dropped, come after all others, in the order of the names.
             held: of each adapter a weight, and the numbers of the examples to whose losses it adds that many times
                 KL(base ‖ adapter); the base computes these in the same pass. And a tensor () that grows by this KL.
+            r_drop: of each adapter a weight; where it is not 0, its examples are there twice, those of the second half
+                as in the first. The loss of a position is then the mean of both, and half that weight times KL from
+                one to the other, both ways; the positions are those of the first half.
         """
         lots = [
-            Lot(name, name, [Text(example) for example in its], None if seeds is None else seeds[name], smooth)
-            for name, its, smooth in zip(names, examples, smoothing, strict=True)
+            Lot(name, name, [Text(example) for example in its], None if seeds is None else seeds[name], smooth, twice)
+            for name, its, smooth, twice in zip(names, examples, smoothing, r_drop or [0.0] * len(names), strict=True)
         ]
         if reference:
             chosen = [lot for lot, wanted in zip(lots, reference, strict=True) if wanted]
@@ -199,9 +204,43 @@ class Packing:
     def _head(self, hidden: Tensor, lot: Lot, held: Held | None) -> Tensor:
         """Cross-entropy of each of a lot's supervised positions ``hidden`` (n, h)."""
         labels = torch.tensor([label for text in lot.texts for label in text.labels], device=hidden.device)
+        if lot.r_drop:
+            return self._twice(hidden, labels[: len(labels) // 2], lot)
         # One lot after another: a row's exponentials may be computed in another way at another place in memory.
         with self.model.router.activate(Routing.uniform(lot.name, lot.seed)):
             return self._loss(hidden, labels, lot.name, lot.smoothing, held)
+
+    def _twice(self, hidden: Tensor, labels: Tensor, lot: Lot) -> Tensor:
+        """The losses (m,) of a lot whose texts are there twice: of positions ``hidden`` (2·m, h), the second half those
+        of the first.
+
+        Chunk by chunk, each with the logits of both, which are made again for the backward: 2·h·v operations more than
+        a loss that needs no others.
+        """
+        one, other = hidden.chunk(2)
+        head: Any = inner(self.head)
+        width = head.weight.shape[0] if hasattr(head, "weight") else text_config(self.model.base.config).vocab_size
+        most = max(1, chunk_rows(hidden.float(), width, None) // 2)
+
+        def chunk(number: int, one: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+            # Both in one product: what an adapted head drops is then drawn for each by itself, and for each chunk.
+            routing = Routing.uniform(lot.name, None if lot.seed is None else seed_of(lot.seed, "chunk", number))
+            with self.model.router.activate(routing):
+                head, both = self._head_of(lot.name, torch.cat([one, other]))
+                first, second = self._logits(head, both).chunk(2)
+            losses = [
+                F.cross_entropy(logits, labels, reduction="none", label_smoothing=lot.smoothing)
+                for logits in (first, second)
+            ]
+            return (losses[0] + losses[1]) / 2 + lot.r_drop / 2 * disagreements(first, second)
+
+        parts = [
+            checkpoint(
+                chunk, number, one[rows], other[rows], labels[rows], use_reentrant=False, preserve_rng_state=False
+            )
+            for number, rows in enumerate(even(0, len(labels), most))
+        ]
+        return torch.cat(parts)
 
     def _loss(self, hidden: Tensor, labels: Tensor, name: str, smoothing: float, held: Held | None) -> Tensor:
         """The cross-entropy of each of one adapter's supervised positions ``hidden`` (n, h), and what is ``held``."""

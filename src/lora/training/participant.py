@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config import AdapterConfig, TrainingConfig
+from lora.core.randomness import drops
 from lora.errors import ConfigError, TrainingError
 from lora.io.fingerprint import fingerprint
 from lora.io.peft import save_adapter
@@ -233,6 +234,10 @@ class Participant:
         return True
 
     def _evaluate(self, evaluate: Evaluate) -> None:
+        with self.trainee.average.in_place():
+            self._evaluate_in_place(evaluate)
+
+    def _evaluate_in_place(self, evaluate: Evaluate) -> None:
         metrics = self.processes.agree(evaluate(self.model, self.name))
         better = self.trainee.record(metrics)
         self._log({"eval": metrics, "best": better})
@@ -322,6 +327,16 @@ def _without_effect(model: LoRA, name: str, settings: TrainingConfig, evaluates:
         named = [key for key in ("patience", "best_metric") if getattr(settings, key) is not None]
         if named:
             said.append(f"Without evaluations {' and '.join(f'training.{key}' for key in named)} has no effect.")
+    if settings.r_drop and not (model.adapters[name].dropout or settings.neftune_alpha or drops(model.base)):
+        said.append(
+            "Neither the adapter nor its base drops anything, so both passes of training.r_drop are one: it costs a "
+            "pass and has no effect. Set adapter.dropout."
+        )
+    if settings.average == "none":
+        fields = type(settings).model_fields
+        named = [key for key in ("average_from", "average_decay") if getattr(settings, key) != fields[key].default]
+        if named:
+            said.append(f"Without training.average {' and '.join(f'training.{key}' for key in named)} has no effect.")
     owned = list(model.owned(name))
     heads = [path for path in task_heads(model.base) if not inside(path, owned)]
     new = [path for path in newly_initialised(model.base) if inside(path, heads)]

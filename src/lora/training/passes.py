@@ -20,6 +20,7 @@ from lora.errors import ConfigError, RoutingError, TrainingError, is_out_of_memo
 from lora.model.base import short
 from lora.model.fused import Fused
 from lora.model.kernels import Kernels
+from lora.model.noise import EmbeddingNoise, Noise
 from lora.model.rows import routing_of
 from lora.tasks.inference import collated, to_device, without_cache
 from lora.training.blocks import Blocks, find_blocks, same
@@ -54,8 +55,8 @@ class Share:
 
     @functools.cached_property
     def examples(self) -> list[dict[str, Any]]:
-        """Its rows as token ids."""
-        return [self.trainee.data.examples[i] for i in self.indices]
+        """Its rows as token ids; with ``training.r_drop`` all of them once more behind the last."""
+        return [self.trainee.data.examples[i] for i in self.indices] * self.trainee.times
 
     @functools.cached_property
     def held(self) -> list[int]:
@@ -80,7 +81,7 @@ class Share:
     @property
     def rows(self) -> int:
         """Rows of the padded tensors."""
-        return len(self.indices) * self.trainee.task.rows
+        return len(self.examples) * self.trainee.task.rows
 
     @property
     def tokens(self) -> int:
@@ -111,6 +112,7 @@ class Passes:
     def __init__(self, model: LoRA, kernels: Kernels | None = None) -> None:
         self.model = model
         self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
+        self._noise = EmbeddingNoise(model.base, model.router)
         self._fused = Fused(model.base, kernels)
         self._packing: Packing | None = None
         self._blocks: Blocks | None = find_blocks(model)
@@ -202,7 +204,7 @@ class Passes:
         assert packing is not None, "why_padded was asked"
         reference = [share.trainee.task.reference for share in shares]
         totals = [torch.zeros((), device=next(self.model.parameters()).device) for _ in shares]
-        with self._drops:
+        with self._drops, self._noise.adding(_noises(shares)):
             losses = packing.losses(
                 [share.examples for share in shares],
                 [share.trainee.name for share in shares],
@@ -210,6 +212,7 @@ class Passes:
                 [s.trainee.settings.label_smoothing if s.trainee.task.smooths_tokens else 0.0 for s in shares],
                 reference,
                 [(s.trainee.settings.kl, s.held, total) for s, total in zip(shares, totals, strict=True)],
+                [s.trainee.settings.r_drop for s in shares],
             )
         for share, total in zip(shares, totals, strict=True):
             share.divergence = total
@@ -232,7 +235,8 @@ class Passes:
         names += [BASE for share in compared for _ in share.base_rows]
         routing = routing_of(self.model.base, self.model.router, names, (), inputs)
         routing.seeds = _seeds(shares)
-        with self.model.router.activate(routing), self._drops, without_cache(self.model):
+        noise = self._noise.adding(_noises(shares))
+        with self.model.router.activate(routing), self._drops, noise, without_cache(self.model):
             outputs = self.model.base(**inputs)
         sizes = [*(share.rows for share in shares), *(len(share.base_rows) for share in compared)]
         rows = [SimpleNamespace(logits=part) for part in outputs.logits.split(sizes)]
@@ -245,7 +249,8 @@ class Passes:
     def _in_blocks(self, shares: Sequence[Share]) -> list[Tensor]:
         assert self._blocks is not None, "else they are of different kinds"
         names = [share.trainee.name for share in shares]
-        with self._objections(), self._drops, without_cache(self.model):
+        noise = self._noise.adding(_noises(shares))
+        with self._objections(), self._drops, noise, without_cache(self.model):
             outputs = self._blocks.outputs([share.inputs for share in shares], names, _seeds(shares))
         return [_loss(share, its_own) for share, its_own in zip(shares, outputs, strict=True)]
 
@@ -299,6 +304,12 @@ def _loss(share: Share, outputs: Any, of_base: Any = None) -> Tensor:
     task, settings = share.trainee.task, share.trainee.settings
     compared = {"reference": of_base} if task.reference else {}
     loss = task.row_losses(outputs, share.batch, settings.label_smoothing, **compared)[0].sum()
+    if settings.r_drop:
+        half = share.rows // 2
+        one, other = (SimpleNamespace(logits=part) for part in outputs.logits.split(half))
+        batch = {key: value[:half] for key, value in share.batch.items()}
+        # The mean of both losses, so that what there is beside them weighs as much as in one pass.
+        return loss / 2 + settings.r_drop / 2 * task.row_disagreements(one, other, batch).sum()
     if of_base is None or task.reference:
         return loss
     held = SimpleNamespace(logits=outputs.logits[share.held])
@@ -313,6 +324,19 @@ def _added(losses: Sequence[Tensor]) -> Tensor:
     for loss in losses[1:]:
         total = total + loss
     return total
+
+
+def _noises(shares: Sequence[Share]) -> dict[str, Noise]:
+    """What the embeddings of each share's rows get, of those whose adapter asks for it."""
+    out = {}
+    for share in shares:
+        alpha, seed = share.trainee.settings.neftune_alpha, share.trainee.seed(share.number)
+        if alpha and share.packed:
+            out[share.trainee.name] = Noise(alpha, seed, lengths=[len(one["input_ids"]) for one in share.examples])
+        elif alpha:
+            mask = share.inputs.get("attention_mask", torch.ones_like(share.inputs["input_ids"]))
+            out[share.trainee.name] = Noise(alpha, seed, mask.bool())
+    return out
 
 
 def _seeds(shares: Sequence[Share]) -> dict[str, int]:

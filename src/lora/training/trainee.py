@@ -15,7 +15,10 @@ from lora.config import TrainingConfig
 from lora.core.randomness import seed_of
 from lora.data.batches import BatchPlan
 from lora.errors import ConfigError, TrainingError
+from lora.model.noise import embedding_of
 from lora.tasks import Encoded, Task
+from lora.training.averaging import Average
+from lora.training.refused import check_kl, check_r_drop
 from lora.training.schedule import rate_at, warmup_steps
 
 if TYPE_CHECKING:
@@ -47,7 +50,11 @@ class Trainee:
     ) -> None:  # fmt: skip
         self.name, self.task, self.data, self.settings = name, task, data, settings
         self.greater_is_better(settings.best_metric or task.best_metric)  # complains now, not after an epoch
-        _check_kl(task, data, settings)
+        check_kl(task, data, settings)
+        check_r_drop(task, settings)
+        self.times = 2 if settings.r_drop else 1  # how often each row is in its batch
+        if settings.neftune_alpha:
+            embedding_of(model.base)  # complains where there is none
         # From which example on they are held to the base.
         self._held_from = len(data) - data.replay if settings.kl_on == "replay" else 0
         self.parameters = {key: p for key, p in model.adapter_parameters(name).items() if p.requires_grad}
@@ -70,6 +77,7 @@ class Trainee:
         self.steps_per_epoch = -(-len(self.plan) // self.batches_per_step)
         self.total_steps = settings.max_steps or max(1, round(settings.epochs * self.steps_per_epoch))
         self.warmup = warmup_steps(self.total_steps, settings.warmup_ratio, settings.warmup_steps)
+        self.average = Average(self.parameters, settings, self.total_steps)
         self.step = 0
         self.begin_step()
         self.best_value: float | None = None
@@ -156,6 +164,7 @@ class Trainee:
             group["lr"] = self.rate
         self.optimizer.step()
         self.step += 1
+        self.average.take(self.step)
         self.begin_step()
         return norm
 
@@ -241,6 +250,7 @@ class Trainee:
             "best_value": self.best_value,
             "best_loss": self.best_loss,
             "best_step": self.best_step,
+            "averaged": self.average.count,
             "evaluations_without_gain": self.evaluations_without_gain,
             "reference": self.reference,
             "settings": self.settings.model_dump(mode="json"),
@@ -248,8 +258,9 @@ class Trainee:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters, moments and step counters, and the best parameters so far."""
+        """Parameters, moments and step counters, their average and the best parameters so far."""
         out = {f"now.{key}": tensor for key, tensor in self._own().items()}
+        out |= {f"average.{key}": tensor for key, tensor in self.average.tensors.items()}
         out |= {f"best.{key}": tensor for key, tensor in (self.best_tensors or {}).items()}
         for key, parameter in self.parameters.items():
             for moment, tensor in self.optimizer.state.get(parameter, {}).items():
@@ -293,6 +304,7 @@ class Trainee:
                     "exp_avg": tensors[f"exp_avg.{key}"].to(parameter.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].to(parameter.device),
                 }
+        self.average.load(state.get("averaged", 0), tensors)
         best = {key: tensors[f"best.{key}"].to(own[key].device) for key in own if f"best.{key}" in tensors}
         self.best_tensors = best or None
         self.step = state["step"]
@@ -305,27 +317,17 @@ class Trainee:
         """Give back the memory that training took, when it is over."""
         self.begin_step()
         self.optimizer.state.clear()
+        self.average.tensors.clear()
         self.best_tensors = None
 
     def restore_best(self) -> None:
-        """Put the best parameters back in place, where an evaluation has picked some."""
-        if self.best_tensors is not None:
+        """Put the best parameters back in place, where an evaluation has picked some; else their average."""
+        if self.best_tensors is None:
+            self.average.settle()
+        else:
             with torch.no_grad():
                 for key, tensor in self._own().items():
                     tensor.copy_(self.best_tensors[key])
-
-
-def _check_kl(task: Task, data: Encoded, settings: TrainingConfig) -> None:
-    """Raise ConfigError where nothing of the task can be held to the base, or there are no rows to be."""
-    if settings.kl and not task.holds_to_base:
-        why = "its loss holds it to the base already: set data.options {beta: ...} instead" if task.generates else (
-            "its head is no part of what the base could do: a lower rate, fewer steps or a smaller rank forget less"
-        )  # fmt: skip
-        raise ConfigError(f"training.kl: is for tasks that learn to write, and this is {task.name}; {why}")
-    if settings.kl and settings.kl_on == "replay" and not data.replay:
-        raise ConfigError("training.kl_on: 'replay' needs data.replay, general text that is learned beside the rows")
-    if not settings.kl and settings.kl_on != "all":
-        raise ConfigError("training.kl_on: says on which rows training.kl acts, which is 0; set it too")
 
 
 def greater_is_better(key: str, settings: TrainingConfig, task: Task) -> bool:
