@@ -10,7 +10,15 @@ from lora.arithmetic import ask_for_strict_sums
 
 if TYPE_CHECKING:
     from lora.comparison.compare import compare
-    from lora.config import AdapterConfig, ComparisonConfig, DataConfig, RunConfig, Source, TrainingConfig
+    from lora.config import (
+        AdapterConfig,
+        ComparisonConfig,
+        DataConfig,
+        RunConfig,
+        Source,
+        TrainingConfig,
+        TuningConfig,
+    )
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.generate import generate
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     from lora.overrides import load_config
     from lora.training.job import Job
     from lora.training.loop import fit
+    from lora.tuning.tune import tune
     from lora.workflow.look import describe_data
     from lora.workflow.planning import plan
 
@@ -35,6 +44,7 @@ __all__ = [
     "RunConfig",
     "Source",
     "TrainingConfig",
+    "TuningConfig",
     "add_tokens",
     "compare",
     "describe_data",
@@ -44,6 +54,7 @@ __all__ = [
     "load_config",
     "plan",
     "predict",
+    "tune",
 ]
 
 _HOMES = {
@@ -56,6 +67,7 @@ _HOMES = {
     "RunConfig": "lora.config",
     "Source": "lora.config",
     "TrainingConfig": "lora.config",
+    "TuningConfig": "lora.config",
     "add_tokens": "lora.model.vocabulary",
     "compare": "lora.comparison.compare",
     "describe_data": "lora.workflow.look",
@@ -65,6 +77,7 @@ _HOMES = {
     "load_config": "lora.overrides",
     "plan": "lora.workflow.planning",
     "predict": "lora.evaluation.predict",
+    "tune": "lora.tuning.tune",
 }
 
 

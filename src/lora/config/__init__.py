@@ -22,6 +22,7 @@ from lora.config.defaults import (
 from lora.config.run import RunConfig
 from lora.config.sampling import SamplingConfig
 from lora.config.training import Schedule, TrainingConfig
+from lora.config.tuning import Domain, TuningConfig
 
 __all__ = [
     "CHAT_LENGTH",
@@ -35,10 +36,12 @@ __all__ = [
     "AdapterConfig",
     "ComparisonConfig",
     "DataConfig",
+    "Domain",
     "Replay",
     "RunConfig",
     "SamplingConfig",
     "Schedule",
     "Source",
     "TrainingConfig",
+    "TuningConfig",
 ]
