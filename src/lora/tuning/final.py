@@ -142,7 +142,9 @@ def _tested(model: LoRA, prepared: Prepared, config: RunConfig, sides: dict[str,
 def _said(sides: dict[str, Side], comparison: Comparison | None, metric: str) -> tuple[str, str]:
     """The verdict as a word and as a sentence."""
     best = sides[BEST].estimates[metric]
-    worth = f"{metric} {best.value:.4g} ({best.level:.0%} {best.low:.4g} to {best.high:.4g}) on {best.n:,} test rows"
+    worth = (
+        f"{metric} {best.value:.4g} ({best.level:.0%} {best.low:.4g} to {best.high:.4g}) on {best.units:,} test rows"
+    )
     runs = f"{len(sides[BEST].runs)} fresh runs" if len(sides[BEST].runs) > 1 else "a fresh run"
     if DEFAULT not in sides:
         return SAME, (

@@ -65,6 +65,7 @@ class Search(Feed):
         self._again = self.ledger.cut_off()
         self._refused = 0
         done = self.ledger.trials()
+        self._any = any(its.state.is_finished() for its in done)
         self._before = sum(float(its.user_attrs.get("seconds_of_search", 0.0)) for its in done)
         self._tokens = sum(int(its.user_attrs.get("tokens", 0)) for its in done)
         self._since = self.begun
@@ -98,6 +99,7 @@ class Search(Feed):
             time.sleep(PATIENCE)
 
     def _begun(self, trial: Trial) -> tuple[str, Job]:
+        self._any = True
         values = self.ledger.suggest(trial)
         name = name_of(trial.number)
         adapter, training = self.ledger.space.settings(values)
@@ -184,8 +186,10 @@ class Search(Feed):
                 self._keep_the_best(place.name)
 
     def _used_up(self) -> bool:
-        """Whether a budget of time or tokens is."""
+        """Whether a budget of time or tokens is; not before there is a trial at all."""
         tuning = self.ledger.tuning
+        if not self._any:
+            return False
         minutes = (self._before + time.perf_counter() - self.begun) / 60
         if tuning.minutes is not None and minutes >= tuning.minutes:
             self._stop(f"{tuning.minutes:g} minutes are used up")

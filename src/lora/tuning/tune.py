@@ -28,7 +28,7 @@ from lora.training.schedule import default_learning_rate
 from lora.tuning.begin import alone_in, as_probe, clear, own_folder, rows_of, settings_of
 from lora.tuning.final import BEST, DEFAULT, Judged, forget_checkpoints, judge
 from lora.tuning.objectives import Objective, objectives
-from lora.tuning.result import TuneResult, save_settings, write
+from lora.tuning.result import SETTINGS, TuneResult, save_settings, write
 from lora.tuning.search import TRIALS, Search, name_of
 from lora.tuning.space import Space
 from lora.tuning.study import Ledger
@@ -69,12 +69,13 @@ def tune(
         raise ConfigError("a search runs in a single process; for several let them share one study (tune.storage)")
     folder = own_folder(config, resume, overwrite)
     with alone_in(folder):
-        return _tune(config, tuning, folder, overwrite and not resume, say, progress)
+        return _tune(config, tuning, folder, resume, overwrite, say, progress)
 
 
 def _tune(
-    config: RunConfig, tuning: TuningConfig, folder: Path, overwrite: bool, say: Say, progress: bool | None
-) -> TuneResult:
+    config: RunConfig, tuning: TuningConfig, folder: Path, resume: bool, overwrite: bool, say: Say,
+    progress: bool | None,
+) -> TuneResult:  # fmt: skip
     begun = time.perf_counter()
     given, asked = config.model_copy(deep=True), tuning
     rows, protocol = rows_of(config, tuning)
@@ -89,16 +90,22 @@ def _tune(
     for its in space.searched:
         if its.name == "label_smoothing":  # a task that cannot do it says so now
             prepared.task.check_smoothing(max(its.domain.values()))
+    _try_on(model, space)
     protocol += _told(tuning, goals, space)
     for line in (*protocol, *prepared.notes):
         say(line)
-    if overwrite:
+    if overwrite and not resume:  # nobody has complained
         clear(folder)
     save_settings(folder, given, asked)
-    ledger = Ledger(
-        folder, tuning, space, [its.direction for its in goals], [its.key for its in goals], config.training.seed,
-        {"data": prepared.digest, "task": prepared.task.name},
-    )  # fmt: skip
+    try:
+        ledger = Ledger(
+            folder, tuning, space, [its.direction for its in goals], [its.key for its in goals], config.training.seed,
+            {"data": prepared.digest, "task": prepared.task.name},
+        )  # fmt: skip
+    except ConfigError:
+        if not resume:  # what was refused must not be what the next call finds
+            (folder / SETTINGS).unlink(missing_ok=True)
+        raise
     try:
         best, front = _searched(ledger, model, prepared, config, goals, folder, say, progress)
         trials, number = ledger.trials(), best.number
@@ -212,6 +219,24 @@ def _most(model: LoRA, config: RunConfig) -> int:
     """The largest rank that the configuration's layers take."""
     targets = config.adapter.targets
     return 10**6 if targets in ("none", []) else largest_rank(model, config, targets)
+
+
+def _try_on(model: LoRA, space: Space) -> None:
+    """Make the largest adapters, and one for each choice of targets, and take them off again.
+
+    Raises:
+        ConfigError: they do not fit the model; now, and not in the middle of the search.
+    """
+    each = [space.settings({its.name: value})[0] for its in space.searched if its.name == "targets"
+            for value in its.domain.values()]  # fmt: skip
+    for adapter in [*(adapter for adapter, _ in space.largest()), *each]:
+        try:
+            model.add_adapter("trial", adapter, seed=0)
+        except ConfigError as error:
+            raise ConfigError(f"tune.space: {error}") from None
+        finally:
+            if "trial" in model.adapters:
+                model.remove_adapter("trial")
 
 
 def _told(tuning: TuningConfig, goals: list[Objective], space: Space) -> list[str]:
