@@ -23,7 +23,9 @@ ASKED: dict[str, Any] = {
 def data(folder: Path) -> Path:
     """A folder with parts of its own, so that a trial's rows are those that `lora train` takes."""
     place = folder / "data"
-    place.mkdir(exist_ok=True)
+    if place.is_dir():
+        return place
+    place.mkdir()
     for seed, (part, count) in enumerate({"train": 40, "validation": 16, "test": 24}.items()):
         write_jsonl(place / f"{part}.jsonl", labelled(count, seed=seed, longest=4))
     return place

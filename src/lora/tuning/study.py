@@ -66,7 +66,7 @@ class Ledger:
             "study_name": self.tuning.study,
         }  # fmt: skip
         try:
-            self._storage = RDBStorage(url, **beats)
+            self._storage = _storage(url, beats)
             try:
                 self.study = optuna.create_study(storage=self._storage, directions=list(directions), **how)  # type: ignore[arg-type]
                 self.study.set_metric_names(list(names))
@@ -76,7 +76,13 @@ class Ledger:
                 self.created = False
         except optuna.exceptions.OptunaError as error:
             raise ConfigError(f"tune.storage: {_shown(url)}: {error}") from None
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            missing = getattr(error.__cause__, "name", None) or "its driver"
+            raise ConfigError(
+                f"tune.storage: {_shown(url)}: the package {missing!r} for this kind of database is not installed"
+                + ("; pip install 'lora-many[postgresql]' brings it" if missing == "psycopg" else "")
+            ) from None
+        except ValueError as error:
             raise ConfigError(f"tune.storage: {_shown(url)}: {_first(error)}") from None
         except Exception as error:  # whatever a driver of whichever database raises
             if type(error).__module__.partition(".")[0] != "sqlalchemy":
@@ -262,6 +268,19 @@ class Heartbeat(threading.Thread):
     def stop(self) -> None:
         self._end.set()
         self.join()
+
+
+def _storage(url: str, beats: dict[str, Any]) -> RDBStorage:
+    """The database; its tables are made by the first to come, and two may come at once."""
+    for wait in (0.2, 1.0, 3.0, None):
+        try:
+            return RDBStorage(url, **beats)
+        except Exception as error:  # each driver has its own
+            race = any(word in str(error).lower() for word in ("already exists", "duplicate key", "locked"))
+            if wait is None or not race:
+                raise
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _first(error: BaseException) -> str:
