@@ -22,7 +22,8 @@ LAYERS = [
     {"training", "evaluation"},
     {"checks"},  # rehearses training
     {"workflow"},  # brings training and evaluation together, which do not know each other
-    {"tuning", "comparison", "continual", "serving", "chat"},
+    {"comparison", "continual", "serving", "chat"},
+    {"tuning"},  # ends in a comparison of what it chose with the default
     {"cross_validation"},  # of a comparison it takes how a base is loaded and how runs are told together
     {"demo"},
     {"cli"},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RunConfig,
         Source,
         TrainingConfig,
+        TuningConfig,
     )
     from lora.cross_validation.cross_validate import cross_validate
     from lora.errors import LoraError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lora.overrides import load_config
     from lora.training.job import Job
     from lora.training.loop import fit
+    from lora.tuning.tune import tune
     from lora.workflow.look import describe_data
     from lora.workflow.planning import plan
 
@@ -45,6 +47,7 @@ __all__ = [
     "RunConfig",
     "Source",
     "TrainingConfig",
+    "TuningConfig",
     "add_tokens",
     "compare",
     "cross_validate",
@@ -55,6 +58,7 @@ __all__ = [
     "load_config",
     "plan",
     "predict",
+    "tune",
 ]
 
 _HOMES = {
@@ -68,6 +72,7 @@ _HOMES = {
     "RunConfig": "lora.config",
     "Source": "lora.config",
     "TrainingConfig": "lora.config",
+    "TuningConfig": "lora.config",
     "add_tokens": "lora.model.vocabulary",
     "compare": "lora.comparison.compare",
     "cross_validate": "lora.cross_validation.cross_validate",
@@ -78,6 +83,7 @@ _HOMES = {
     "load_config": "lora.overrides",
     "plan": "lora.workflow.planning",
     "predict": "lora.evaluation.predict",
+    "tune": "lora.tuning.tune",
 }
 
 

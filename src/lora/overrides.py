@@ -160,4 +160,4 @@ def _valid(values: dict[str, Any]) -> bool:
 
 def save_config(config: RunConfig) -> str:
     """The resolved configuration as YAML text, every default written out."""
-    return write_yaml(config.model_dump(mode="json"))
+    return write_yaml(config.model_dump(mode="json", exclude={"tune"} if config.tune is None else None))

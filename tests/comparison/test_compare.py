@@ -59,7 +59,7 @@ def found(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonRes
 
 def test_each_is_measured_as_it_is_alone(found: ComparisonResult, bert: Path) -> None:
     assert [its.name for its in found.measured] == ["probe", "r1-attention", "r2-attention", "full"]
-    rows, *_ = read(load_config(None, {"model": str(bert), "data.train": found.config.data.train}), found.asked)
+    rows, *_ = read(load_config(None, {"model": str(bert), "data.train": found.config.data.train}), found.asked.test)
     assert rows.test is not None
     for its in found.measured:
         for seed, trial in its.chosen.runs.items():
@@ -202,7 +202,7 @@ def test_another_answer_to_the_same_question_is_trained_on_too(tmp_path: Path) -
     held = talks([first[3], "new moon", first[5].upper()], "other")
     config.data.validation = str(write_jsonl(tmp_path / "held.jsonl", held))
     test = write_jsonl(tmp_path / "test.jsonl", talks([*first[:4], "old moon"], "other"))
-    _, protocol, seen = read(config, ComparisonConfig(test=str(test)))
+    _, protocol, seen = read(config, str(test))
     assert seen == 4
     assert [line for line in protocol if "trained on too" in line] == [
         "2 of the validation rows have an input that is trained on too: they flatter everybody.",
@@ -302,7 +302,7 @@ def test_rates_that_diverge_are_not_chosen(bert: Path, tmp_path: Path) -> None:
 
 def test_memory_and_time_alone(found: ComparisonResult, bert: Path, tmp_path: Path) -> None:
     config = load_config(None, {"model": str(bert), "data.train": found.config.data.train, "training.dtype": "float32"})
-    rows, *_ = read(config, found.asked)
+    rows, *_ = read(config, found.asked.test)
     _, prepared = load(config, rows)
     training = config.training.model_copy(update={"batch_size": 4, "learning_rate": 1e-3})
     chosen = sample(prepared, training)

@@ -269,18 +269,18 @@ def test_a_base_of_the_other_kind_is_refused(llama: Any, t5: Any) -> None:
 
 
 def test_memory_counts_the_tokens_of_both_sides(t5: Any, tmp_path: Any) -> None:
-    from lora.training.begin import enter
+    from lora.training.begin import Entrance
     from lora.training.job import Job
     from lora.training.memory import largest_batch, measure
     from lora.training.processes import Processes
 
     model = LoRA(hf.AutoModelForSeq2SeqLM.from_pretrained(t5), rank=2)
     rows = [{"prompt": " ".join(WORDS[:5]), "completion": " ".join(WORDS[:9])}] * 8
-    participants, passes = enter(
-        model, {"default": Job(rows, False)}, Processes(), several=False,
-        common=TrainingConfig(batch_size=4, learning_rate=1e-3), data=DataConfig(), tokenizer=None,
-        evaluate=None, output_dir=None, resume=False, overwrite=False, compile=False, liger=False,
+    entrance = Entrance(
+        model, Processes(), several=False, common=TrainingConfig(batch_size=4, learning_rate=1e-3), data=DataConfig(),
+        tokenizer=None, evaluate=None, output_dir=None, resume=False, overwrite=False, compile=False, liger=False,
     )  # fmt: skip
+    participants, passes = entrance.enter({"default": Job(rows, False)})
     tokens, _ = largest_batch(participants[0])
     share = passes.next_share(participants[0].trainee, participants[0].prepared, False)
     assert share is not None and tokens == share.tokens == 4 * (6 + 10)

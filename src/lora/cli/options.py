@@ -193,7 +193,7 @@ def _keys() -> Iterator[tuple[str, FieldInfo]]:
     """Every key that holds a value, dotted, in the order of the configuration."""
     sections = _sections()
     for name, field in RunConfig.model_fields.items():
-        if name not in sections:
+        if name not in sections and name != "tune":  # whose keys are options of `lora tune` alone
             yield name, field
     for section, model in sections.items():
         for name, field in model.model_fields.items():

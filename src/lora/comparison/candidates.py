@@ -60,7 +60,7 @@ def candidates(model: LoRA, config: RunConfig, asked: ComparisonConfig) -> tuple
         own = AdapterConfig(targets="none")
         out.append(Candidate(PROBE, PROBE, own, rates(PROBE_FACTOR * centre)))
     for targets in asked.target_sets:
-        most = _largest_rank(model, config, targets)
+        most = largest_rank(model, config, targets)
         for rank in RANKS if asked.ranks is None else asked.ranks:
             name = f"r{rank}-{_word(targets)}"
             if rank > most and asked.ranks is None:
@@ -82,7 +82,7 @@ def candidates(model: LoRA, config: RunConfig, asked: ComparisonConfig) -> tuple
     return out, notes
 
 
-def _largest_rank(model: LoRA, config: RunConfig, targets: str | list[str]) -> int:
+def largest_rank(model: LoRA, config: RunConfig, targets: str | list[str]) -> int:
     """The smallest side of the layers that ``targets`` name: beyond it a rank adds nothing."""
     values = config.adapter.model_dump(exclude_unset=True)
     probe = AdapterConfig.make({**values, "rank": 1, "targets": targets}, "adapter")

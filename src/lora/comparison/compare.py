@@ -10,7 +10,8 @@ from typing import Any
 
 from lora.comparison.alone import measure
 from lora.comparison.candidates import BASE, FULL, candidates
-from lora.comparison.protocol import budget, load, more_is_better, own_folder, read, settings_of, unused
+from lora.comparison.figures import estimated, measured
+from lora.comparison.protocol import budget, load, more_is_better, own_folder, parts, read, settings_of, unused
 from lora.comparison.result import FILES, ComparisonResult, Measured, save_settings, write
 from lora.comparison.spectrum import spectra, summed_up
 from lora.comparison.trials import Bench, Chosen, Say, choose_rates, how_to_go_on, size_of
@@ -20,14 +21,9 @@ from lora.config import AdapterConfig, ComparisonConfig, RunConfig, TrainingConf
 from lora.core.routing import BASE as NONE
 from lora.errors import ConfigError, DataError, Interrupted, TrainingError
 from lora.io.atomic import write_text
-from lora.model.lora import LoRA
-from lora.statistics.estimate import Estimate, estimates
 from lora.statistics.rows import Rows as FigureRows
-from lora.statistics.rows import pooled
 from lora.tasks import Encoded
-from lora.tasks.figures import Figures, figures
-from lora.tasks.inference import infer
-from lora.training.prepare import Prepared
+from lora.tasks.figures import Figures
 from lora.training.processes import Processes
 
 
@@ -63,19 +59,19 @@ def compare(
         raise ConfigError("a comparison runs in a single process; start it without a launcher")
     folder = own_folder(config, resume, overwrite)
     assert config.model, "checked"
-    rows, protocol, seen = read(config, asked)
+    rows, said, seen = read(config, asked.test)
     model, prepared = load(config, rows)
     greater = more_is_better(model, prepared, config)
     everyone, notes = candidates(model, config, asked)
     notes += unused(config)
-    known = _measured(model, prepared, config, [NONE])[NONE]
+    known = measured(model, prepared, config, [NONE])[NONE]
     metric = config.training.best_metric or prepared.task.best_metric
     if metric not in known:
         raise ConfigError(
             f"training.best_metric: {metric!r} is no figure of test rows for the task {prepared.task.name}; known: "
             + ", ".join(known)
         )
-    protocol += budget(config, asked)
+    protocol = [parts(rows), *said, *budget(config, asked)]
     spread = known[metric][0].highest - known[metric][0].lowest
     if asked.margin is not None and asked.margin >= spread:
         raise ConfigError(
@@ -102,17 +98,6 @@ def compare(
     return _conclude(bench, asked, found, size, protocol, [*notes, *prepared.notes])
 
 
-def _measured(model: LoRA, prepared: Prepared, config: RunConfig, names: Sequence[str]) -> dict[str, Figures]:
-    """Figures of the test rows of each of ``names``."""
-    test = prepared.test
-    assert test is not None, "there are test rows"
-    outcomes = infer(
-        model, prepared.task, test, list(names), pad_token_id=prepared.pad_token_id,
-        batch_size=config.training.evaluation_rows, padding_side=prepared.padding_side,
-    )  # fmt: skip
-    return {name: figures(prepared.task, outcome, test.examples) for name, outcome in outcomes.items()}
-
-
 def _measure(bench: Bench, chosen: Chosen, seeds: int, of_base: Figures) -> Measured:
     """A candidate on the test rows, and what its updates are like."""
     candidate, model = chosen.candidate, bench.model
@@ -131,7 +116,7 @@ def _measure(bench: Bench, chosen: Chosen, seeds: int, of_base: Figures) -> Meas
             model.load_adapter(bench.place(trial) / "adapter", trial.name, trainable=False)
         model.to(Processes().device)
         try:
-            found = _measured(model, bench.prepared, bench.config, [trial.name for _, trial in group])
+            found = measured(model, bench.prepared, bench.config, [trial.name for _, trial in group])
         except DataError as error:
             out.error = f"no figures: {error}"
         else:
@@ -199,20 +184,6 @@ def _conclude(
     )  # fmt: skip
     write(result)
     return result
-
-
-def estimated(runs: Sequence[Figures], key: str, seed: int) -> tuple[dict[str, Estimate], FigureRows]:
-    """Every metric of all runs together with its interval, and the rows of the metric ``key``."""
-    first, alike = runs[0], dict[int, list[str]]()
-    for name, (_, rows) in first.items():
-        alike.setdefault(id(rows), []).append(name)  # read from the same rows, they share resamples
-    out, of_key = dict[str, Estimate](), first[key][1]
-    for names in alike.values():
-        together = pooled([run[names[0]][1] for run in runs])
-        out.update(zip(names, estimates([first[name][0] for name in names], together, seed=seed), strict=True))
-        if key in names:
-            of_key = together
-    return {name: out[name] for name in first}, of_key
 
 
 def _count(encoded: Encoded | None) -> int:

@@ -92,9 +92,12 @@ def own_folder(
     return folder
 
 
-def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str], int]:
-    """Training, validation and test rows, sentences about who does what with which, and how many of the test rows have
-    an input that is trained on.
+def read(config: RunConfig, test: str | None) -> tuple[Rows, list[str], int]:
+    """Training, validation and test rows, sentences on how the test rows were had and on rows that are in two parts,
+    and how many of the test rows have an input that is trained on.
+
+    Args:
+        test: test data; None: the source's own, else split off.
 
     Raises:
         DataError: rows at fault, or too few for three parts.
@@ -105,8 +108,8 @@ def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str], i
     rows = read_rows(config.data.train, config.data.validation, config.data, seed, base=kind)
     config.data.streaming = rows.streamed
     said = []
-    if asked.test:
-        rows.test = load_rows(asked.test, "test" if Path(asked.test).expanduser().is_dir() else None)
+    if test:
+        rows.test = load_rows(test, "test" if Path(test).expanduser().is_dir() else None)
     if rows.test is None:
         if rows.shares:
             raise DataError("several sources without test rows: name test data (--test), or give a single source")
@@ -116,21 +119,25 @@ def read(config: RunConfig, asked: ComparisonConfig) -> tuple[Rows, list[str], i
         rows.train = part.train
         said += [f"For the test: {note}" for note in notes]
     if rows.held is None or not len(rows.held):
-        raise DataError("no validation rows: learning rates are chosen on them. Name some (--validation)")
+        raise DataError("no validation rows: settings are chosen on them. Name some (--validation)")
     if rows.test is None or not len(rows.test):
-        raise DataError("no test rows: candidates are measured on them. Name some (--test)")
+        raise DataError("no test rows: what was chosen is measured on them. Name some (--test)")
     seen = 0
     for name, kept in (("validation", rows.held), ("test", rows.test)):
         seen = len(trained_too(rows.task, rows.train, kept))
         if seen:
             have = noun(seen, "has", "have")
             said.append(f"{seen:,} of the {name} rows {have} an input that is trained on too: they flatter everybody.")
-    protocol = [
-        f"{len(rows.train):,} rows train; {len(rows.held):,} validation rows choose learning rates and checkpoints; "
-        f"{len(rows.test):,} test rows measure, and choose nothing but the candidate that is recommended.",
-        *said,
-    ]
-    return rows, protocol, seen
+    return rows, said, seen
+
+
+def parts(rows: Rows) -> str:
+    """Who does what with which rows, in a sentence."""
+    return (
+        f"{len(rows.train):,} rows train; {len(rows.held or ()):,} validation rows choose learning rates and "
+        f"checkpoints; {len(rows.test or ()):,} test rows measure, and choose nothing but the candidate that is "
+        "recommended."
+    )
 
 
 def load(config: RunConfig, rows: Rows) -> tuple[LoRA, Prepared]:

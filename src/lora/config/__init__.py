@@ -23,6 +23,7 @@ from lora.config.defaults import (
 from lora.config.run import RunConfig
 from lora.config.sampling import SamplingConfig
 from lora.config.training import Schedule, TrainingConfig
+from lora.config.tuning import Domain, TuningConfig
 
 __all__ = [
     "CHAT_LENGTH",
@@ -37,10 +38,12 @@ __all__ = [
     "ComparisonConfig",
     "CrossValidationConfig",
     "DataConfig",
+    "Domain",
     "Replay",
     "RunConfig",
     "SamplingConfig",
     "Schedule",
     "Source",
     "TrainingConfig",
+    "TuningConfig",
 ]

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from lora.config.adapter import AdapterConfig
 from lora.config.data import DataConfig
 from lora.config.training import TrainingConfig
+from lora.config.tuning import TuningConfig
 from lora.settings import Settings
 
 
@@ -64,6 +65,8 @@ class RunConfig(Settings):
     )
     liger: bool = Field(default=False, description="the same by Liger's kernels, on CUDA (extra: liger)")
 
+    tune: TuningConfig | None = Field(default=None, description="what `lora tune` searches, and how")
+
     @field_validator("new_tokens")
     @classmethod
     def _tokens(cls, value: list[str]) -> list[str]:
@@ -95,6 +98,12 @@ class RunConfig(Settings):
     def _empty_section(cls, value: Any) -> Any:
         # `adapter:` with every line below it commented out
         return {} if value is None else value
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _search(cls, value: Any) -> Any:
+        # By hand: of a section that may be missing the names of its keys would not be told.
+        return TuningConfig.make(value, "tune") if isinstance(value, dict) else value
 
     @field_validator("data", mode="before")
     @classmethod

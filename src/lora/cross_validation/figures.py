@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.comparison.compare import estimated
+from lora.comparison.figures import estimated
 from lora.cross_validation.material import Material
 from lora.cross_validation.runs import Run, Setup
 from lora.cross_validation.training import Answered

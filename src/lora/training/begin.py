@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,51 +28,81 @@ if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
 
-def enter(
-    model: LoRA, jobs: Mapping[str, Job], processes: Processes, *, several: bool, common: TrainingConfig,
-    data: DataConfig, tokenizer: Any, evaluate: Evaluate | None, output_dir: str | Path | None, resume: bool,
-    overwrite: bool, compile: bool, liger: bool,
-) -> tuple[list[Participant], Passes]:  # fmt: skip
-    """A participant for each of ``jobs``, whose adapters are made, and what runs their passes; arguments as of `fit`.
+@dataclass(frozen=True)
+class Entrance:
+    """How adapters come in: what those of one `fit` have in common, arguments as there.
 
-    Args:
+    Attributes:
         several: whether each has a folder of its own in ``output_dir``, and is named in errors.
-
-    Raises:
-        ConfigError, DataError, ModelError, TrainingError: something is wrong; nothing has been written or replaced.
     """
-    participants = []
-    for name, job in jobs.items():
-        with named_errors(name if several else None):
-            place = None if output_dir is None else Path(output_dir) / name if several else Path(output_dir)
-            make = RunFolder.of_a_set if several else RunFolder
-            run = None if place is None else make(place, resume=resume, overwrite=overwrite)
-            s = job.settings(name, common)
-            evaluation = job.evaluate or evaluate
+
+    model: LoRA
+    processes: Processes
+    several: bool
+    common: TrainingConfig
+    data: DataConfig
+    tokenizer: Any
+    evaluate: Evaluate | None
+    output_dir: str | Path | None
+    resume: bool
+    overwrite: bool
+    compile: bool
+    liger: bool
+
+    def make(self, name: str, job: Job) -> Participant:
+        """A participant for ``job``, whose data are read and whose adapter is made.
+
+        Raises:
+            ConfigError, DataError, ModelError: something is wrong; nothing has been written or replaced.
+        """
+        model = self.model
+        with named_errors(name if self.several else None):
+            run = self._folder(name)
+            s = job.settings(name, self.common)
+            evaluation = job.evaluate or self.evaluate
             if job.prepared is None:
                 held = False if evaluation is not None and job.eval_data is None else job.eval_data
-                columns = job.data_settings(name, data)
+                columns = job.data_settings(name, self.data)
                 rows = read_rows(
                     job.data if job.data is not None else [], held, columns, s.seed, job.task,
                     getattr(model.base, "config", None),
                 )  # fmt: skip
-                job.prepared = prepare(model, rows, tokenizer, columns.max_length)
+                job.prepared = prepare(model, rows, self.tokenizer, columns.max_length)
             job.prepared.task.check_smoothing(s.label_smoothing)
             _place(model, name, job, s.seed)
             if s.learning_rate is None:
                 base_config = getattr(model.base, "config", None)
                 s.learning_rate = default_learning_rate(base_config, model.adapters[name].full)
-            participants.append(Participant(model, name, job.prepared, s, processes, run, evaluation))
-    processes.wait()  # every process has looked before the first one writes
-    model.to(processes.device)
-    passes = Passes(model, choose(processes.device, compile, liger))
-    for participant in participants:
-        participant.prepare(resume, compile, liger)
+            return Participant(model, name, job.prepared, s, self.processes, run, evaluation)
+
+    def _folder(self, name: str) -> RunFolder | None:
+        if self.output_dir is None:
+            return None
+        make = RunFolder.of_a_set if self.several else RunFolder
+        place = Path(self.output_dir)
+        return make(place / name if self.several else place, resume=self.resume, overwrite=self.overwrite)
+
+    def passes(self) -> Passes:
+        """What runs the passes of all of them."""
+        return Passes(self.model, choose(self.processes.device, self.compile, self.liger))
+
+    def ready(self, participant: Participant, passes: Passes) -> None:
+        """The last that can be complained of before it trains. Raises ConfigError, ModelError, TrainingError."""
+        participant.prepare(self.resume, self.compile, self.liger)
         why = passes.why_padded(participant.trainee, participant.prepared)
         participant.packed = why is None
         if why and participant.settings.packing is None and participant.prepared.task.next_token:
             participant.notes.append(f"Rows are padded, which is slower: {why}.")
-    return participants, passes
+
+    def enter(self, jobs: Mapping[str, Job]) -> tuple[list[Participant], Passes]:
+        """A participant for each of ``jobs``, ready, and what runs their passes. Raises as `make` and `ready`."""
+        participants = [self.make(name, job) for name, job in jobs.items()]
+        self.processes.wait()  # every process has looked before the first one writes
+        self.model.to(self.processes.device)
+        passes = self.passes()
+        for participant in participants:
+            self.ready(participant, passes)
+        return participants, passes
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,7 +14,8 @@ from lora.config import DataConfig, RunConfig, TrainingConfig
 from lora.errors import ConfigError, Interrupted, TrainingError
 from lora.tasks import Task
 from lora.tasks.inputs import check_arguments
-from lora.training.begin import as_before, enter
+from lora.training.begin import Entrance, as_before
+from lora.training.feed import Feed, Given, OnCall
 from lora.training.interrupt import StopRequest, stopped_at
 from lora.training.job import Evaluate, Job, jobs_of
 from lora.training.memory import Memory, plan, recomputing, training_mode
@@ -32,13 +33,13 @@ __all__ = ["FitResult", "Job", "fit"]
 
 @overload
 def fit(
-    model: LoRA, train_data: Mapping[str, Data | Job], eval_data: Any = None, **options: Any
+    model: LoRA, train_data: Mapping[str, Data | Job] | Feed, eval_data: Any = None, **options: Any
 ) -> dict[str, FitResult]: ...
 @overload
 def fit(model: LoRA, train_data: Data, eval_data: Data | bool | None = None, **options: Any) -> FitResult: ...
 def fit(
     model: LoRA,
-    train_data: Data | Mapping[str, Data | Job],
+    train_data: Data | Mapping[str, Data | Job] | Feed,
     eval_data: Any = None,
     *,
     adapter: str | None = None,
@@ -70,7 +71,8 @@ def fit(
     Args:
         model: base and adapters; those not named are not touched.
         train_data: a file, folder or hub id, or rows as dicts (a list, a ``datasets.Dataset``). For several adapters a
-            dict: name -> the same, or a `Job` that says more. Adapters that the model does not have are made.
+            dict: name -> the same, or a `Job` that says more; or a `lora.training.feed.Feed`, which makes jobs while
+            others train. Adapters that the model does not have are made.
         eval_data: the same for held-out data. None: split off from the training data, unless ``evaluate`` brings its
             own. False: none, the last step wins. For several adapters one for all, or a dict by name.
         adapter: which adapter; may be left out where there is only one.
@@ -94,7 +96,7 @@ def fit(
             then.
 
     Returns:
-        a `FitResult`, or one by name where ``train_data`` is a dict.
+        a `FitResult`, or one by name where ``train_data`` is a dict or a feed.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is trained.
@@ -111,8 +113,13 @@ def fit(
     if at_once is not None and (type(at_once) is not int or at_once < 1):
         raise ConfigError(f"at_once is {at_once!r}; it must be a whole number of at least 1")
     memory_gib = RunConfig.make({"memory_gib": memory_gib}).memory_gib
-    several = isinstance(train_data, Mapping)
-    if isinstance(train_data, Mapping):
+    several, feed = isinstance(train_data, (Mapping, Feed)), None
+    jobs: dict[str, Job] = {}
+    if isinstance(train_data, Feed):
+        feed = train_data
+        if any(given is not None for given in (adapter, prepared, eval_data)):
+            raise ConfigError("adapter, prepared and eval_data are for data; a feed's jobs bring their own (see Job)")
+    elif isinstance(train_data, Mapping):
         if adapter is not None or prepared is not None:
             raise ConfigError("adapter and prepared are for one adapter; a dict of data names its own (see Job)")
         jobs = jobs_of(train_data, eval_data, task)
@@ -123,45 +130,48 @@ def fit(
 
     # Everything is read and checked before the first adapter trains.
     processes = Processes()
+    if feed is not None and processes.count > 1:
+        raise ConfigError("a feed decides in a single process; start it without a launcher")
+    entrance = Entrance(
+        model, processes, several=several, common=common, data=data or DataConfig(), tokenizer=tokenizer,
+        evaluate=evaluate, output_dir=output_dir, resume=resume, overwrite=overwrite, compile=compile, liger=liger,
+    )  # fmt: skip
     with as_before(model):
-        participants, passes = enter(
-            model, jobs, processes, several=several, common=common, data=data or DataConfig(), tokenizer=tokenizer,
-            evaluate=evaluate, output_dir=output_dir, resume=resume, overwrite=overwrite,
-            compile=compile, liger=liger,
-        )  # fmt: skip
+        if feed is None:
+            participants, passes = entrance.enter(jobs)
+        else:  # where the run begins is seen as each one comes
+            participants, passes = replace(entrance, output_dir=None, resume=False).enter(feed.largest())
+        total = len(participants) if feed is None else feed.at_most
         with training_mode(model):
-            planned = plan(passes, participants, processes, memory_gib, at_once)
+            planned = plan(passes, participants, processes, memory_gib, at_once, total)
+        while feed is not None and participants:  # measured, and not to be kept
+            model.remove_adapter(participants.pop().name)
     torch.manual_seed(common.seed + processes.rank)  # for what a base may draw beside dropout
 
-    total, results, waiting = len(participants), dict[str, FitResult](), deque(participants)
-    active: list[Participant] = []
+    results, active = dict[str, FitResult](), list[Participant]()
     mixer, places = Mixer(passes), 1 if total == 1 else at_once
     with training_mode(model), recomputing(model, planned.recompute), ExitStack() as at_the_end:
-        bar: Progress = progress_for([p.name for p in waiting], progress if processes.main else False)
+        bar: Progress = progress_for([p.name for p in participants], progress if processes.main else False, total > 1)
         at_the_end.callback(_close, active)
         at_the_end.callback(bar.close)
-        for participant in waiting:  # nobody has complained
-            participant.open(resume)
-            participant.notes += [planned.note] if planned.note else []
-            if participant.settings.gradient_checkpointing not in (None, planned.recompute):
-                participant.notes.append(
-                    "training.gradient_checkpointing: another adapter's setting holds, since they share passes."
-                )
+        line = Given(participants, planned, resume) if feed is None else OnCall(feed, entrance, passes, planned)
         if planned.note:
             bar.say(planned.note)
         processes.wait()
         with StopRequest(enabled=output_dir is not None) as stop:
-            while waiting or active:
+            while True:
                 # Join: fill the free places.
-                while waiting and (places is None or len(active) < places):
-                    participant = waiting.popleft()
+                while (places is None or len(active) < places) and (joining := line.next()) is not None:
+                    participant = joining
                     participant.say = bar.teller(participant.name)
                     active.append(participant)
                     participant.join(resume, alone=total == 1)
                     bar.join(participant)
                     if total > 1 and mixer.most_tokens is None and not participant.trainee.finished:
                         assert planned.memory is not None, "measured for several"
-                        places = _fill(mixer, planned.memory, participant, total, at_once, processes, bar)
+                        places = _fill(mixer, planned.memory, participant, line.places, at_once, processes, bar)
+                if not active:
+                    break
                 # One batch of each, in as few passes as pays. Each whose batches are complete takes its step.
                 training = {p.name: p for p in active if not p.trainee.finished}
                 shares = [mixer.passes.next_share(p.trainee, p.prepared, p.packed) for p in training.values()]
@@ -171,15 +181,16 @@ def fit(
                             _end_round(training.pop(share.trainee.name), bar, several)
                 for participant in training.values():  # all processes in this order, whatever passes each has had
                     _end_round(participant, bar, several)
-                # Leave: done, out of patience, or diverged.
-                for participant in [p for p in active if p.error or p.trainee.finished]:
+                # Leave: done, out of patience, diverged or dismissed.
+                for participant in [p for p in active if p.leaves]:
                     active.remove(participant)
                     results[participant.name] = participant.finish()
                     bar.leave(participant)
                     participant.close()
+                    line.left(results[participant.name])
                 # One adapter alone may go on with torch's global stream, which is that of a step's beginning.
                 between = len(active) != 1 or active[0].trainee.round == 0
-                if processes.any(stop.asked) and between and (active or waiting):
+                if processes.any(stop.asked) and between and (active or line.waiting):
                     for participant in active:
                         participant.checkpoint()
                     assert output_dir is not None, "without a folder signals are not caught"
@@ -189,7 +200,7 @@ def fit(
         return results[name]
     for result in results.values():
         result.notes += [mixer.note] if mixer.note else []
-    return {name: results[name] for name in jobs}
+    return {name: results[name] for name in (jobs if feed is None else results)}
 
 
 def _close(active: list[Participant]) -> None:
@@ -209,25 +220,25 @@ def _end_round(participant: Participant, bar: Progress, several: bool) -> None:
 
 
 def _fill(
-    mixer: Mixer, memory: Memory, first: Participant, total: int, at_once: int | None, processes: Processes,
+    mixer: Mixer, memory: Memory, first: Participant, most: int, at_once: int | None, processes: Processes,
     bar: Progress,
 ) -> int:  # fmt: skip
     """How many adapters train at once: ``at_once``, else as many as keep a pass full by a measurement, and fit.
 
-    The mixer learns how large a pass may be: for memory, and where it was measured for speed.
+    The mixer learns how large a pass may be: for memory, and where it was measured for speed. ``most``: all there are.
     """
     found = (0, 0, "")
     if processes.main:  # which has the first batch of every step
         share = mixer.passes.next_share(first.trainee, first.prepared, first.packed)
         assert share is not None, "an unfinished adapter has a batch"
         if at_once is not None:
-            found = (memory.most_tokens(min(at_once, total)), at_once, "")
+            found = (memory.most_tokens(min(at_once, most)), at_once, "")
         else:
             knee = find_knee(mixer.passes, share, memory.most_tokens(1))
             # The first batch is the largest of its data; most leave room for more beside them.
             data, batch_size = first.trainee.data, first.settings.batch_size
             usual = sum(data.lengths) * batch_size // len(data)
-            places = min(total, max(1, -(-knee.tokens // max(1, usual))), memory.most_adapters(usual))
+            places = min(most, max(1, -(-knee.tokens // max(1, usual))), memory.most_adapters(usual))
             tokens = min(knee.tokens, memory.most_tokens(places))
             found = (tokens, places, knee.describe(places, tokens))
     mixer.most_tokens, places, said = processes.agree(found)

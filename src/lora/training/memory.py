@@ -109,14 +109,17 @@ class Kept:
 
 def plan(
     passes: Passes, participants: Sequence[Participant], processes: Processes, memory_gib: float | None,
-    at_once: int | None,
+    at_once: int | None, total: int | None = None,
 ) -> Plan:  # fmt: skip
     """Decide for all ``participants``, alike on all processes. The model must be in training mode.
 
     Args:
+        participants: all, or where more are to come those that need the most.
         memory_gib: the budget of each process; None: `MEMORY_SHARE` of what is free.
         at_once: how many adapters train at the same time; None: that is decided later, within the budget.
+        total: how many there will be in all; None: ``participants`` are all.
     """
+    total = total or len(participants)
     asked = [p.settings.gradient_checkpointing for p in participants]
     chosen = True if True in asked else False if False in asked else None
     if chosen and not (can_recompute(passes.model) or _is_recomputing(passes.model)):
@@ -125,7 +128,7 @@ def plan(
         )
     ahead = [p for p in participants if not p.done]
     # As the first process sees it: others may not see its disk.
-    if (chosen is not None and len(participants) == 1) or processes.agree(not ahead):
+    if (chosen is not None and total == 1) or processes.agree(not ahead):
         return Plan(bool(chosen))
     if memory_gib is None:
         budget = MEMORY_SHARE * min(processes.gather(free_memory(passes.model)))
@@ -133,11 +136,13 @@ def plan(
             budget /= processes.count  # they share the machine's memory
     else:
         budget = min(memory_gib, 2**30) * 2**30  # more is not to be had, and would not be a number any more
-    adapters = min(at_once or 1, len(participants))
+    adapters = min(at_once or 1, total)
     found = None
     if processes.main:
         kind, can = type(passes.model.base).__name__, can_recompute(passes.model)
-        found = decide(needs(passes, ahead), budget, adapters, chosen, kind, can, len(ahead) > 1)
+        found = decide(
+            needs(passes, ahead), budget, adapters, chosen, kind, can, len(ahead) > 1 or total > len(participants)
+        )
     agreed: Plan = processes.agree(found)  # the first process has the first batch of every step
     return agreed
 

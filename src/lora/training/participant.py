@@ -40,6 +40,7 @@ class FitResult:
         best_step, best_metric, best_value: the evaluation that picked the result; None without held-out data.
         stopped_early: patience ran out before the last step.
         error: why it was stopped, where it could not go on beside others that did; None: it ended well.
+        dismissed: why the feed had it leave before its end (see `lora.training.feed`); None: it did not.
         history: lines of ``metrics.jsonl``.
         seconds, tokens: of the whole run; of earlier parts what led up to the checkpoint that was gone on from.
         seconds_before: of these, those of earlier parts.
@@ -62,6 +63,7 @@ class FitResult:
     learning_rate: float
     seconds_before: float = 0.0
     error: str | None = None
+    dismissed: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     notes: list[str] = field(default_factory=list)
 
@@ -96,6 +98,9 @@ class Participant:
         self.packed = False  # whether its batches go into one row; known before anybody trains
         self.done = False  # whether a run that is gone on with had taken all its steps
         self.error: str | None = None
+        # Told each evaluation; what it answers is why it must leave.
+        self.heard: Callable[[Participant, dict[str, Any]], str | None] = lambda participant, metrics: None
+        self.dismissed: str | None = None
         self.notes = list(prepared.notes)
         self.history: list[dict[str, Any]] = []
         self.tokens = 0
@@ -229,7 +234,7 @@ class Participant:
             self.events.write(trainee.step, {f"train/{key}": value for key, value in figures.items()})
         if self.evaluate is not None and trainee.due(s.eval_every):
             self._evaluate(self.evaluate)
-        if self.run is not None and trainee.due(s.save_every):
+        if self.run is not None and trainee.due(s.save_every) and not self.dismissed:
             self.checkpoint()
         return True
 
@@ -246,7 +251,10 @@ class Participant:
         loss = f", loss {metrics['loss']:.4f}" if isinstance(metrics.get("loss"), float) and key != "loss" else ""
         best = " (best so far)" if better else ""
         self.say(f"step {self.trainee.step}: {key} {metrics[key]:.4f}{loss}{best}")
-        if better and self.run is not None and self.processes.main:
+        why = self.heard(self, metrics)
+        if not self.trainee.finished:  # at its end it has nothing left to be spared
+            self.dismissed = why
+        if better and self.run is not None and self.processes.main and not self.dismissed:
             save_adapter(self.model, self.name, self.run.best)
 
     @property
@@ -283,8 +291,8 @@ class Participant:
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def finish(self) -> FitResult:
-        """Keep the best parameters and save the adapter. Raises SaveError."""
-        if self.error is None:
+        """Keep the best parameters and save the adapter, of one that came to its end. Raises SaveError."""
+        if self.error is None and self.dismissed is None:
             # As the first process sees it: others may not see its disk.
             if self.run is not None and self.processes.agree(self.run.newest_step() < self.trainee.step):
                 self.checkpoint()  # a finished run that is resumed is not trained again
@@ -310,9 +318,15 @@ class Participant:
             data=self.prepared,
             learning_rate=self.settings.learning_rate,
             error=self.error,
+            dismissed=self.dismissed,
             history=self.history,
             notes=self.notes,
         )
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it is done: at its end, out of patience, diverged or dismissed."""
+        return self.trainee.finished or bool(self.error or self.dismissed)
 
     def close(self) -> None:
         """Flush what is written aside; whatever happened."""

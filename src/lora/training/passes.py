@@ -111,11 +111,16 @@ class Passes:
 
     def __init__(self, model: LoRA, kernels: Kernels | None = None) -> None:
         self.model = model
-        self._drops: AbstractContextManager[Any] = seeded_dropout(model.base, model.router)
-        self._noise = EmbeddingNoise(model.base, model.router)
-        self._fused = Fused(model.base, kernels)
+        self._kernels = kernels
         self._packing: Packing | None = None
         self._blocks: Blocks | None = find_blocks(model)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """See which modules the model has now: adapters that have come bring modules of their own."""
+        self._drops: AbstractContextManager[Any] = seeded_dropout(self.model.base, self.model.router)
+        self._noise = EmbeddingNoise(self.model.base, self.model.router)
+        self._fused = Fused(self.model.base, self._kernels)
 
     def kind(self, share: Share) -> Any:
         """Shares of one kind can go through the base together."""

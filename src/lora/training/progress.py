@@ -42,27 +42,31 @@ class Progress:
 class Bars(Progress):
     """A bar with loss, learning rate, tokens per second, memory and time left; of several adapters a row for each."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], several: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        self._several = len(names) > 1
+        self._several = several
         self._bar = Bar(
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"), TimeRemainingColumn(), console=Console(stderr=True),
         )  # fmt: skip
-        self._tasks = {
-            # markup would be read in names
-            name: self._bar.add_task(escape(name) if self._several else "training", total=None, facts="", start=False)
-            for name in names
-        }
+        self._tasks = {name: self._row(name) for name in names}
+        self._passing = set[str]()  # those not known before: there may be hundreds, so that their rows go with them
         if self._several:
             for task in self._tasks.values():
                 self._bar.update(task, facts="waiting")
         self._bar.start()
 
+    def _row(self, name: str) -> Any:
+        # markup would be read in names
+        return self._bar.add_task(escape(name) if self._several else "training", total=None, facts="", start=False)
+
     def join(self, participant: Participant) -> None:
+        if participant.name not in self._tasks:
+            self._tasks[participant.name] = self._row(participant.name)
+            self._passing.add(participant.name)
         task, trainee = self._tasks[participant.name], participant.trainee
         self._bar.start_task(task)
         self._bar.update(task, total=trainee.total_steps, completed=trainee.step, facts="")
@@ -82,6 +86,9 @@ class Bars(Progress):
         self._bar.stop_task(task)
         if participant.error:
             self._bar.update(task, facts=f"[red]stopped:[/red] {escape(participant.error.splitlines()[0][:80])}")
+        if participant.name in self._passing:
+            self._bar.remove_task(self._tasks.pop(participant.name))
+            self._passing.remove(participant.name)
 
     def say(self, text: str) -> None:
         self._bar.console.print(text, highlight=False, markup=False)
@@ -98,8 +105,8 @@ class Lines(Progress):
 
     PERIOD = 60.0  # seconds
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._several = len(names) > 1
+    def __init__(self, several: bool) -> None:
+        self._several = several
         self._last: dict[str, float] = {}
 
     def step(self, participant: Participant) -> None:
@@ -123,12 +130,13 @@ class Lines(Progress):
         return (lambda text: self.say(f"{name}: {text}")) if self._several else self.say
 
 
-def progress_for(names: Sequence[str], show: bool | None = None) -> Progress:
+def progress_for(names: Sequence[str], show: bool | None = None, several: bool | None = None) -> Progress:
     """For the adapters ``names``: bars (``show``), silence (not), or by default bars where standard error is a terminal
-    and lines where it is none."""
+    and lines where it is none. ``several``: whether more than one will come; default: by the names."""
+    several = len(names) > 1 if several is None else several
     if show is None:
-        return Bars(names) if sys.stderr.isatty() else Lines(names)
-    return Bars(names) if show else Progress()
+        return Bars(names, several) if sys.stderr.isatty() else Lines(several)
+    return Bars(names, several) if show else Progress()
 
 
 class Events:
