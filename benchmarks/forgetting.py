@@ -23,8 +23,8 @@ from lora import LoRA, fit
 from lora.cli import quiet_libraries
 from lora.config import DataConfig
 from lora.core.routing import BASE
-from lora.evaluation.factors import factor
-from lora.evaluation.forgetting import measure_forgetting, per_token
+from lora.evaluation.factors import factor, rate_ratio
+from lora.evaluation.forgetting import measure_forgetting
 from lora.tasks.inference import infer
 
 LENGTH, RANK, RATE, BATCH, PIECE, TEXTS = 256, 16, 2e-3, 8, 1000, 60
@@ -114,7 +114,7 @@ def main() -> None:
                 rows = found[each].predictions
                 losses, tokens = (np.asarray([row[key] for row in rows], dtype=float) for key in ("loss", "tokens"))
                 label = "base" if each == BASE else name
-                print(f"{label}: task loss {shown(factor(losses, tokens, per_token))}")
+                print(f"{label}: task loss {shown(factor(tokens, losses, rate_ratio))}")
             print(f"  {result.steps} steps, {seconds:.0f} s of the processor, {seconds / result.steps:.2f} a step")
             for kind, texts in probes.items():
                 measured = measure_forgetting(model, ["default"], tokenizer, 512, texts)

@@ -23,6 +23,7 @@ LAYERS = [
     {"checks"},  # rehearses training
     {"workflow"},  # brings training and evaluation together, which do not know each other
     {"tuning", "comparison", "continual", "serving", "chat"},
+    {"cross_validation"},  # of a comparison it takes how a base is loaded and how runs are told together
     {"demo"},
     {"cli"},
     {"__main__"},

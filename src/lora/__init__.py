@@ -10,7 +10,16 @@ from lora.arithmetic import ask_for_strict_sums
 
 if TYPE_CHECKING:
     from lora.comparison.compare import compare
-    from lora.config import AdapterConfig, ComparisonConfig, DataConfig, RunConfig, Source, TrainingConfig
+    from lora.config import (
+        AdapterConfig,
+        ComparisonConfig,
+        CrossValidationConfig,
+        DataConfig,
+        RunConfig,
+        Source,
+        TrainingConfig,
+    )
+    from lora.cross_validation.cross_validate import cross_validate
     from lora.errors import LoraError
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.generate import generate
@@ -28,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterConfig",
     "ComparisonConfig",
+    "CrossValidationConfig",
     "DataConfig",
     "Job",
     "LoRA",
@@ -37,6 +47,7 @@ __all__ = [
     "TrainingConfig",
     "add_tokens",
     "compare",
+    "cross_validate",
     "describe_data",
     "evaluate",
     "fit",
@@ -49,6 +60,7 @@ __all__ = [
 _HOMES = {
     "AdapterConfig": "lora.config",
     "ComparisonConfig": "lora.config",
+    "CrossValidationConfig": "lora.config",
     "DataConfig": "lora.config",
     "Job": "lora.training.job",
     "LoRA": "lora.model.lora",
@@ -58,6 +70,7 @@ _HOMES = {
     "TrainingConfig": "lora.config",
     "add_tokens": "lora.model.vocabulary",
     "compare": "lora.comparison.compare",
+    "cross_validate": "lora.cross_validation.cross_validate",
     "describe_data": "lora.workflow.look",
     "evaluate": "lora.evaluation.evaluate",
     "fit": "lora.training.loop",

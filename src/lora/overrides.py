@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,17 @@ def _replace(group: type[Settings], values: dict[str, Any], key: str, value: Any
     values[name] = value
 
 
-def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None) -> RunConfig:
+def load_config(
+    path: str | Path | None, overrides: dict[str, Any] | None = None, beside: Collection[str] = ()
+) -> RunConfig:
     """Read a YAML file (or none), write ``overrides`` over it and validate.
+
+    ``beside``: sections that may stand in the file and are no part of a run's configuration, see `section_beside`.
 
     Raises ConfigError naming the file, the key and the nearest known name; also where an override names data that no
     adapter of the set would read.
     """
-    values = {} if path is None else read_yaml(path)
+    values = {} if path is None else {key: its for key, its in read_yaml(path).items() if key not in beside}
     try:
         config = RunConfig.make(apply_overrides(values, overrides or {}))
         _check_read(config, overrides or {})
@@ -117,6 +122,14 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
         if path is None or len(problems) == 1:
             raise ConfigError(f"{path}: {error}" if path else str(error)) from None
         raise ConfigError(f"{path}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None
+
+
+def section_beside(path: str | Path | None, name: str) -> dict[str, Any]:
+    """A section of a YAML file that is no part of a run's configuration. Raises ConfigError: it is no table."""
+    found = {} if path is None else read_yaml(path).get(name)
+    if not isinstance(found or {}, dict):
+        raise ConfigError(f"{path}: {name}: expected settings as 'key: value' lines (given: {found!r})")
+    return found or {}
 
 
 def _check_read(config: RunConfig, overrides: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from lora.evaluation.forgetting import Forgetting
 from lora.evaluation.result import Evaluation, Generation, plain
 from lora.evaluation.speed_plan import SpeedGrid
 from lora.statistics.calibration import BRIER, brier_rows, confidence_and_right, ece, reliability
-from lora.statistics.classes import ACCURACY, F1_MACRO, label_rows
+from lora.statistics.classes import ACCURACY, F1_MACRO, by_class, label_rows
 from lora.statistics.compare import compare, correct
 from lora.statistics.estimate import estimate
 from lora.statistics.selective import risk_coverage, sure_rows
@@ -102,6 +102,13 @@ def _full() -> dict[str, Any]:
             name: {
                 "accuracy": estimate(ACCURACY, its).to_dict(),
                 "f1_macro": estimate(F1_MACRO, its, resamples=300).to_dict(),
+            }
+            for name, its in systems.items()
+        },
+        class_intervals={
+            name: {
+                INTENTS[its.labels[place]]: estimate(metric, its, resamples=200).to_dict()
+                for place, metric in enumerate(by_class("F1", its))
             }
             for name, its in systems.items()
         },
@@ -321,13 +328,15 @@ def hostile() -> dict[str, Any]:
     report = full()
     evaluation = report["evaluation"]
     names = dict(zip(("support", "support-small"), (HOSTILE[0], HOSTILE[1])))
-    for key in ("metrics", "speed", "intervals", "comparisons", "calibration", "slices", "errors"):
+    for key in ("metrics", "speed", "intervals", "class_intervals", "comparisons", "calibration", "slices", "errors"):
         evaluation[key] = {names.get(name, name): value for name, value in evaluation[key].items()}
     evaluation["robustness"] = {HOSTILE[0]: {HOSTILE[3]: evaluation["robustness"]["support"]["typos"]}}
     labels = [HOSTILE[place % len(HOSTILE)][:200] + f" {place}" for place in range(len(INTENTS))]
     for own in evaluation["metrics"].values():
         own["confusion"]["labels"] = labels
         own["per_class"] = dict(zip(labels, own["per_class"].values()))
+    for name, own in evaluation["class_intervals"].items():
+        evaluation["class_intervals"][name] = dict(zip(labels, own.values()))
     for own in evaluation["errors"].values():
         for its, text in zip(own, HOSTILE * 9):
             its.update(text=text, expected=text[:500], answer=[text[:300], None, {"a": text[:10]}])
@@ -378,6 +387,7 @@ def broken() -> dict[str, Any]:
     parts = (
         "speed",
         "intervals",
+        "class_intervals",
         "comparisons",
         "pairs",
         "calibration",

@@ -18,12 +18,13 @@ from lora.evaluation.answers import questions
 from lora.evaluation.evaluate import Evaluation, evaluate
 from lora.evaluation.generation import ends_of
 from lora.evaluation.report import write_report
-from lora.evaluation.text_metrics import text_metrics
+from lora.evaluation.text_metrics import signatures_of, text_figures
 from lora.model.lora import LoRA
 from lora.tasks import TASKS, Encoded
 from lora.tasks.causal import CausalTask
 from lora.tasks.chat import ChatTask
 from lora.tasks.classification import ClassificationTask
+from lora.tasks.figures import values
 from tiny_models import randomise, tiny
 
 TASK = CausalTask(prompt="prompt", completion="completion")
@@ -127,9 +128,11 @@ def test_answers_and_metrics_are_those_of_each_alone(words: Any) -> None:
     for name in evaluation.metrics:
         said, counts = by_hand(model, name, prompts, words, 7)
         assert [answer["answers"][name] for answer in evaluation.generation.answers] == said
-        wanted, signatures = text_metrics(said, [["w1 w2"]] * 12)
+        wanted = values(text_figures(said, [["w1 w2"]] * 12))
         found = evaluation[name]
-        assert {key: found[key] for key in wanted} == wanted and signatures == evaluation.generation.signatures
+        assert {key: found[key] for key in wanted} == wanted and evaluation.generation.signatures == signatures_of(
+            [["w1 w2"]] * 12
+        )
         assert found["stop_rate"] == pytest.approx(sum(count < 7 for count in counts) / 12)
         assert found["answer_length"] == pytest.approx(sum(counts) / 12)
         rates.add(found["stop_rate"])

@@ -99,8 +99,20 @@ def test_evaluate_fills_everything(classifier: LoRA, tokenizer: Any) -> None:
         for key in numbers:
             its = evaluation.intervals[name][key]
             assert its["value"] == pytest.approx(evaluation[name][key], rel=1e-5) and its["low"] <= its["value"]
+        classes = evaluation.class_intervals[name]
+        assert {label: its["value"] for label, its in classes.items()} == pytest.approx(
+            {label: its["f1"] for label, its in evaluation[name]["per_class"].items()}
+        )
+        assert all(its["low"] < its["value"] < its["high"] for its in classes.values() if its["value"])
+        assert all(its["note"] for its in classes.values() if its["low"] is None)
         assert {"bins", "ece", "brier", "temperature", "selective", "aurc"} <= set(evaluation.calibration[name])
         assert sum(its["n"] for its in evaluation.calibration[name]["bins"]) == 90
+        sure = evaluation.calibration[name]["intervals"]
+        assert set(sure) == {"brier", "nll", "aurc"}
+        for key, its in sure.items():
+            assert its["value"] == pytest.approx(evaluation.calibration[name][key])
+            assert its["low"] < its["value"] < its["high"]
+            assert f"{its['value']:.4f} ({its['low']:.4f}–{its['high']:.4f})" in evaluation.to_markdown()
     assert set(evaluation.comparisons) == {"tuned"} and set(evaluation.comparisons["tuned"]) == numbers
     columns = {part["column"] for part in evaluation.slices["tuned"]["slices"]}
     assert columns == {"source", "label", "length"}
@@ -109,11 +121,17 @@ def test_evaluate_fills_everything(classifier: LoRA, tokenizer: Any) -> None:
     assert any("'typos' changes none" in note for note in evaluation.notes), "words with a digit stay"
     assert evaluation.robustness["tuned"]["upper"]["metric"] == "f1_macro"
     assert evaluation.comparisons["tuned"]["f1_macro"]["verdict"] in text(headline(evaluation))
+    bill, own = evaluation.class_intervals["tuned"]["bill"], evaluation["tuned"]["per_class"]["bill"]
+    written = f"{own['recall']:.4f} | {own['f1']:.4f} ({bill['low']:.4f}–{bill['high']:.4f}) |"
+    assert written in evaluation.to_markdown()
     json.dumps(evaluation.to_dict(), allow_nan=False)
     again = evaluate(classifier, rows, robustness=["typos", "upper", "whitespace"], **options)
     assert {**again.to_dict(), "seconds": 0} == {**evaluation.to_dict(), "seconds": 0}, "one seed, one result"
     without = evaluate(classifier, rows, tokenizer=tokenizer, latency=False, resamples=0)
-    assert without.intervals == without.comparisons == without.slices == {} and without.pairs == []
+    assert (
+        without.intervals == without.class_intervals == without.comparisons == without.slices == {}
+        and without.pairs == []
+    )
     assert without.metrics == evaluation.metrics
 
 

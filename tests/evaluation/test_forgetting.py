@@ -25,7 +25,7 @@ from lora.model.base import load_base
 from lora.statistics import estimate
 from lora.statistics.means import LOSS, token_rows
 from lora.tasks import TASKS
-from lora.tasks.inference import forward
+from lora.tasks.mixture import forward
 from small_base import WORDS, labelled, save_base, stories, tokenizer, write_jsonl
 from tiny_models import tiny
 

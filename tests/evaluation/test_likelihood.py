@@ -45,8 +45,9 @@ def test_answers_of_one_token_share_a_row(monkeypatch: pytest.MonkeyPatch) -> No
     model, seen = with_adapters(tiny("llama"), "a"), []
     forward = LoRA._forward
     monkeypatch.setattr(LoRA, "_forward", lambda self, **given: seen.append(given) or forward(self, **given))
-    score(model, ROWS[:2], ["base", "a"], pad_token_id=0, batch_size=32, positions=40)
-    assert [tuple(given["input_ids"].shape) for given in seen] == [(2, 3)]
+    before = list(range(3, 20))  # with fewer tokens one adapter would go after another
+    score(model, [(before, [5]), (before, [6])], ["base", "a"], pad_token_id=0, batch_size=32, positions=40)
+    assert [tuple(given["input_ids"].shape) for given in seen] == [(2, 17)]
 
 
 def test_too_long_a_context_loses_its_beginning() -> None:
@@ -62,24 +63,26 @@ def test_too_long_a_context_loses_its_beginning() -> None:
 
 def test_a_base_whose_rows_cannot_be_told_apart_runs_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from lora.errors import RoutingError
-    from lora.evaluation import likelihood
+    from lora.tasks import mixture
 
-    model, forward, passes = with_adapters(tiny("llama"), "a"), likelihood.forward, []
+    model, forward, passes, tried = with_adapters(tiny("llama"), "a"), mixture.forward, [], []
 
     def one_at_a_time(model: LoRA, batch: dict[str, Any], adapters: Any) -> Any:
-        if len(set(adapters)) > 1:
+        if not isinstance(adapters, str):
+            tried.append(adapters)
             raise RoutingError("not row by row")
-        passes.append(set(adapters))
+        passes.append(adapters)
         return forward(model, batch, adapters)
 
     options: dict[str, Any] = {"pad_token_id": 0, "batch_size": 32, "positions": 40}
-    wanted = score(model, ROWS, ["base", "a"], **options)
-    monkeypatch.setattr(likelihood, "forward", one_at_a_time)
+    rows = [*ROWS, (list(range(3, 20)), [5])]  # enough tokens for a mixed batch
+    wanted = score(model, rows, ["base", "a"], **options)
+    monkeypatch.setattr(mixture, "forward", one_at_a_time)
     done: list[int] = []
-    found = score(model, ROWS, ["base", "a"], on_rows=done.append, **options)
+    found = score(model, rows, ["base", "a"], on_rows=done.append, **options)
     for name in ("base", "a"):
         assert [value for value, _ in found[name]] == pytest.approx([value for value, _ in wanted[name]], abs=1e-4)
-    assert {frozenset(its) for its in passes} == {frozenset({"base"}), frozenset({"a"})} and sum(done) == len(ROWS)
+    assert set(passes) == {"base", "a"} and len(tried) == 1 and sum(done) == len(rows)
 
 
 def test_requests_are_computed_once() -> None:

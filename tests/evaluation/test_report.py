@@ -90,7 +90,9 @@ def test_report_of_a_real_evaluation(classifier: LoRA, tokenizer: Any, tmp_path:
     assert f"{evaluation['tuned']['accuracy'] - evaluation['base']['accuracy']:+.4f}" in text
     bill, before = evaluation["tuned"]["per_class"]["bill"], evaluation["base"]["per_class"]["bill"]["f1"]
     row = [f"{bill[key]:.4f}" for key in ("precision", "recall", "f1")]
-    assert f"| bill | {bill['support']} | {' | '.join(row)} | {before:.4f} |" in text
+    its = evaluation.class_intervals["tuned"]["bill"]
+    ends = f" ({its['low']:.4f}–{its['high']:.4f})"
+    assert f"| bill | {bill['support']} | {' | '.join(row)}{ends} | {before:.4f} |" in text
     counts = evaluation["tuned"]["confusion"]["matrix"][0]
     assert f"| bill | {' | '.join(map(str, counts))} |" in text
     assert all(note in text for note in evaluation.notes) and evaluation.notes

@@ -152,7 +152,7 @@ def test_markdown_has_the_sections_of_the_page(tmp_path: Path) -> None:
     assert (
         f"| {worst['row']} | {worst['text']} | {worst['expected']} | {worst['answer']} | {worst['score']:.4g} |" in text
     )
-    assert "| KL(base ‖ adapter) per token |  | 0.0312 (0.0287 to 0.0341) | 0.0624 (0.0574 to 0.0682) |" in text
+    assert "| KL(base ‖ adapter) per token |  | 0.0312 (0.0287–0.0341) | 0.0624 (0.0574–0.0682) |" in text
 
 
 @pytest.mark.parametrize("name", SAMPLES)

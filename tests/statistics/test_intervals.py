@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from lora.errors import ConfigError
-from lora.statistics.classes import ACCURACY, F1_MACRO, MCC, by_class, label_rows
+from lora.statistics.classes import ACCURACY, F1_MACRO, MCC, by_class, label_rows, of_class
 from lora.statistics.estimate import Estimate, estimate, estimates
 from lora.statistics.interval import Bootstrap, wilson
 from lora.statistics.means import EXACT_MATCH, MEAN, PREFERENCE_ACCURACY, preference_rows, right_rows, value_rows
@@ -91,6 +91,23 @@ def test_wilson_by_hand() -> None:
     assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
     assert wilson(10, 10)[1] == 1 and wilson(0, 10)[0] == 0
     assert wilson(10, 10)[0] == pytest.approx(0.7224672, abs=1e-6)
+
+
+def test_the_f1_of_a_class_with_few_rows_is_covered() -> None:
+    """20 of 200 rows are of the class: what is drawn is all rows, so that their number varies too."""
+    rng, shares, held = np.random.default_rng(1), [0.1, 0.3, 0.3, 0.3], []
+
+    def drawn(count: int) -> Rows:
+        true = rng.choice(4, count, p=shares)
+        said = np.where(rng.random(count) < 0.8, true, rng.integers(0, 4, count))
+        return label_rows(true, said, labels=range(4))
+
+    metric = of_class("F1", 0, "a")
+    value = metric.value(drawn(400_000))
+    for seed in range(300):
+        its = estimate(metric, drawn(200), resamples=300, seed=seed)
+        held.append(its.low <= value <= its.high)
+    assert 0.92 <= np.mean(held) <= 0.985
 
 
 def test_same_seed_same_interval() -> None:

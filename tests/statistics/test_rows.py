@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lora.errors import ConfigError, DataError
 from lora.statistics import classes, means, numbers, ranking, texts
+from lora.statistics.estimate import estimate
+from lora.statistics.means import MEAN, value_rows
 from lora.statistics.metric import evaluator
 from lora.statistics.resampling import affordable, left_out, resample, weights
-from lora.statistics.rows import Rows, aligned
+from lora.statistics.rows import Rows, aligned, pooled
 
 RNG = np.random.default_rng(0)
 
@@ -143,3 +146,12 @@ def test_no_torch_is_loaded() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_note_calls_what_is_drawn_by_its_name() -> None:
+    rows = value_rows([1.0, 2.0, 4.0])
+    assert "Of 3 rows alone" in estimate(MEAN, rows).note
+    assert "Of 3 texts alone" in estimate(MEAN, replace(rows, unit="text")).note
+    # Of several runs a row is drawn with the answers of all: that is no group of rows to whoever reads it.
+    assert "Of 3 rows alone" in estimate(MEAN, pooled([rows, rows])).note
+    assert "Of 2 groups alone" in estimate(MEAN, value_rows([1.0, 2.0, 4.0], groups=["a", "a", "b"])).note

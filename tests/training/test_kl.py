@@ -15,7 +15,7 @@ from lora.config import TrainingConfig
 from lora.core.routing import BASE
 from lora.errors import ConfigError
 from lora.tasks import TASKS
-from lora.tasks.inference import forward
+from lora.tasks.mixture import forward
 from lora.training.job import Job
 from lora.training.memory import largest_batch
 from lora.training.passes import Passes
@@ -88,10 +88,13 @@ def test_loss_and_gradient_are_those_of_full_logits(arch: str, packing: bool | N
     share = passes.next_share(trainee, prepared, packed)
     passes.run([share])
     found = {key: p.grad.clone() for key, p in trainee.parameters.items() if p.grad is not None}
-    mine = float(trainee.loss)
+    mine, apart = float(trainee.loss), float(trainee.divergence)
     trainee.begin_step()
+    assert float(trainee.divergence) == 0
     loss = expected(model, trainee, share.indices, 0.7, {5, 6, 7} if replay else set(range(8)))
     assert mine == pytest.approx(float(loss.detach()), rel=1e-4)
+    alone = float(expected(model, trainee, share.indices, 0.0, set()).detach())
+    assert apart > 0 and alone + 0.7 * apart == pytest.approx(mine, rel=1e-4)
     loss.backward()
     plain = {key: p.grad for key, p in trainee.parameters.items() if p.grad is not None}
     assert found.keys() == plain.keys() and found
@@ -111,10 +114,12 @@ def test_the_head_itself_may_train(adapter: dict[str, Any]) -> None:
     share = passes.next_share(trainee, prepared, packed)
     passes.run([share])
     found = {key: p.grad.clone() for key, p in trainee.parameters.items() if p.grad is not None}
-    mine = float(trainee.loss)
+    mine, apart = float(trainee.loss), float(trainee.divergence)
     trainee.begin_step()
     loss = expected(model, trainee, share.indices, 0.7, set(range(8)))
     assert mine == pytest.approx(float(loss.detach()), rel=1e-4)
+    alone = float(expected(model, trainee, share.indices, 0.0, set()).detach())
+    assert alone + 0.7 * apart == pytest.approx(mine, rel=1e-4), "counted once, though the logits are made twice"
     loss.backward()
     assert any("lm_head" in key for key in found)
     for key, gradient in found.items():
@@ -180,6 +185,27 @@ def test_two_processes_share_a_step() -> None:
     first, second, alone = gradients(2, 0, 1), gradients(2, 1, 1), gradients(1, 0, 2)
     for key, whole in alone.items():
         torch.testing.assert_close(first[key] + second[key], whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("packing", [None, False])
+def test_every_step_says_how_far_it_is_from_the_base(packing: bool | None) -> None:
+    """Accumulated over batches it is the same; beside others it is its own; who is not held has none."""
+    rows = stories(24)
+
+    def steps(names: list[str], **settings: Any) -> dict[str, list[dict[str, Any]]]:
+        model = LoRA(tiny("llama", **SIZE), name=None)
+        kl = {"held": 0.5, "free": 0.0}
+        jobs = {name: job(rows, kl=kl[name], **({"batch_size": 24} | settings)) for name in names}
+        results = fit(model, jobs, False, tokenizer=TOKENS, max_steps=3, learning_rate=1e-2, packing=packing,
+                      at_once=len(names), progress=False)  # fmt: skip
+        return {name: [line for line in result.history if "loss" in line] for name, result in results.items()}
+
+    both = steps(["held", "free"])
+    own = [line["kl"] for line in both["held"]]
+    assert own[0] == 0 < own[1] < own[2] and not any("kl" in line for line in both["free"])
+    assert [line["kl"] for line in steps(["held"])["held"]] == own
+    halves = [line["kl"] for line in steps(["held"], batch_size=12, accumulation=2)["held"]]
+    assert halves == pytest.approx(own, rel=1e-3, abs=1e-7)
 
 
 def test_a_heavy_weight_keeps_the_adapter_at_the_base() -> None:

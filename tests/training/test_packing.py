@@ -12,7 +12,7 @@ from lora.core.attention import Document, Row, per_document
 from lora.errors import ConfigError, ModelError, is_out_of_memory
 from lora.tasks import Encoded
 from lora.tasks.causal import CausalTask
-from lora.tasks.inference import forward
+from lora.tasks.mixture import forward
 from lora.training import packing
 from lora.training.packable import find_packing
 from lora.training.packing import Packing

@@ -16,7 +16,7 @@ from lora.core.attention import per_document
 from lora.core.routing import BASE
 from lora.errors import ConfigError
 from lora.tasks import TASKS, from_state
-from lora.tasks.inference import forward
+from lora.tasks.mixture import forward
 from lora.training.job import Job
 from lora.training.packing import Packing
 from small_base import WORDS, stories, tokenizer

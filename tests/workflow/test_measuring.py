@@ -11,9 +11,9 @@ import torch
 
 from lora import workflow
 from lora.config import RunConfig
-from lora.errors import DataError, Interrupted
+from lora.errors import ConfigError, DataError, Interrupted
 from lora.evaluation import forgetting
-from small_base import save_base, stories, write_jsonl
+from small_base import labelled, save_base, stories, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,21 @@ def test_a_set_has_a_probe(base: str, tmp_path: Path) -> None:
         assert found["texts"] == 2 and list(found["adapters"]) == ["base", name]
     learned = [line for line in said if "The probe's texts are those of data.replay" in line]
     assert len(learned) == 1 and learned[0].startswith("b: ")
+
+
+@pytest.mark.parametrize("settings_, problem", [
+    ({"slices": ["nowhere"]}, "no row has the column 'nowhere'; columns there are: text, label"),
+    ({"robustness": ["loudly"]}, "'loudly' is none of the noises"),
+    ({"slices": ["text"], "data": {"held_out": 0}}, "test rows or held-out rows, and there are none"),
+])  # fmt: skip
+def test_what_the_rows_cannot_give_is_refused_before_training(
+    bert: Path, tmp_path: Path, settings_: dict[str, Any], problem: str
+) -> None:
+    config = {"model": str(bert), "output": str(tmp_path / "run"), "check": False, **settings_}
+    config["data"] = {"train": str(write_jsonl(tmp_path / "rows.jsonl", labelled(40))), **settings_.get("data", {})}
+    with pytest.raises(ConfigError, match=problem):
+        workflow.train(RunConfig.make(config), progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_probe_of_no_text_is_refused_before_training(base: str, tmp_path: Path) -> None:

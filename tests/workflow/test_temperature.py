@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lora.cli.eval import command as eval_command
 from lora.cli.predict import command as predict_command
 from lora.config import RunConfig
 from lora.errors import ConfigError
+from lora.evaluation.evaluate import evaluate
 from lora.io.peft import read_sidecar
 from lora.statistics.temperature import Temperature
 from lora.workflow import train
@@ -25,7 +27,8 @@ def run(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any
     folder = tmp_path_factory.mktemp("data")
     (folder / "rows").mkdir()
     for split, count in (("train", 60), ("validation", 40), ("test", 40)):
-        write_jsonl(folder / "rows" / f"{split}.jsonl", labelled(count))
+        rows = [{**row, "source": "mail" if place % 2 else "chat"} for place, row in enumerate(labelled(count))]
+        write_jsonl(folder / "rows" / f"{split}.jsonl", rows)
     config = RunConfig.make(
         {
             "model": str(bert),
@@ -33,6 +36,8 @@ def run(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any
             "data": {"train": str(folder / "rows")},
             "training": {"max_steps": 6, "learning_rate": 0.01},
             "check": False,
+            "slices": ["source"],
+            "robustness": ["some"],
         }
     )
     return folder, train(config, progress=False, latency=False)
@@ -41,13 +46,27 @@ def run(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any
 def test_it_is_kept_and_said(run: tuple[Path, Any]) -> None:
     folder, result = run
     kept = read_sidecar(folder / "run" / "adapter")["temperature"]
+    assert read_sidecar(folder / "run" / "adapter")["temperature_rows_picked"] is True
     assert kept > 0 and result.evaluation is not None
     its = result.evaluation.calibration["default"]["temperature"]
-    assert its["temperature"] == kept and "held out of training" in its["note"]
+    assert its["temperature"] == kept and "also picked the best checkpoint" in its["note"]
+    assert its["note"] in (folder / "run" / "report.md").read_text()
     base = result.evaluation.calibration["base"]["temperature"]
     assert "No rows were held out" in base["note"] and len(base["folds"]) == 5
     told = json.loads((folder / "run" / "report.json").read_text())["evaluation"]
     assert told["comparisons"]["default"]["f1_macro"]["verdict"] in (folder / "run" / "report.md").read_text()
+
+
+def test_the_report_has_the_slices_and_the_noise_that_were_asked_for(run: tuple[Path, Any]) -> None:
+    """What `evaluate` says of the same rows, from the rows and tokens that training had prepared."""
+    folder, result = run
+    told = json.loads((folder / "run" / "report.json").read_text())["evaluation"]
+    assert {part["column"] for part in told["slices"]["default"]["slices"]} == {"source"}
+    assert set(told["robustness"]["default"]) == {"typos", "case", "whitespace", "punctuation"}
+    rows = str(folder / "rows" / "test.jsonl")
+    again = evaluate(result.model, rows, latency=False, slices=["source"], robustness=True, batch_size=32).to_dict()
+    for key in ("metrics", "slices", "robustness", "errors", "class_intervals"):
+        assert again[key] == told[key], key
 
 
 def test_the_commands_use_it(run: tuple[Path, Any]) -> None:
@@ -70,6 +89,16 @@ def test_the_commands_use_it(run: tuple[Path, Any]) -> None:
     )
     with pytest.raises(ConfigError, match="no row has the column 'nowhere'"):
         CliRunner().invoke(eval_command, [adapter, "--data", rows, "--slices", "nowhere"], catch_exceptions=False)
+
+
+def test_who_picked_nothing_is_not_said_to(run: tuple[Path, Any]) -> None:
+    folder, result = run
+    keep_temperature(result.model, replace(result.fit, best_step=None), 16)
+    assert read_sidecar(folder / "run" / "adapter")["temperature_rows_picked"] is False
+    rows = str(folder / "rows" / "test.jsonl")
+    its = evaluate(result.model, rows, latency=False, resamples=0).calibration["default"]["temperature"]
+    assert its["note"] == "It was fitted on the rows held out of training."
+    keep_temperature(result.model, result.fit, 16)
 
 
 def test_one_without_end_is_not_kept(run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,10 +161,10 @@ def resident(events: Iterable[int], spans: Iterable[tuple[int, int]]) -> list[in
     heap, number, held = Heap(_fixed()), 0, [0]
     for event in events:
         heap.peak = 0
-        heap._look()
         if event == GIVEN_BACK:
             heap.give_back_free()
         elif event < 0:
+            heap._look()
             heap.give_back(-event)
         else:
             number += 1

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lora.tasks.inference import collated, evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, to_device
+from lora.tasks.mixture import forward
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA

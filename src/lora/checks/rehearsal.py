@@ -27,6 +27,7 @@ from lora.checks.shells import Shells
 from lora.checks.tally import Rehearsed, adapter_bytes, highest_phases, trainable_by_kind, weights_by_type
 from lora.config import AdapterConfig, TrainingConfig
 from lora.core.divergence import fewer_blocks
+from lora.core.routing import BASE
 from lora.io.peft import adapter_tensors
 from lora.model.lora import LoRA
 from lora.tasks import Encoded
@@ -243,8 +244,9 @@ def _end(model: LoRA, participant: Participant, ledger: Ledger) -> tuple[int, in
             [held.examples[i] for i in rows], [held.lengths[i] for i in rows], [held.supervised[i] for i in rows]
         )
         with ledger.phase("evaluation"):
+            # With the base, as the measurement after training: both share a pass where their rows are few.
             infer(
-                model, prepared.task, largest, [participant.name], pad_token_id=prepared.pad_token_id,
+                model, prepared.task, largest, [participant.name, BASE], pad_token_id=prepared.pad_token_id,
                 batch_size=len(rows), padding_side=prepared.padding_side,
             )  # fmt: skip
     with ledger.phase("saving"):

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("lora.cli.check", "Verify before training that a run can succeed."),
     "train": ("lora.cli.train", "Fine-tune an adapter on your data."),
     "compare": ("lora.cli.compare", "Compare LoRA of several ranks with full fine-tuning."),
+    "cv": ("lora.cli.cv", "Measure settings by cross-validation, all folds at once."),
     "predict": ("lora.cli.predict", "Apply a trained adapter to new rows."),
     "generate": ("lora.cli.generate", "Write texts for prompts, with one adapter or several."),
     "chat": ("lora.cli.chat", "Talk to a base model and its adapters."),

@@ -7,13 +7,9 @@ from typing import Any
 
 import click
 
-from lora.cli.options import ConfigCommand, config_options
+from lora.cli.options import ConfigCommand, config_options, listed
 from lora.config import ComparisonConfig
 from lora.errors import ConfigError
-
-
-def _items(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @click.command(cls=ConfigCommand)
@@ -56,7 +52,7 @@ def command(
     given = {key: value for key, value in asked.items() if value is not None}
     for key in ("ranks", "rate_factors", "target_sets"):
         if key in given:
-            given[key] = _items(given[key])
+            given[key] = listed(given[key])
     if "target_sets" in given:
         given["target_sets"] = [one.split("+") if "+" in one else one for one in given["target_sets"]]
     config: Any = resume_folder

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lora.cli.benchmarks import harness_options, one_adapter, run_benchmarks
-from lora.cli.options import config_options
+from lora.cli.options import config_options, listed
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS, RESAMPLES, SPEED_SECONDS
 from lora.io.places import file_to_write
 
@@ -24,10 +24,6 @@ class Prompts(click.ParamType):
         if not value.isascii() or not value.isdigit() or int(value) < 1:
             self.fail(f"{value!r} is neither a whole number of at least 1 nor 'all'", param, ctx)
         return int(value)
-
-
-def _listed(names: str | None) -> list[str]:
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 @click.command()
@@ -124,8 +120,8 @@ def command(
         max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
         generate=generate or False, max_new_tokens=max_new_tokens,
         speed=SpeedPlan(seconds=speed_seconds) if speed else False,
-        probe=probe == "built-in" or probe or False, resamples=resamples, slices=_listed(slices),
-        robustness=robustness == "some" or _listed(robustness),
+        probe=probe == "built-in" or probe or False, resamples=resamples, slices=listed(slices),
+        robustness=listed(robustness),
     )  # fmt: skip
     for note in evaluation.notes:
         say(note)

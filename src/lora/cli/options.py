@@ -274,3 +274,8 @@ def _negated(name: str) -> str:
     """``--adapter.rslora`` → ``--adapter.no-rslora``."""
     section, dot, last = name.removeprefix("--").rpartition(".")
     return f"--{section}{dot}no-{last}"
+
+
+def listed(text: str | None) -> list[str]:
+    """The items of a list that is given as ``a,b``; none of nothing."""
+    return [item.strip() for item in (text or "").split(",") if item.strip()]

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora.comparison.candidates import LOW_RANK
-from lora.comparison.cells import Row, Told, figure, scaled, unit_of
 from lora.comparison.tables import FRONTS
+from lora.comparison.told import Row, Told, figure, scaled, unit_of
 from lora.evaluation.grid import Number
 from lora.evaluation.html.blocks import Keys, Panel
 from lora.evaluation.html.charts.dots import Dot, dot_chart

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +180,7 @@ def _conclude(
     if not alive:
         raise TrainingError("no candidate could be trained:\n" + "\n".join(f"{its.name}: {its.error}" for its in found))
     for its in alive:
-        its.estimates, pools[its.name] = _estimated(list(its.runs.values()), key, seed)
+        its.estimates, pools[its.name] = estimated(list(its.runs.values()), key, seed)
         entries.append(Entry(its.name, its.kind, its.rank, its.said, its.estimates[key], its.costs()))
     metric = next(iter(alive[0].runs.values()))[key][0]
     put_to_test(metric, pools, entries, seed)
@@ -202,7 +201,7 @@ def _conclude(
     return result
 
 
-def _estimated(runs: list[Figures], key: str, seed: int) -> tuple[dict[str, Estimate], FigureRows]:
+def estimated(runs: Sequence[Figures], key: str, seed: int) -> tuple[dict[str, Estimate], FigureRows]:
     """Every metric of all runs together with its interval, and the rows of the metric ``key``."""
     first, alike = runs[0], dict[int, list[str]]()
     for name, (_, rows) in first.items():
@@ -213,9 +212,6 @@ def _estimated(runs: list[Figures], key: str, seed: int) -> tuple[dict[str, Esti
         out.update(zip(names, estimates([first[name][0] for name in names], together, seed=seed), strict=True))
         if key in names:
             of_key = together
-    if len(runs) > 1 and all(rows.groups is None for _, rows in first.values()):
-        # What is drawn as a group is a row with the answers of all runs to it.
-        out = {name: replace(its, note=its.note.replace("groups", "rows")) for name, its in out.items()}
     return {name: out[name] for name in first}, of_key
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from lora.comparison import cells, charts
-from lora.comparison.cells import Told
+from lora.comparison import charts, tables
+from lora.comparison.told import Told
 from lora.evaluation.facts import fact_grids
 from lora.evaluation.grid import Cell
 from lora.evaluation.html.blocks import Block, Head, Keys, Lines, Panels, Table, Tile, section
@@ -32,11 +32,11 @@ def render(report: Mapping[str, Any]) -> str:
         section("costs", "Quality and cost", lambda: _costs(told, keys),
                 "Ringed: no other candidate is better in both; the broken line joins these, the Pareto front. Bars: "
                 "95 % intervals. By the figures as they are: that one lies on the front by a hair shows nothing."),
-        section("metrics", "All metrics", lambda: _tables(cells.metrics(told))),
-        section("rates", "Learning rates", lambda: [*_panels(charts.rates(told, keys)), *_tables(cells.rates(told))],
+        section("metrics", "All metrics", lambda: _tables(tables.metrics(told))),
+        section("rates", "Learning rates", lambda: [*_panels(charts.rates(told, keys)), *_tables(tables.rates(told))],
                 "On the validation rows. The ring marks the rate that was chosen."),
         section("updates", "Which layers used their rank",
-                lambda: [*_tables(cells.updates(told)), *_panels(charts.updates(told, keys))],
+                lambda: [*_tables(tables.updates(told)), *_panels(charts.updates(told, keys))],
                 "Of the update ΔW that training added to each weight matrix. Lines: the share of its energy "
                 "that the best approximation of a rank keeps, in the median layer. Maps: effective ranks; the darker, "
                 "the more of the rank is used."),
@@ -56,12 +56,12 @@ def _name(told: Told) -> str:
 
 
 def _candidates(told: Told, keys: Keys) -> list[Block]:
-    return [*_tables(cells.overview(told), sortable=True), *_panels(charts.quality(told, keys)),
-            *_tables(cells.costs(told), heading=True, sortable=True)]  # fmt: skip
+    return [*_tables(tables.overview(told), sortable=True), *_panels(charts.quality(told, keys)),
+            *_tables(tables.costs(told), heading=True, sortable=True)]  # fmt: skip
 
 
 def _costs(told: Told, keys: Keys) -> list[Block]:
-    return [*_panels(charts.costs(told, keys)), *_tables(cells.fronts(told), heading=True)]
+    return [*_panels(charts.costs(told, keys)), *_tables(tables.fronts(told), heading=True)]
 
 
 def _tables(grid: Any, heading: bool = False, sortable: bool = False) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,28 @@ def settings_of(
     return config.model_copy(deep=True), asked
 
 
-def own_folder(config: RunConfig, resume: bool, overwrite: bool) -> Path:
-    """The folder to write to; paths are written in full into ``config``. Raises ConfigError: it is not a comparison's
-    own, or holds one and neither ``resume`` nor ``overwrite`` says what to do with it."""
+def own_folder(
+    config: RunConfig, resume: bool, overwrite: bool, *, settings: str = SETTINGS,
+    files: Sequence[str] = (*FILES, "trials"), what: str = "comparison",
+) -> Path:  # fmt: skip
+    """The folder to write to; paths are written in full into ``config``.
+
+    Args:
+        settings: the file by which it is told that ``what`` was made there. ``files``: what else that writes.
+
+    Raises ConfigError: it is not ``what``'s own, or holds one and neither ``resume`` nor ``overwrite`` says what to do
+    with it.
+    """
     folder = folder_to_write(config.output or "", "output").absolute()
-    ours = (folder / SETTINGS).is_file()
+    ours = (folder / settings).is_file()
     if ours and not resume and not overwrite:
         raise ConfigError(
-            f"output: {folder} already holds a comparison. Go on with it (--resume, resume=True), replace it "
+            f"output: {folder} already holds a {what}. Go on with it (--resume, resume=True), replace it "
             "(--overwrite, overwrite=True), or name another folder"
         )
-    others = [name for name in (*FILES, "trials", "adapter", "checkpoints", "config.yaml") if (folder / name).exists()]
+    others = [name for name in (*files, "adapter", "checkpoints", "config.yaml") if (folder / name).exists()]
     if others and not ours:
-        raise ConfigError(f"output: {folder} holds {others[0]}, which no comparison made; name another folder")
+        raise ConfigError(f"output: {folder} holds {others[0]}, which no {what} made; name another folder")
     config.output = str(folder)
     in_full(config)
     return folder
@@ -173,4 +183,8 @@ def unused(config: RunConfig) -> list[str]:
     """Settings that were given and that a comparison makes itself."""
     default = AdapterConfig()
     named = [key for key in ("rank", "targets") if getattr(config.adapter, key) != getattr(default, key)]
-    return [f"adapter.{key} is not used: that is compared (see ranks and target_sets)." for key in named]
+    of_reports = [key for key in ("probe", "slices", "robustness") if getattr(config, key)]
+    return [
+        *(f"adapter.{key} is not used: that is compared (see ranks and target_sets)." for key in named),
+        *(f"{key} is not used: it is for the report of a single run, as of winner.yaml." for key in of_reports),
+    ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 from lora.comparison.candidates import BASE, LOW_RANK, Candidate
 from lora.comparison.page import render
 from lora.comparison.spectrum import Spectrum
-from lora.comparison.tables import costs, deviation, markdown, overview
+from lora.comparison.tables import costs, markdown, overview
+from lora.comparison.told import Told
 from lora.comparison.trials import Chosen
 from lora.comparison.verdict import Entry, Verdict
 from lora.config import ComparisonConfig, RunConfig
@@ -195,11 +198,17 @@ class ComparisonResult:
 
     def to_markdown(self) -> str:
         """The report, headings of level 1 and 2."""
-        return markdown(self)
+        return markdown(self.to_dict())
 
     def tables(self) -> list[Any]:
         """Quality and costs for a terminal: ``rich.print(*found.tables())``."""
-        return [overview(self).rich(), costs(self).rich()]
+        told = Told.of(self.to_dict())
+        return [overview(told).rich(), costs(told).rich()]
+
+
+def deviation(values: list[float]) -> float:
+    """Standard deviation between runs; nan of one."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def write(result: ComparisonResult) -> None:
@@ -207,7 +216,7 @@ def write(result: ComparisonResult) -> None:
     told = result.to_dict()
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(result.output / JSON, text + "\n")
-    write_text(result.output / MARKDOWN, result.to_markdown())
+    write_text(result.output / MARKDOWN, markdown(told))
     write_text(result.output / PAGE, render(told))
     winner = next((its for its in result.measured if its.name == result.verdict.recommended), None)
     if winner is None or winner.candidate.adapter is None:

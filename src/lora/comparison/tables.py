@@ -1,22 +1,16 @@
-"""Tables of a comparison: candidates with quality and cost, learning rates, what their updates are like."""
+"""Tables of a comparison, from what ``compare.json`` holds: on its page, in ``compare.md``, in a terminal."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Mapping
+from typing import Any
 
 from lora.comparison.alone import STEPS
-from lora.comparison.words import percent
-from lora.evaluation.grid import Cell, Grid, escape
-from lora.statistics.compare import Comparison
-from lora.statistics.estimate import Estimate
-from lora.training.memory import gib
+from lora.comparison.told import Row, Told, number, share
+from lora.evaluation.grid import Cell, Grid, Number, Piece, escape, text
+from lora.evaluation.lenient import dicts, entries, is_number, mapping
 
-if TYPE_CHECKING:
-    from lora.comparison.result import ComparisonResult
-
-WORDS = {"enough": "enough", "undecided": "cannot tell", "worse": "worse", "unknown": "not known"}
 FRONTS = {"parameters": "trained parameters", "memory": "peak memory", "seconds": "training time",
           "stored": "stored size", "all": "all of them together"}  # fmt: skip
 UPDATES = ("", "effective rank, median", "rank for 90 %", "rank for 99 %", "rank 1 keeps", "used most", "used least")
@@ -27,53 +21,12 @@ ABOUT_UPDATES = (
 )
 
 
-def overview(result: ComparisonResult) -> Grid:
-    """Quality of each candidate, and what the test against the best says."""
-    headers = ["", f"{result.metric.name} (95 %)", "seeds ±", "to the best", "to full", ""]
-    grid = Grid(f"{len(result.measured)} candidates on {result.rows['test']:,} test rows", headers, [])
-    for its in result.measured:
-        entry = next((entry for entry in result.entries if entry.name == its.name), None)
-        if entry is None:
-            grid.rows.append([its.name, "–", "", "", "", "stopped"])
-            continue
-        status = WORDS[result.verdict.word(its.name) or "unknown"]
-        if its.name == result.verdict.best:
-            status = "best"
-        if its.name == result.verdict.recommended:
-            status = "recommended" if status != "best" else "best, recommended"
-        style = "green" if "recommended" in status else "red" if status == "worse" else ""
-        grid.rows.append([
-            (its.name, style), interval(entry.quality), spread(list(its.by_seed(result.key).values())),
-            _difference(entry.against_best), _difference(entry.against_full), (status, style),
-        ])  # fmt: skip
-    grid.below.append(about_quality(result.verdict.margin))
-    return grid
-
-
 def about_quality(margin: float) -> str:
     """How to read the table of quality."""
     return (
         f"Enough: not found worse than the best, and shown to be within {margin:.3g} of it. Seeds ±: standard "
         "deviation between runs. To: difference and p, corrected for the number of candidates (Holm)."
     )
-
-
-def costs(result: ComparisonResult) -> Grid:
-    """What each candidate takes."""
-    headers = ["", "learning rate", "trained", "of the base", "peak memory", "time", "stored"]
-    grid = Grid("What they take", headers, [])
-    for its in result.measured:
-        if its.parameters is None:
-            continue
-        took, rate = its.costs(), its.chosen.rate
-        grid.rows.append([
-            its.name, "" if rate is None else f"{rate:.3g}" + ("!" if its.chosen.at_the_end else ""),
-            f"{its.parameters:,}", percent(its.parameters / max(1, result.base_parameters)), _size(took["memory"]),
-            _time(took["seconds"]), _size(took["stored"]),
-        ])  # fmt: skip
-    kind = next((its.alone.get("kind") for its in result.measured if its.alone.get("kind")), None)
-    grid.below += about_costs(kind, any(its.chosen.at_the_end for its in result.measured))
-    return grid
 
 
 def about_costs(memory_kind: str | None, at_the_end: bool) -> list[str]:
@@ -88,107 +41,156 @@ def about_costs(memory_kind: str | None, at_the_end: bool) -> list[str]:
     return out + (["!: the last rate that was tried, so that a better one may lie beyond."] if at_the_end else [])
 
 
-def interval(its: Estimate) -> str:
-    if math.isnan(its.value):
-        return "–"
-    return f"{its.value:.4g}" + ("" if math.isnan(its.low) else f" ({its.low:.4g}–{its.high:.4g})")
-
-
-def spread(values: list[float]) -> str:
-    """`deviation` as a text; nothing of one run."""
-    return "" if math.isnan(found := deviation(values)) else f"{found:.2g}"
-
-
-def deviation(values: list[float]) -> float:
-    """Standard deviation between runs; nan of one."""
-    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
-
-
-def _difference(its: Comparison | None) -> str:
-    if its is None or math.isnan(its.difference):
-        return ""
-    return f"{its.difference:+.3g}" + ("" if math.isnan(its.p_corrected) else f" (p={its.p_corrected:.2g})")
-
-
-def _size(size: float | None) -> str:
-    return "–" if size is None else gib(size) if size else "0"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    for unit, one in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * one:
-            return f"{seconds / one:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def rates(result: ComparisonResult) -> Grid:
-    """The value of every learning rate on the validation rows."""
-    grid = Grid(f"Learning rates: {result.metric.name} on the validation rows", ["", "rate: value"], [], texts=True)
-    for its in result.measured:
-        cells = []
-        for rate, found in sorted(its.chosen.tried.items()):
-            value = "stopped" if found.value is None else f"{found.value:.4g}"
-            cells.append(f"{rate:.3g}: {value}" + (" ←" if rate == its.chosen.rate else ""))
-        if cells:
-            grid.rows.append([its.name, "; ".join(cells)])
-    for its in result.measured:
-        if its.chosen.extended is not None:
-            rest = "; the best still lies at the end." if its.chosen.at_the_end else "."
-            grid.below.append(f"{its.name}: the grid was extended to {its.chosen.extended:.3g}{rest}")
+def overview(told: Told) -> Grid:
+    """Quality of each candidate, and what the tests say."""
+    rows = mapping(told.report.get("rows"))
+    headers = ["", "found", f"{told.metric} (95 %)", "seeds ±", "to the best", "to full"]
+    test = f" on {rows['test']:,} test rows" if is_number(rows.get("test")) else ""
+    grid = Grid(f"{len(told.candidates)} candidates{test}", headers, [], left=2)
+    for its in told.candidates:
+        word = told.word(its)
+        style = "green" if "recommended" in word else "red" if word in ("worse", "stopped") else ""
+        spread = its.metrics.get(told.key, {}).get("spread")
+        grid.rows.append([
+            its.name, (word, style), told.with_interval(its),
+            number(spread, its.path("metrics", told.key, "spread"), ".2g") if is_number(spread) else "",
+            *(_difference(its, key) for key in ("against_best", "against_full")),
+        ])  # fmt: skip
+    if is_number(told.report.get("margin")):
+        grid.below.append(about_quality(told.report["margin"]))
+    grid.below += [f"{its.name}: {its.values['error']}." for its in told.candidates if its.values.get("error")]
     return grid
 
 
-def metrics(result: ComparisonResult) -> Grid:
-    """All metrics of the test rows with their intervals."""
-    alive = [its for its in result.measured if its.estimates]
-    keys = list(dict.fromkeys(key for its in alive for key in its.estimates))
-    rows: list[list[Cell]] = [[its.name, *(interval(its.estimates[key]) for key in keys)] for its in alive]
-    names = [alive[0].estimates[key].metric for key in keys] if alive else []
-    return Grid("All metrics on the test rows (95 %)", ["", *names], rows)
+def _difference(its: Row, key: str) -> Cell:
+    own = mapping(its.values.get(key))
+    if not is_number(own.get("difference")):
+        return ""
+    out: list[Piece] = [number(own["difference"], its.path(key, "difference"), "+.3g")]
+    if is_number(own.get("p_corrected")):
+        out += [" (p=", number(own["p_corrected"], its.path(key, "p_corrected"), ".2g"), ")"]
+    return out
 
 
-def updates(result: ComparisonResult) -> Grid:
-    """What the layers' updates are like: effective ranks, and ranks that keep their energy."""
-    grid = Grid("Which layers used their rank", list(UPDATES), [], texts=True)
-    for its in result.measured:
-        found = its.spectrum
-        if found is None:
+def costs(told: Told) -> Grid:
+    """What each candidate takes."""
+    headers = ["", "learning rate", "trained", "of the base", "peak memory", "time", "stored"]
+    grid, at_the_end = Grid("What they take", headers, []), False
+    for its in told.candidates:
+        if not is_number(its.values.get("parameters")):
             continue
-        of = f" of {found['rank']}"
-        kept = found["kept_by_rank"].get(1)
+        rate, end = its.values.get("learning_rate"), bool(its.values.get("rate_at_the_end"))
+        at_the_end = at_the_end or end
+        chosen: Cell = [number(rate, its.path("learning_rate"), ".3g"), "!" if end else ""] if is_number(rate) else ""
         grid.rows.append([
-            its.name, f"{found['effective_rank']:.1f}{of}",
-            *(f"{found[key]['median']:g}, {found[key]['largest']}" for key in ("rank_90", "rank_99")),
-            "" if kept is None else f"{kept:.0%}", _layer(found["used_most"]), _layer(found["used_least"]),
+            its.name, chosen, told.cost(its, "parameters")[0],
+            share(its.values.get("parameters_share"), its.path("parameters_share")),
+            *(_with_unit(*told.cost(its, cost)) for cost in ("memory", "seconds", "stored")),
         ])  # fmt: skip
-        if its.kind == "full" and grid.rows:
-            shares = ", ".join(f"{share:.0%} by rank {rank}" for rank, share in found["kept_by_rank"].items())
-            grid.below.append(f"Of the energy of what full fine-tuning changed, in the median layer is kept: {shares}.")
+    kind = next((kind for its in told.candidates if (kind := its.values.get("memory_kind"))), None)
+    grid.below += about_costs(kind and str(kind), at_the_end)
+    grid.below += [f"{its.name}: memory and time alone could not be measured ({its.values['alone_error']})."
+                   for its in told.candidates if its.values.get("alone_error")]  # fmt: skip
+    return grid
+
+
+def _with_unit(took: Number, unit: str) -> Cell:
+    if took.value is None:
+        return "–"
+    return [took, f" {unit}"] if unit else took
+
+
+def metrics(told: Told) -> Grid:
+    """All metrics of the test rows; nothing where the one that is compared is all there is."""
+    alive = [its for its in told.candidates if its.metrics]
+    names = {key: str(own.get("metric") or key) for its in alive for key, own in its.metrics.items()}
+    rows: list[list[Cell]] = [[its.name, *(told.with_interval(its, key) for key in names)] for its in alive]
+    return Grid("All metrics on the test rows (95 %)", ["", *names.values()], rows if len(names) > 1 else [])
+
+
+def rates(told: Told) -> Grid:
+    """The value of every learning rate on the validation rows."""
+    grid = Grid("Learning rates", ["", "rate: value"], [], texts=True)
+    for its in told.candidates:
+        cell = list[Piece]()
+        for at, tried in enumerate(entries(its.values.get("rates"))):
+            cell += ["; "] if cell else []
+            cell += [number(tried.get("learning_rate"), its.path("rates", at, "learning_rate"), ".3g"), ": "]
+            value = number(tried.get("value"), its.path("rates", at, "value"))
+            cell += ["stopped" if value == "–" and tried.get("error") else value]
+            cell += [" ←"] if tried.get("learning_rate") == its.values.get("learning_rate") is not None else []
+        if cell:
+            grid.rows.append([its.name, cell])
+        if is_number(extended := its.values.get("rate_extended")):
+            rest = "; the best still lies at the end." if its.values.get("rate_at_the_end") else "."
+            grid.below.append([f"{its.name}: the grid was extended to ",
+                               number(extended, its.path("rate_extended"), ".3g"), rest])  # fmt: skip
+    return grid
+
+
+def updates(told: Told) -> Grid:
+    """What the layers' updates are like."""
+    grid = Grid("Which layers used their rank", list(UPDATES), [], left=len(UPDATES))
+    for its in told.candidates:
+        found, path = mapping(its.values.get("spectrum")), its.path("spectrum")
+        if not found:
+            continue
+        shared = _shared(list(dicts(its.values.get("layers"))))
+        cells: list[Cell] = [[number(found.get("effective_rank"), f"{path}/effective_rank", ".1f"), " of ",
+                              number(found.get("rank"), f"{path}/rank", ",d")]]  # fmt: skip
+        for key in ("rank_90", "rank_99"):
+            own = mapping(found.get(key))
+            cells.append([number(own.get("median"), f"{path}/{key}/median", "g"), ", ",
+                          number(own.get("largest"), f"{path}/{key}/largest", "g")])  # fmt: skip
+        kept = mapping(found.get("kept_by_rank"))
+        cells.append(share(kept["1"], f"{path}/kept_by_rank/1") if "1" in kept else "")
+        for key in ("used_most", "used_least"):
+            first = (found.get(key) or [None])[0]
+            cells.append(
+                [f"{str(first[0]).removeprefix(shared)} (", number(first[1], f"{path}/{key}/0/1", ".1f"), ")"]
+                if first
+                else ""
+            )
+        grid.rows.append([its.name, *cells])
+        if its.kind == "full" and kept:
+            parts: list[Piece] = ["Of the energy of what full fine-tuning changed, in the median layer is kept: "]
+            for place, rank in enumerate(kept):
+                at = its.path("spectrum", "kept_by_rank", rank)
+                parts += [", " if place else "", share(kept[rank], at), f" by rank {rank}"]
+            grid.below.append([*parts, "."])
     grid.below.append(ABOUT_UPDATES)
     return grid
 
 
-def _layer(found: list[Any]) -> str:
-    return f"{found[0][0]} ({found[0][1]:.1f})" if found else ""
+def _shared(paths: list[str]) -> str:
+    """What the paths of modules begin with alike, up to a dot."""
+    levels = zip(*(path.split(".")[:-1] for path in paths), strict=False)
+    return "".join(f"{level[0]}." for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
 
 
-def front(result: ComparisonResult) -> Grid:
+def fronts(told: Told) -> Grid:
     """Who lies on which Pareto front."""
-    rows: list[list[Cell]] = [[FRONTS[cost], ", ".join(found)] for cost, found in result.verdict.fronts.items()]
-    return Grid("Pareto fronts", [f"{result.metric.name} against", "no other is better in both"], rows, texts=True)
+    found = mapping(told.report.get("fronts"))
+    rows: list[list[Cell]] = [
+        [title, ", ".join(map(str, found[cost]))] for cost, title in FRONTS.items() if isinstance(found.get(cost), list)
+    ]
+    return Grid("Pareto fronts", [f"{told.metric} against", "no other is better in both"], rows, texts=True)
 
 
-def markdown(result: ComparisonResult) -> str:
-    head = ["# LoRA against full fine-tuning", "", escape(result.recommendation), ""]
-    adapter = result.adapter()
-    if adapter:
-        head += [f"Adapter: `{adapter}`", ""]
-    grids = [overview(result), costs(result), front(result), metrics(result), rates(result)]
-    grids += [grid] if (grid := updates(result)).rows else []
-    tail = ["## Protocol", "", *(f"- {escape(line)}" for line in result.protocol), ""]
-    stopped = [f"{its.name}: {its.error}." for its in result.measured if its.error]
-    if result.notes or stopped:
-        tail += ["## Notes", "", *(f"- {escape(line)}" for line in [*stopped, *result.notes]), ""]
-    return "\n".join([*head, *(grid.markdown() for grid in grids), *tail])
+def grids(told: Told) -> list[Grid]:
+    """All tables that there is something for, as ``compare.md`` has them."""
+    every = (overview(told), costs(told), fronts(told), metrics(told), rates(told), updates(told))
+    return [grid for grid in every if grid.rows]
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A comparison, as ``compare.json`` holds it, in Markdown; headings of level 1 and 2."""
+    told = Told.of(report)
+    out = ["# LoRA against full fine-tuning", "", escape(str(report.get("recommendation") or "")), ""]
+    if adapter := report.get("adapter"):
+        out += [f"Adapter: `{adapter}`", ""]
+    out += [grid.markdown() for grid in grids(told)]
+    for title, lines in (("Protocol", told.sentences("protocol")), ("Notes", told.sentences("notes"))):
+        if lines:
+            out += [f"## {title}", "", *(f"- {escape(text(line))}" for line in lines), ""]
+    return "\n".join(out)

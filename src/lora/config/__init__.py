@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lora.config.adapter import AdapterConfig
 from lora.config.comparison import RANKS, ComparisonConfig
+from lora.config.cross_validation import CrossValidationConfig
 from lora.config.data import DataConfig, Replay, Source
 from lora.config.defaults import (
     CHAT_LENGTH,
@@ -34,6 +35,7 @@ __all__ = [
     "SPEED_SECONDS",
     "AdapterConfig",
     "ComparisonConfig",
+    "CrossValidationConfig",
     "DataConfig",
     "Replay",
     "RunConfig",

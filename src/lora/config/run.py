@@ -51,6 +51,13 @@ class RunConfig(Settings):
         default=None,
         description="general text on which base and adapter are compared after training; default: built-in",
     )
+    slices: list[str] = Field(
+        default_factory=list,
+        description="columns by whose values the report parts the rows that it measures, beside labels and length",
+    )
+    robustness: list[str] = Field(
+        default_factory=list, description="noises in the texts that the report measures too: typos, case, ..., or some"
+    )
     # Of the run and not of an adapter: they choose what the shared passes are computed by.
     compile: bool = Field(
         default=False, description="element-wise parts of decoders by torch's compiler: faster steps, a slow first one"

@@ -38,6 +38,7 @@ class Reference(NamedTuple):
         places: the rows they belong to, rising.
         weight, bias: of its head, (v, h) and (v,).
         kl: weight of KL(base ‖ adapter), which is added to the loss of these rows.
+        total: () to which the forward adds the KL of these rows, without the weight; None: nobody asks.
     """
 
     hidden: Tensor
@@ -45,6 +46,7 @@ class Reference(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     kl: float
+    total: Tensor | None = None
 
     def within(self, start: int, stop: int) -> tuple[slice, list[int]]:
         """Which of the m belong to rows ``start:stop``, and to which of these, counted from ``start``."""

@@ -251,7 +251,10 @@ def _score_block(
     lse = top - logits.amax(1, keepdim=True).log()
     losses = lse - own if mean is None else lse - (1 - call.smoothing) * own - call.smoothing * mean
     if base is not None:
-        losses[places] += kl * (cross + lse[places])
+        apart = cross + lse[places]
+        losses[places] += kl * apart
+        if call.reference is not None and call.reference.total is not None:
+            call.reference.total.add_(apart.sum())
     if gradient:
         if base is not None:  # p + kl·(p - q); each operation rounds once, wherever a row stands in memory
             logits[places] = (logits[places] * (1 + kl)).sub_(q.mul_(kl))

@@ -13,10 +13,10 @@ from lora.core.routing import BASE
 from lora.evaluation.generation import complete, ends_of, until
 from lora.evaluation.result import Generation
 from lora.evaluation.speed import spread
-from lora.evaluation.text_metrics import text_figures, text_metrics
+from lora.evaluation.text_metrics import signatures_of, text_figures
 from lora.statistics.means import EXACT_MATCH, mean, right_rows, value_rows
 from lora.tasks import Encoded, Task
-from lora.tasks.figures import Figures
+from lora.tasks.figures import Figures, values
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -107,7 +107,7 @@ def _question(
 def write_answers(
     model: LoRA, task: Task, encoded: Encoded, names: Sequence[str], tokenizer: Any, *, wanted: int | None,
     max_new_tokens: int, batch_size: int,
-) -> tuple[Generation, dict[str, dict[str, float]], dict[str, Figures]]:  # fmt: skip
+) -> tuple[Generation, dict[str, dict[str, float | None]], dict[str, Figures]]:  # fmt: skip
     """Let each of ``names`` answer the same prompts, greedily.
 
     Args:
@@ -115,30 +115,25 @@ def write_answers(
         wanted: how many different prompts, evenly over the data; None: all.
 
     Returns:
-        the answers, and metrics of each name: those of `text_metrics`; ``stop_rate``, the share that ended with an end
+        the answers, and metrics of each name: those of `text_figures`; ``stop_rate``, the share that ended with an end
         token; ``answer_length``, mean tokens. And what they are figures of.
     """
     ends = ends_of(model, tokenizer, task)
     asked = questions(task, encoded, tokenizer, ends, wanted)
     prompts = Encoded([q.example for q in asked], [len(q.example["input_ids"]) for q in asked], [0] * len(asked))
     references = [q.references for q in asked]
-    metrics, texts, signatures = dict[str, dict[str, float]](), dict[str, list[str]](), dict[str, str]()
-    found_in: dict[str, Figures] = {}
+    texts, found_in = dict[str, list[str]](), dict[str, Figures]()
     groups = [q.row for q in asked] if len({q.row for q in asked}) < len(asked) else None
     for name in names:
         # One after another, not in one batch: a row that has ended waits there for the longest, and a base that has
         # not learned to stop is that.
         done = complete(model, task, prompts, name, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens)
         texts[name] = [its.text for its in done]
-        found, signatures = text_metrics(texts[name], references)
-        metrics[name] = found | {
-            "stop_rate": sum(its.stopped for its in done) / len(done),
-            "answer_length": sum(its.tokens for its in done) / len(done),
-        }
         found_in[name] = text_figures(texts[name], references, groups) | {
             "stop_rate": (STOPPED, right_rows([its.stopped for its in done], groups=groups)),
             "answer_length": (LENGTH, value_rows([its.tokens for its in done], groups=groups)),
         }
+    metrics = {name: values(its) for name, its in found_in.items()}
     lengths = [length for q in asked for length in q.lengths]
     shown = [tokenizer.decode(q.example["input_ids"], skip_special_tokens=True) for q in asked]
     generation = Generation(
@@ -149,13 +144,13 @@ def write_answers(
         references=len(lengths),
         reference_length=sum(lengths) / len(lengths),
         max_new_tokens=max_new_tokens,
-        signatures=signatures,
+        signatures=signatures_of(references),
         notes=_notes(asked, metrics, max_new_tokens),
     )
     return generation, metrics, found_in
 
 
-def _notes(asked: Sequence[Question], metrics: dict[str, dict[str, float]], max_new_tokens: int) -> list[str]:
+def _notes(asked: Sequence[Question], metrics: dict[str, dict[str, float | None]], max_new_tokens: int) -> list[str]:
     out = []
     room = sum(min(q.lengths) < max_new_tokens for q in asked)
     if room < len(asked):
@@ -164,9 +159,10 @@ def _notes(asked: Sequence[Question], metrics: dict[str, dict[str, float]], max_
             "tokens, so what was written there is cut; raise max_new_tokens."
         )
     for name, its in metrics.items():
-        if name != BASE and its["stop_rate"] < FEW * room / len(asked):
+        stopped = its["stop_rate"] or 0.0
+        if name != BASE and stopped < FEW * room / len(asked):
             out.append(
-                f"Only {its['stop_rate']:.0%} of the answers of {name} ended with an end token; the others ran on to "
+                f"Only {stopped:.0%} of the answers of {name} ended with an end token; the others ran on to "
                 f"{max_new_tokens} tokens. Was the end token never learned? It is, where training is long enough and "
                 "every answer has one behind it."
             )

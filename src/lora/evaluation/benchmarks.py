@@ -13,7 +13,7 @@ import numpy as np
 from lora.core.routing import BASE
 from lora.evaluation.grid import Cell, Grid
 from lora.evaluation.result import plain
-from lora.evaluation.tables import Metric, difference, shown
+from lora.evaluation.shown import Metric, difference, shown
 
 Z = 1.959964  # standard errors on either side of a 95 % interval
 

@@ -13,9 +13,9 @@ from lora.evaluation.inputs import Inputs
 from lora.evaluation.parts import columns_of, slices_of, worst_of
 from lora.evaluation.robustness import noises_of, robustness
 from lora.evaluation.text_bytes import byte_sizes
-from lora.evaluation.uncertainty import against_base, between, intervals
+from lora.evaluation.uncertainty import against_base, between, class_intervals, intervals
 from lora.statistics.means import BITS_PER_BYTE, token_rows
-from lora.tasks import Encoded
+from lora.tasks import Encoded, Task
 from lora.tasks.figures import Figures, groups_of, values
 from lora.tasks.inference import Outcome
 
@@ -61,16 +61,17 @@ class Beside:
         sized = {name: _by_bytes(encoded, outcome, tokenizer) for name, outcome in outcomes.items()} if found else {}
         out: dict[str, Any] = {"metrics": {name: values(its) for name, its in sized.items()}}
         found = {name: {**its, **sized[name]} for name, its in found.items()}
-        known = {name: model.notes.get(name, {}).get("temperature") for name in outcomes}
+        kept = {name: model.notes.get(name, {}) for name in outcomes}
         out["calibration"] = {
             name: its
             for name, outcome in outcomes.items()
-            if name in found and (its := calibration(task, outcome, examples, known[name], self.seed)) is not None
+            if name in found and (its := _calibrated(task, outcome, examples, kept[name], self)) is not None
         }
         out["errors"] = {name: worst_of(task, outcomes[name], encoded, inputs.rows, tokenizer) for name in tuned}
         if not self.resamples:
             return out
         out["intervals"] = intervals(found, self.resamples, self.seed)
+        out["class_intervals"] = class_intervals(found, self.resamples, self.seed)
         out["comparisons"] = against_base(found, self.resamples, self.seed, untrained)
         out["pairs"], notes = between(found, (task.best_metric, "loss"), self.resamples, self.seed)
         columns = columns_of(task, encoded, inputs.rows, self.slices)
@@ -87,6 +88,14 @@ class Beside:
             notes += more
         inputs.notes += notes
         return out
+
+
+def _calibrated(
+    task: Task, outcome: Outcome, examples: Sequence[dict[str, Any]], kept: Mapping[str, Any], wanted: Beside
+) -> dict[str, Any] | None:
+    """`calibration` at the temperature that is ``kept`` with the adapter, where one is."""
+    picked = bool(kept.get("temperature_rows_picked"))
+    return calibration(task, outcome, examples, kept.get("temperature"), wanted.seed, picked, wanted.resamples)
 
 
 def _by_bytes(encoded: Encoded, outcome: Outcome, tokenizer: Any) -> Figures:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora.errors import ConfigError
-from lora.statistics.calibration import confidence_and_right, reliability
+from lora.evaluation.uncertainty import intervals
+from lora.statistics.calibration import BRIER, NLL, brier_rows, confidence_and_right, nll_rows, reliability
 from lora.statistics.rows import Array
 from lora.statistics.selective import AURC, COVERAGES, accuracy_at, risk_coverage, sure_rows
 from lora.statistics.temperature import (
@@ -19,18 +20,29 @@ from lora.statistics.temperature import (
     probabilities_at,
 )
 from lora.tasks import Task
-from lora.tasks.figures import groups_of
+from lora.tasks.figures import Figures, groups_of
 from lora.tasks.inference import Outcome
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
+HELD_OUT = "It was fitted on the rows held out of training."
+PICKED = (
+    "It was fitted on the rows held out of training, which also picked the best checkpoint. On these the adapter does "
+    "somewhat better than on others, so the temperature may be a little too low."
+)
 POINTS = 200  # of the risk-coverage curve that are kept
 _SMALLEST, _BESIDE_ONE = 1e-45, 2.0**-25  # of a probability in fp32, and of what it leaves to 1
 
 
 def calibration(
-    task: Task, outcome: Outcome, examples: Sequence[dict[str, Any]], temperature: float | None = None, seed: int = 0
+    task: Task,
+    outcome: Outcome,
+    examples: Sequence[dict[str, Any]],
+    temperature: float | None = None,
+    seed: int = 0,
+    picked: bool = False,
+    resamples: int = 0,
 ) -> dict[str, Any] | None:
     """Calibration of what ``outcome`` states; None where it states no probabilities.
 
@@ -40,34 +52,44 @@ def calibration(
     Args:
         temperature: fitted on other rows. Without one each row is judged at a temperature that was fitted on the others
             (see `calibration_table`).
+        picked: whether these other rows also picked the checkpoint.
+        resamples: for intervals; 0: none.
 
     Returns:
         ``bins`` (of equal width), ``ece``, ``ece_equal_mass``, ``debiased_error``, ``brier``, ``nll``, ``aurc``;
         ``temperature``: that, and calibration ``before`` and ``after``; ``selective``: ``coverage`` and ``risk``, the
-        curve, and ``accuracy_at``, by coverage.
+        curve, and ``accuracy_at``, by coverage; ``intervals`` of ``brier``, ``nll`` and ``aurc``, each an `Estimate` as
+        a dict. The errors of calibration have none: their resamples lie above them, as they do above the truth.
     """
     stated = task.stated(outcome.predictions, task.targets(examples))
     if stated is None:
         return None
     logits, true, groups = _logits(*stated, groups_of(examples))
-    said, right = confidence_and_right(probabilities_at(logits), true)
+    probabilities = probabilities_at(logits)
+    said, right = confidence_and_right(probabilities, true)
     if temperature is None:
         table = calibration_table(logits, true, seed=seed, groups=groups)
         note = "No rows were held out to fit it on: each row is judged at one fitted on the others."
         table["note"] = f"{table['note']} {note}".strip()
     else:
         table = {
-            "temperature": temperature, "n": len(logits), "note": "It was fitted on the rows held out of training.",
-            "before": measures(probabilities_at(logits), true),
+            "temperature": temperature, "n": len(logits), "note": PICKED if picked else HELD_OUT,
+            "before": measures(probabilities, true),
             "after": measures(probabilities_at(logits, temperature), true),
         }  # fmt: skip
-    sure = sure_rows(*_rows(*stated))
+    sure = sure_rows(*_rows(*stated), groups=groups_of(examples))
     coverage, risk = risk_coverage(sure)
     kept = np.unique(np.linspace(0, len(coverage) - 1, min(POINTS, len(coverage))).round().astype(int))
+    sized: Figures = {
+        "brier": (BRIER, brier_rows(probabilities, true, groups=groups)),
+        "nll": (NLL, nll_rows(probabilities, true, groups=groups)),
+        "aurc": (AURC, sure),
+    }
     return {
         "bins": [its.to_dict() for its in reliability(said, right)],
         **table["before"],
         "aurc": AURC.value(sure),
+        "intervals": intervals({"": sized}, resamples, seed)[""] if resamples else {},
         "temperature": table,
         "selective": {
             "coverage": coverage[kept].tolist(), "risk": risk[kept].tolist(),

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
-from lora.evaluation.grid import Cell, Grid, Piece, pointer
+from lora.evaluation.grid import Cell, Grid, pointer
 from lora.evaluation.lenient import dicts, entries
-from lora.evaluation.tables import METRICS, Metric, described_metrics, number
+from lora.evaluation.shown import Metric, metric_of, number, systems, with_ends
 
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation
@@ -16,29 +16,11 @@ if TYPE_CHECKING:
 P_VALUE = Metric("p", ".2g", 0)
 VERDICTS = {"better": "green", "worse": "red"}
 EXPLAINED = (
-    "p: two-sided, that there is no difference, corrected for the number of comparisons. "
+    "p: two-sided, that there is no difference; corrected (Holm) for the number of {many}, metric by metric: of 20 "
+    "metrics that do not differ about one is found to. What counts is that of the headline, which was named before. "
     '"No difference seen" does not say that there is none: the last column is the smallest difference that these rows '
     "show in 80 % of cases."
 )
-
-
-def metric_of(evaluation: Evaluation, key: str) -> Metric:
-    return described_metrics(evaluation).get(key) or METRICS.get(key) or Metric(key, ".4g", 0)
-
-
-def systems(evaluation: Evaluation) -> list[str]:
-    """The base first, where it stands beside something."""
-    return ([evaluation.base] if evaluation.base else []) + evaluation.tuned
-
-
-def with_ends(found: Mapping[str, Any], key: str, metric: Metric, path: str, sign: str = "") -> list[Piece]:
-    """``found[key]`` and its interval in brackets, where there is one; ``sign`` "+" writes the sign of all three."""
-    form = Metric(metric.title, sign + metric.form, metric.better)
-    out: list[Piece] = [number(found.get(key), form, f"{path}/{key}")]
-    if found.get("low") is not None and found.get("high") is not None:
-        out += [" (", number(found["low"], form, f"{path}/low"), " to " if sign else "–"]
-        out += [number(found["high"], form, f"{path}/high"), ")"]
-    return out
 
 
 def certainty(evaluation: Evaluation) -> list[Grid]:
@@ -85,7 +67,13 @@ def comparisons(evaluation: Evaluation) -> Grid | None:
         return None
     notes = [its["note"] for own in found.values() for its in own.values() if its.get("note")]
     headers = [*(["adapter"] if several else []), *HEADERS]
-    return Grid(f"Against {BASE}", headers, rows, [EXPLAINED, *dict.fromkeys(notes)], left=2 if several else 1)
+    return Grid(
+        f"Against {BASE}",
+        headers,
+        rows,
+        [EXPLAINED.format(many="adapters"), *dict.fromkeys(notes)],
+        left=2 if several else 1,
+    )
 
 
 HEADERS = ["", "difference", "p", "verdict", "could be seen"]
@@ -111,5 +99,5 @@ def pairs(evaluation: Evaluation) -> Grid | None:
             rows.append(
                 [f"{its.get('a')} against {its.get('b')}", *compared(evaluation, str(its.get("metric")), its, path)]
             )
-    below: list[Cell] = [] if comparisons(evaluation) else [EXPLAINED]
+    below: list[Cell] = [EXPLAINED.format(many="pairs")]
     return Grid("Adapters against one another", ["adapters", *HEADERS], rows, below, left=2) if rows else None

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora.evaluation.certainty import HEADERS, VERDICTS, compared, metric_of, systems, with_ends
+from lora.evaluation.certainty import HEADERS, VERDICTS, compared
 from lora.evaluation.grid import Cell, Grid, Number, pointer
 from lora.evaluation.lenient import dicts, entries, is_number, mapping
-from lora.evaluation.tables import COUNT, METRICS, Metric, number, short, shown
+from lora.evaluation.shown import COUNT, METRICS, Metric, ends, metric_of, number, short, shown, systems, with_ends
 
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation
@@ -43,10 +43,7 @@ def calibration(evaluation: Evaluation) -> list[Grid | None]:
     rows: list[list[Cell]] = []
     for key, metric in MEASURES.items():
         if any(isinstance(found[name].get(key), (int, float)) for name in names):
-            at = [
-                number(found[name].get(key), metric, pointer("evaluation", "calibration", name, key)) for name in names
-            ]
-            rows.append([metric.title, *at])
+            rows.append([metric.title, *(_measured(found[name], name, key, metric) for name in names)])
     out: list[Grid | None] = []
     if rows:
         below: list[Cell] = [
@@ -55,6 +52,14 @@ def calibration(evaluation: Evaluation) -> list[Grid | None]:
         ]
         out.append(Grid("Calibration", ["", *map(evaluation.label, names)], rows, below))
     return [*out, temperature(evaluation)]
+
+
+def _measured(found: Mapping[str, Any], name: str, key: str, metric: Metric) -> Cell:
+    """A measure of calibration, with its interval where it has one."""
+    at = ("evaluation", "calibration", name)
+    value = number(found.get(key), metric, pointer(*at, key))
+    both = ends(dicts(found.get("intervals")).get(key, {}), metric, pointer(*at, "intervals", key))
+    return [value, " (", both[0], "–", both[1], ")"] if both else value
 
 
 def temperature(evaluation: Evaluation) -> Grid | None:

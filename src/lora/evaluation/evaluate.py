@@ -26,8 +26,9 @@ from lora.evaluation.speed_plan import SpeedPlan
 from lora.evaluation.uncertainty import figures_of
 from lora.model.heads import newly_initialised, task_heads
 from lora.tasks import Encoded, Row, Task
-from lora.tasks.inference import collated, evaluating, forward, infer, misfit, to_device
+from lora.tasks.inference import collated, evaluating, infer, misfit, to_device
 from lora.tasks.inputs import check_arguments, length_for, tokenizer_of
+from lora.tasks.mixture import forward
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
@@ -37,7 +38,7 @@ __all__ = ["Evaluation", "evaluate"]
 
 def evaluate(
     model: LoRA,
-    data: str | Path | Iterable[Row] | Encoded,
+    data: str | Path | Iterable[Row] | Encoded | Inputs,
     *,
     tokenizer: Any = None,
     task: Task | None = None,
@@ -64,7 +65,7 @@ def evaluate(
 
     Args:
         data: a file, folder (its test split, else validation) or hub id; rows as dicts (a list, a
-            ``datasets.Dataset``); or tokenised rows.
+            ``datasets.Dataset``); or tokenised rows, with or without the rows that they are of.
         tokenizer: default: that of the base model's folder.
         task: default: the one stored with the adapter, else read from the rows.
         adapters: default: all of the model's.

@@ -8,7 +8,7 @@ from typing import Any
 from lora.evaluation.curves import series, thinned
 from lora.evaluation.grid import Cell, Grid, Number, Piece, pointer
 from lora.evaluation.lenient import entries, is_number, mapping
-from lora.evaluation.tables import METRICS, Metric, number, shown
+from lora.evaluation.shown import METRICS, Metric, number, shown
 
 EVALUATIONS = 30  # lines of the validation table; a longer history is thinned evenly, its ends and best line kept
 FIRST = ("notes", "base", "adapter", "data", "training", "timing")  # of the sections; others follow, config comes last
@@ -31,7 +31,7 @@ def course(history: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": steps[-1].get("step") if steps else 0,
         "first": steps[0] if steps else None,
         "last": steps[-1] if steps else None,
-        "series": {key: thinned(*found[key]) for key in ("loss", "learning_rate", "grad_norm") if key in found},
+        "series": {key: thinned(*found[key]) for key in ("loss", "kl", "learning_rate", "grad_norm") if key in found},
         "evaluations": [entry for entry in history if isinstance(entry.get("eval"), dict)],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,9 @@ def prepare(
     """
     config = config or DataConfig()
     task = task or stored_task(model, names)
-    if isinstance(data, Encoded):
+    if isinstance(data, Inputs):
+        inputs = replace(data, notes=list(data.notes))
+    elif isinstance(data, Encoded):
         if task is None:
             raise ConfigError("tokenised data need a task: pass task=, or use an adapter that stores its own")
         inputs = Inputs(task, data, _pad_id(model, tokenizer))

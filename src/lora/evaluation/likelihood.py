@@ -1,4 +1,4 @@
-"""How likely continuations are, by every adapter in one pass: each batch holds each row once per adapter."""
+"""How likely continuations are, by every adapter: each batch goes once through all of them (`lora.tasks.mixture`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora.errors import DataError, RoutingError
-from lora.tasks.inference import evaluating, forward, to_device, token_batches, without_cache
+from lora.errors import DataError
+from lora.tasks.inference import evaluating, to_device, token_batches, without_cache
+from lora.tasks.mixture import Mixture
 from lora.tasks.sequence import pad
 
 if TYPE_CHECKING:
@@ -41,26 +42,10 @@ def score(
             what = f"is longer than the {positions} positions of the model" if before else "follows no token"
             raise DataError(f"a continuation of {len(after)} tokens {what}, so its probability cannot be told")
         inputs.setdefault(tuple([*before, *after][-(positions + 1) : -1]), []).append(number)
-    try:
-        return _together(model, rows, inputs, adapters, pad_token_id, batch_size, on_rows)
-    except RoutingError:
-        if len(adapters) == 1:
-            raise
-        # A base whose rows cannot be told apart: one adapter after another gives the same, more slowly.
-        out = dict[str, list[Scored]]()
-        for place, name in enumerate(adapters):
-            tell = on_rows if place == len(adapters) - 1 else lambda count: None
-            out |= _together(model, rows, inputs, [name], pad_token_id, batch_size, tell)
-        return out
-
-
-def _together(
-    model: LoRA, rows: Sequence[Row], inputs: dict[tuple[int, ...], list[int]], adapters: Sequence[str],
-    pad_token_id: int, batch_size: int, on_rows: Callable[[int], None],
-) -> dict[str, list[Scored]]:  # fmt: skip
     texts = list(inputs)
     out: dict[str, list[Scored]] = {name: [(0.0, True)] * len(rows) for name in adapters}
     rows_each = max(1, batch_size // len(adapters))
+    run = Mixture(model, of_tokens=True, generates=True)
     with evaluating(model), without_cache(model):
         for indices in token_batches(model, [len(ids) for ids in texts], rows_each, len(adapters)):
             ids = [list(texts[index]) for index in indices]
@@ -68,11 +53,11 @@ def _together(
                 "input_ids": pad(ids, pad_token_id, "right"),
                 "attention_mask": pad([[1] * len(row) for row in ids], 0, "right"),
             }
-            batch = {key: torch.cat([value] * len(adapters)) for key, value in to_device(batch, model).items()}
-            logits = forward(model, batch, [name for name in adapters for _ in ids]).logits  # (b, t, v)
-            for place, (name, index) in enumerate((name, index) for name in adapters for index in indices):
-                for number in inputs[texts[index]]:
-                    out[name][number] = _scored(logits[place, : len(texts[index])], rows[number][1])
+            for name, outputs in run(to_device(batch, model), adapters):
+                for place, index in enumerate(indices):
+                    for number in inputs[texts[index]]:
+                        found = outputs.logits[place, : len(texts[index])]  # (t, v)
+                        out[name][number] = _scored(found, rows[number][1])
             on_rows(sum(len(inputs[texts[index]]) for index in indices))
     return out
 

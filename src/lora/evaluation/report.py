@@ -18,7 +18,7 @@ import yaml
 import lora
 from lora.evaluation.curves import draw
 from lora.evaluation.facts import course, fact_grids, first_and_last, inline, lineage, ordered, validation
-from lora.evaluation.forgetting import Forgetting
+from lora.evaluation.forgetting_result import Forgetting
 from lora.evaluation.grid import escape, pointer, text
 from lora.evaluation.html import render
 from lora.evaluation.lenient import whole

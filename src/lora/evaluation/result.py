@@ -17,7 +17,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.forgetting_result import Forgetting
     from lora.evaluation.speed_plan import SpeedGrid
 
 
@@ -61,6 +61,7 @@ class Evaluation:
         generation: answers that were written, where that was asked for; their metrics are among the others.
         forgetting: base and adapters on general text, where that was asked for and can be measured.
         intervals: adapter name -> metric -> `lora.statistics.estimate.Estimate` as a dict.
+        class_intervals: adapter name -> class -> the same of its F1, where classes are counted.
         comparisons: adapter name -> metric -> `lora.statistics.compare.Comparison` as a dict, against the base.
         pairs: comparisons of two adapters, each with their names as ``a`` and ``b``, ``metric`` and the rest.
         calibration: adapter name -> ``bins`` (the reliability table), ``ece``, ``brier``, ``temperature`` (before and
@@ -89,6 +90,7 @@ class Evaluation:
     generation: Generation | None = None
     forgetting: Forgetting | None = None
     intervals: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    class_intervals: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     comparisons: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     pairs: list[dict[str, Any]] = field(default_factory=list)
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -144,7 +146,7 @@ class Evaluation:
 
 def _parts() -> dict[str, type]:
     """What is a dataclass of its own in an `Evaluation`."""
-    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.forgetting_result import Forgetting
     from lora.evaluation.speed_plan import SpeedGrid
 
     return {"generation": Generation, "forgetting": Forgetting, "speed_grid": SpeedGrid}

@@ -20,17 +20,23 @@ from lora.tasks.words import words_of
 if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
+SOME = "some"
 DEFAULT = ("typos", "case", "whitespace", "punctuation")  # what any script with an alphabet has
 
 
 def noises_of(task: Task, asked: bool | Sequence[str]) -> list[str]:
-    """The noises that are measured. Raises ConfigError: an unknown one, one that moves the words that have tags, or a
-    task whose text is itself what is learned."""
+    """The noises that are measured; ``some`` (or True) stands for `DEFAULT`.
+
+    Raises ConfigError: an unknown one, one that moves the words that have tags, or a task whose text is itself what is
+    learned.
+    """
     if task.inputs()[0].divisible:
         raise ConfigError(f"robustness: the texts of the task {task.name} are what is to be predicted, so leave it out")
     known = TOKEN_NOISES if task.per_token else NOISES
+    usual = [name for name in DEFAULT if name in known]
     if isinstance(asked, bool):
-        return [name for name in DEFAULT if name in known]
+        return usual
+    asked = [name for given in asked for name in (usual if given == SOME else [given])]
     for name in asked:
         if name not in known:
             raise ConfigError(f"robustness: {name!r} is none of the noises for this task: {', '.join(known)}")

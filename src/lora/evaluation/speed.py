@@ -20,7 +20,8 @@ from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.evaluation.factors import factor, median_ratio, p95_ratio, rate_ratio
 from lora.tasks.base import Encoded, Task
-from lora.tasks.inference import collated, evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, to_device
+from lora.tasks.mixture import forward
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA

@@ -20,7 +20,8 @@ from lora.evaluation.speed import WARM_UP, PeakMemory, synchronize, turn
 from lora.evaluation.speed_plan import Job, Run, SpeedGrid, SpeedPlan, clock, percentiles, why
 from lora.evaluation.speed_writing import writing
 from lora.tasks.base import Encoded, Task
-from lora.tasks.inference import collated, evaluating, forward, to_device, without_cache
+from lora.tasks.inference import collated, evaluating, to_device, without_cache
+from lora.tasks.mixture import forward
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora.evaluation.grid import Cell, Grid, pointer
+from lora.evaluation.shown import COUNT, Metric, mebibytes, number, times
 from lora.evaluation.speed_plan import PERCENTILES, SpeedGrid, needed
-from lora.evaluation.tables import COUNT, Metric, mebibytes, number, times
 
 MILLISECONDS, RATE = Metric("", ",.2f", -1), Metric("", ",.0f")
 

@@ -20,38 +20,20 @@ class _Words:
         return re.findall(r"[^\W_]+", text.lower())
 
 
-def text_metrics(
-    answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics of ``answers``, one for each prompt, and the signatures of those that have one.
+def text_figures(
+    answers: Sequence[str], references: Sequence[Sequence[str]], groups: Sequence[Hashable] | None = None
+) -> Figures:
+    """Metrics of ``answers``, one for each prompt, with the counts and scores of each that they are figures of.
 
     Args:
         references: of each answer one text or several, any of which would be right.
 
     Returns:
-        ``bleu`` (Papineni et al., 2002) and ``chrf`` (Popović, 2015), of the whole, 0 to 100, by sacrebleu, whose
-        signatures say how; ``rouge_l`` (Lin, 2004), F1 of the longest common subsequence of words with the nearest
-        reference, and ``exact_match``, the share of answers that equal a reference but for case and white space: means
-        over the answers, 0 to 1.
+        ``bleu`` (Papineni et al., 2002) and ``chrf`` (Popović, 2015), of the whole, 0 to 100, as sacrebleu has them;
+        ``rouge_l`` (Lin, 2004), F1 of the longest common subsequence of words with the nearest reference, and
+        ``exact_match``, the share of answers that equal a reference but for case and white space: means over the
+        answers, 0 to 1.
     """
-    from sacrebleu.metrics import BLEU, CHRF
-
-    answers, references = _stripped(answers, references)
-    # sacrebleu wants a first reference of every answer, a second of every answer, ...; None where there is none.
-    most = max(map(len, references))
-    turned: list[Any] = [[own[place] if place < len(own) else None for own in references] for place in range(most)]
-    out, signatures = {}, {}
-    for key, metric in (("bleu", BLEU()), ("chrf", CHRF())):
-        out[key] = float(metric.corpus_score(answers, turned).score)
-        signatures[key] = str(metric.get_signature())
-    nearest, exact = _each(answers, references)
-    return out | {"rouge_l": sum(nearest) / len(nearest), "exact_match": sum(exact) / len(exact)}, signatures
-
-
-def text_figures(
-    answers: Sequence[str], references: Sequence[Sequence[str]], groups: Sequence[Hashable] | None = None
-) -> Figures:
-    """What the metrics of `text_metrics` are figures of: the counts and scores of each answer."""
     answers, references = _stripped(answers, references)
     nearest, exact = _each(answers, references)
     return {
@@ -60,6 +42,20 @@ def text_figures(
         "rouge_l": (ROUGE_L, value_rows(nearest, groups=groups)),
         "exact_match": (EXACT_MATCH, right_rows(exact, groups=groups)),
     }
+
+
+def signatures_of(references: Sequence[Sequence[str]]) -> dict[str, str]:
+    """How sacrebleu computes ``bleu`` and ``chrf`` beside ``references``, in its own words."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    # sacrebleu wants a first reference of every answer, a second of every answer, ...; None where there is none.
+    most = max(map(len, references))
+    turned: list[Any] = [[own[place] if place < len(own) else None for own in references] for place in range(most)]
+    out = {}
+    for key, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        metric.corpus_score([""] * len(references), turned)  # it knows its references once it has been asked
+        out[key] = str(metric.get_signature())
+    return out
 
 
 def _stripped(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora.core.routing import BASE
 from lora.errors import DataError
+from lora.statistics.classes import COUNTED, by_class
 from lora.statistics.compare import Comparison, compare_each, correct
 from lora.statistics.estimate import LEVEL, Estimate, estimates
 from lora.statistics.metric import Metric, OrderMetric
@@ -53,6 +54,20 @@ def intervals(found: Mapping[str, Figures], resamples: int, seed: int = 0) -> di
                 estimated = [_alone(metric, rows) for metric in metrics]
             each |= dict(zip(keys, estimated, strict=True))
         out[name] = {key: each[key].to_dict() for key in own}
+    return out
+
+
+def class_intervals(found: Mapping[str, Figures], resamples: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """By name and class the `Estimate` of its F1 as a dict; no entry for who has no counts by class.
+
+    All classes are read off the same resamples of all rows, so that how often a class occurs varies with them.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for name, own in found.items():
+        rows = own["f1_macro"][1] if "f1_macro" in own else None
+        if rows is not None and rows.kind in COUNTED:
+            each = estimates(by_class("F1", rows), rows, seed=seed, resamples=resamples)
+            out[name] = {str(label): its.to_dict() for label, its in zip(rows.labels, each, strict=True)}
     return out
 
 

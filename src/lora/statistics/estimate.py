@@ -136,10 +136,9 @@ def check_settings(level: float, resamples: int | None) -> None:
 
 def few(units: int, rows: Rows) -> str:
     """A remark where too little was drawn for an interval that can be relied on."""
-    what = "row" if rows.groups is None else "group"
     if units >= FEW_UNITS:
         return ""
-    return f"Of {units} {what}{'' if units == 1 else 's'} alone the interval says nothing that can be relied on."
+    return f"Of {units} {rows.unit}{'' if units == 1 else 's'} alone the interval says nothing that can be relied on."
 
 
 def without_nan(values: dict[str, Any]) -> dict[str, Any]:

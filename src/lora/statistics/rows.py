@@ -36,6 +36,7 @@ class Rows:
         which: (n,) the cell of each row.
         labels: names of what the statistics count, where they count by class.
         groups: (n,) number of the group of each row, from 0; None: every row is for itself.
+        unit: what is drawn as a whole, in a word for a reader; default: ``row``, or ``group`` where there are groups.
     """
 
     kind: str
@@ -43,6 +44,11 @@ class Rows:
     which: Places
     labels: tuple[Any, ...] = ()
     groups: Places | None = None
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.unit:
+            object.__setattr__(self, "unit", "row" if self.groups is None else "group")
 
     def __len__(self) -> int:
         return len(self.which)
@@ -141,7 +147,7 @@ def pooled(runs: Sequence[Rows]) -> Rows:
     if cells.shape[1] <= SEARCHED and len(cells):
         cells, same = np.unique(cells, axis=0, return_inverse=True)
         which = same.reshape(-1)[which]
-    return Rows(first.kind, cells, which, first.labels, np.tile(row, len(runs)))
+    return Rows(first.kind, cells, which, first.labels, np.tile(row, len(runs)), first.unit)
 
 
 def units_of(rows: Rows) -> Units:

@@ -136,6 +136,13 @@ class Task(ABC):
         """As `from_rows`, of rows that come some at a time. A task that can do with less than all of them says how."""
         return cls.from_rows([row for chunk in chunks for row in chunk], columns)
 
+    def for_training(self, rows: list[Row]) -> Task:
+        """The task as it is where ``rows`` alone are trained on: what was estimated from rows is estimated from these.
+
+        What rows only declare, such as the names of labels, stays. Raises DataError where they teach nothing.
+        """
+        return self
+
     @abstractmethod
     def inputs(self) -> list[Input]:
         """The columns that the model sees; the first is what a plain string stands for."""

@@ -1,4 +1,4 @@
-"""One pass over data with any number of adapters: each batch goes through one after another."""
+"""One pass over data with any number of adapters, each batch once through all of them (`lora.tasks.mixture`)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lora.core.routing import BASE
 from lora.data.batches import in_order
 from lora.model.heads import output_heads
 from lora.tasks.base import Encoded, Task
+from lora.tasks.mixture import LOGITS, Mixture, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,11 +52,11 @@ def infer(
 ) -> dict[str, Outcome]:
     """Run every adapter in ``adapters`` (``"base"`` among them, if wanted) over ``encoded`` in one pass.
 
-    A batch goes through one adapter after another, so the numbers of each are to the bit those that it has alone: how
-    many others there are changes neither the shape of a batch nor what is in it.
+    The rows of a batch go through the adapters in mixed batches, so far as that gives each the bits it has alone on a
+    CPU; how many others there are changes neither which rows make up a batch nor their padding.
 
     Args:
-        batch_size: rows of one forward pass.
+        batch_size: rows of an adapter in one forward pass; several adapters share one while it is small.
         supervised: whether the rows carry labels, so that losses can be taken.
 
     Returns:
@@ -63,32 +64,41 @@ def infer(
     """
     beside = task.reference and supervised  # the base's outputs of a batch are kept for every adapter
     copies = (1 + beside) * task.rows
-    out = {name: Outcome(predictions=[None] * len(encoded)) for name in adapters}
+    names = list(dict.fromkeys(adapters))
+    out = {name: Outcome(predictions=[None] * len(encoded)) for name in names}
     for outcome in out.values() if supervised else ():
         outcome.losses, outcome.counts = [0.0] * len(encoded), [0] * len(encoded)
+    # The reference comes first: the others are compared with it.
+    runs = [BASE, *(name for name in names if name != BASE)] if beside else names
+    run = Mixture.of(model, task)
     with evaluating(model), without_cache(model):
         for indices in in_batches(model, task, encoded, max(1, batch_size // copies), copies):
             batch = collated(model, task, [encoded.examples[i] for i in indices], pad_token_id, padding_side)
             batch = to_device(batch, model)
-            base = forward(model, batch, BASE) if beside else None
-            more = {"reference": base} if beside else {}
-            own: Any = task  # with ``reference``, as the contract has it
-            for name in adapters:
-                outputs = base if beside and name == BASE else forward(model, batch, name)
-                predictions = own.predictions(outputs, batch, **more)
-                for index, prediction in zip(indices, predictions, strict=True):
-                    out[name].predictions[index] = prediction
-                if supervised:
-                    sums, counts = own.row_losses(outputs, batch, **more)
-                    out[name].loss_sum += float(sums.cpu().double().sum())
-                    out[name].count += int(counts.sum())
-                    for index, loss, count in zip(indices, sums.tolist(), counts.tolist(), strict=True):
-                        out[name].losses[index], out[name].counts[index] = loss, int(count)
+            more: dict[str, Any] = {}
+            for name, outputs in run(batch, runs, keep=beside):
+                if beside and not more:
+                    more = {"reference": outputs}
+                if name in out:
+                    _take(out[name], task, outputs, batch, indices, supervised, more)
                 del outputs
     return out
 
 
-LOGITS = 1 << 28  # of a batch; in fp32, in which losses are taken, they are 1 GiB
+def _take(
+    outcome: Outcome, task: Any, outputs: Any, batch: dict[str, Tensor], indices: list[int], supervised: bool,
+    more: dict[str, Any],
+) -> None:  # fmt: skip
+    """Add what an adapter gave for the rows ``indices``. ``more``: the reference, where ``task`` asks for one."""
+    for index, prediction in zip(indices, task.predictions(outputs, batch, **more), strict=True):
+        outcome.predictions[index] = prediction
+    if not supervised:
+        return
+    sums, counts = task.row_losses(outputs, batch, **more)
+    outcome.loss_sum += float(sums.cpu().double().sum())
+    outcome.count += int(counts.sum())
+    for index, loss, count in zip(indices, sums.tolist(), counts.tolist(), strict=True):
+        outcome.losses[index], outcome.counts[index] = loss, int(count)
 
 
 def in_batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) -> Iterator[list[int]]:
@@ -101,7 +111,7 @@ def in_batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int
 def token_batches(model: LoRA, lengths: Sequence[int], rows: int, copies: int) -> Iterator[list[int]]:
     """Batches of at most ``rows`` rows of these ``lengths``, fewer where the vocabulary is large: each token of each of
     the ``copies`` of a row has logits over it."""
-    width = getattr(text_config(getattr(model.base, "config", None)), "vocab_size", None)
+    width = vocabulary(model)
     for indices in in_order(lengths, rows):
         most = len(indices) if width is None else max(1, LOGITS // (lengths[indices[0]] * width * copies))
         yield from (indices[start : start + most] for start in range(0, len(indices), most))
@@ -112,16 +122,6 @@ def collated(
 ) -> dict[str, Tensor]:
     """``examples`` as one batch with everything that this model takes. Raises ModelError as `Task.for_base`."""
     return task.for_base(task.collate(examples, pad_token_id, padding_side), model.base)
-
-
-def forward(model: LoRA, batch: dict[str, Tensor], adapters: Sequence[str] | str) -> Any:
-    """The model's outputs for ``batch``; labels stay with the task, which computes the loss itself.
-
-    ``adapters``: one name for each row, or one for all.
-    """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    rows = len(next(iter(inputs.values())))
-    return model(**inputs, adapters=[adapters] * rows if isinstance(adapters, str) else list(adapters))
 
 
 def misfit(model: LoRA, task: Task, outputs: Any) -> str | None:

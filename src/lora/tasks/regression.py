@@ -83,6 +83,10 @@ class RegressionTask(SequenceTask):
         std = widest * math.sqrt(math.fsum(((value - mean) / widest) ** 2 for value in values) / len(values))
         return cls(mean, std, **columns)
 
+    def for_training(self, rows: list[Row]) -> RegressionTask:
+        columns = {"text": self.text, "text_pair": self.text_pair, "label": self.label}
+        return type(self).from_rows(rows, {role: name for role, name in columns.items() if name is not None})
+
     def state(self) -> dict[str, Any]:
         return {**super().state(), "mean": self.mean, "std": self.std}
 

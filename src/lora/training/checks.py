@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lora.core.layer import AdaptedLayer
 from lora.errors import LoraError, ModelError, TrainingError, is_out_of_memory
 from lora.model.base import short
-from lora.tasks.inference import collated, evaluating, forward, misfit, to_device
+from lora.tasks.inference import collated, evaluating, misfit, to_device
+from lora.tasks.mixture import forward
 
 if TYPE_CHECKING:
     from lora.model.lora import LoRA

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lora.core.attention import per_document
 from lora.errors import is_out_of_memory
-from lora.tasks.inference import collated, evaluating, forward, to_device
+from lora.tasks.inference import collated, evaluating, to_device
+from lora.tasks.mixture import forward
 from lora.training.packing import Packing, Text
 
 if TYPE_CHECKING:

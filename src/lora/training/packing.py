@@ -79,11 +79,13 @@ class Lot(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The base's hidden states (m, h) at those ``places`` of a lot's supervised ones that are held to it by ``kl``."""
+    """The base's hidden states (m, h) at those ``places`` of a lot's supervised ones that are held to it by ``kl``;
+    ``total`` grows by the KL there."""
 
     hidden: Tensor
     places: list[int]
     kl: float
+    total: Tensor
 
 
 class Packing:
@@ -99,8 +101,8 @@ class Packing:
 
     def losses(
         self, examples: Sequence[Sequence[dict[str, Any]]], names: Sequence[str], seeds: dict[str, int] | None,
-        smoothing: Sequence[float], reference: Sequence[bool] = (), held: Sequence[tuple[float, list[int]]] = (),
-        r_drop: Sequence[float] = (),
+        smoothing: Sequence[float], reference: Sequence[bool] = (),
+        held: Sequence[tuple[float, list[int], Tensor]] = (), r_drop: Sequence[float] = (),
     ) -> list[Tensor]:  # fmt: skip
         """Losses (n,) in fp32 of the supervised positions, for each adapter of ``names`` those of its ``examples``.
 
@@ -112,7 +114,7 @@ class Packing:
             reference: of which adapters the base computes the same examples too, in the same pass. Its losses, to which
                 no gradient goes and in which nothing is dropped, come after all others, in the order of the names.
             held: of each adapter a weight, and the numbers of the examples to whose losses it adds that many times
-                KL(base ‖ adapter); the base computes these in the same pass.
+                KL(base ‖ adapter); the base computes these in the same pass. And a tensor () that grows by this KL.
             r_drop: of each adapter a weight; where it is not 0, its examples are there twice, those of the second half
                 as in the first. The loss of a position is then the mean of both, and half that weight times KL from
                 one to the other, both ways; the positions are those of the first half.
@@ -127,7 +129,7 @@ class Packing:
         count = len(lots)
         compared = {
             place: Lot(BASE, f"{BASE} for {names[place]}", [lots[place].texts[number] for number in numbers], None)
-            for place, (_, numbers) in enumerate(held)
+            for place, (_, numbers, _) in enumerate(held)
             if numbers
         }
         lots += compared.values()
@@ -141,8 +143,8 @@ class Packing:
         for place, (lot, rows) in enumerate(zip(lots[:count], parts, strict=False)):
             base = None
             if place in of_base:
-                kl, numbers = held[place]
-                base = Held(of_base[place].detach(), _places(lot.texts, numbers), kl)
+                kl, numbers, total = held[place]
+                base = Held(of_base[place].detach(), _places(lot.texts, numbers), kl, total)
             out.append(self._head(rows if lot.owner == lot.name else rows.detach(), lot, base))
         return out
 
@@ -255,7 +257,7 @@ class Packing:
             if held is not None:
                 its_head, its_hidden = self._head_of(BASE, held.hidden)
                 its: Any = inner(its_head)
-                reference = Reference(its_hidden, held.places, its.weight, its.bias, held.kl)
+                reference = Reference(its_hidden, held.places, its.weight, its.bias, held.kl, held.total)
             losses, _ = head_cross_entropy(
                 hidden, layer.weight, labels, layer.bias, segments, self.softcap, self.scale, smoothing,
                 reference=reference,
@@ -269,7 +271,9 @@ class Packing:
         with torch.no_grad(), self.model.router.activate(Routing.uniform(BASE)):
             base = self._logits(*self._head_of(BASE, held.hidden))
         places = torch.tensor(held.places, device=hidden.device)
-        return losses.index_add(0, places, held.kl * divergences(logits[places], base))
+        apart = divergences(logits[places], base)
+        held.total.add_(apart.detach().sum())
+        return losses.index_add(0, places, held.kl * apart)
 
     def _head_of(self, name: str, hidden: Tensor) -> tuple[Any, Tensor]:
         """The output head that adapter ``name`` has, and ``hidden`` in the type that it takes."""

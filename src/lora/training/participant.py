@@ -213,7 +213,8 @@ class Participant:
         trainee, s = self.trainee, self.settings
         rate, tokens, seconds = trainee.rate, trainee.tokens, trainee.seconds
         begun = time.perf_counter()
-        loss = self.processes.sum_up(trainee.parameters.values(), float(trainee.loss))
+        own = [float(trainee.loss), float(trainee.divergence)]
+        loss, divergence = self.processes.sum_up(trainee.parameters.values(), own)
         if trainee.step == 0:
             self.notes += untouched_modules(trainee)
         norm = trainee.update() if math.isfinite(loss) else math.nan
@@ -222,10 +223,10 @@ class Participant:
             raise TrainingError(self._diverged(loss, norm))
         self.tokens += tokens
         speed = tokens / max(seconds + time.perf_counter() - begun, 1e-9)
-        self._log({"loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": tokens,
-                   "tokens_per_second": round(speed, 1)})  # fmt: skip
+        figures = {"loss": loss, **({"kl": divergence} if s.kl else {}), "learning_rate": rate, "grad_norm": norm}
+        self._log({**figures, "tokens": tokens, "tokens_per_second": round(speed, 1)})
         if trainee.step % s.log_every == 0:
-            self.events.write(trainee.step, {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm})
+            self.events.write(trainee.step, {f"train/{key}": value for key, value in figures.items()})
         if self.evaluate is not None and trainee.due(s.eval_every):
             self._evaluate(self.evaluate)
         if self.run is not None and trainee.due(s.save_every):

@@ -43,6 +43,7 @@ class Share:
         indices: its rows, by number among the trainee's data.
         packed: whether they go into one row.
         collate: makes padded tensors of rows.
+        divergence: () KL(base ‖ adapter) of what is held to the base, summed; known once its loss is.
     """
 
     trainee: Trainee
@@ -50,6 +51,7 @@ class Share:
     indices: list[int]
     packed: bool
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+    divergence: float | Tensor = 0.0
 
     @functools.cached_property
     def examples(self) -> list[dict[str, Any]]:
@@ -172,10 +174,8 @@ class Passes:
             compute, attending = self._padded, nullcontext()
         begun = time.perf_counter()
         with per_document(self.model.base) if shares[0].packed else nullcontext(), self._fused.in_force():
-            losses = [
-                loss / s.trainee.supervised(s.trainee.batches(s.trainee.step))
-                for loss, s in zip(compute(shares), shares, strict=True)
-            ]
+            counts = [s.trainee.supervised(s.trainee.batches(s.trainee.step)) for s in shares]
+            losses = [loss / count for loss, count in zip(compute(shares), counts, strict=True)]
             total = _added(losses)
             if not total.requires_grad:
                 names = ", ".join(share.trainee.name for share in shares)
@@ -188,8 +188,9 @@ class Passes:
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()  # else this would be the time that it takes to ask for the work
         seconds, tokens = time.perf_counter() - begun, sum(share.tokens for share in shares)
-        for share, loss in zip(shares, losses, strict=True):
+        for share, loss, count in zip(shares, losses, counts, strict=True):
             share.trainee.loss = share.trainee.loss + loss.detach()
+            share.trainee.divergence = share.trainee.divergence + share.divergence / count
             share.trainee.seconds += seconds * share.tokens / tokens
 
     def forward(self, shares: Sequence[Share]) -> list[Tensor]:
@@ -202,6 +203,7 @@ class Passes:
         packing = self._packing
         assert packing is not None, "why_padded was asked"
         reference = [share.trainee.task.reference for share in shares]
+        totals = [torch.zeros((), device=next(self.model.parameters()).device) for _ in shares]
         with self._drops, self._noise.adding(_noises(shares)):
             losses = packing.losses(
                 [share.examples for share in shares],
@@ -209,9 +211,11 @@ class Passes:
                 _seeds(shares),
                 [s.trainee.settings.label_smoothing if s.trainee.task.smooths_tokens else 0.0 for s in shares],
                 reference,
-                [(s.trainee.settings.kl, s.held) for s in shares],
+                [(s.trainee.settings.kl, s.held, total) for s, total in zip(shares, totals, strict=True)],
                 [s.trainee.settings.r_drop for s in shares],
             )
+        for share, total in zip(shares, totals, strict=True):
+            share.divergence = total
         of_base = iter(losses[len(shares) :])
         return [
             share.trainee.task.packed_loss(
@@ -310,7 +314,9 @@ def _loss(share: Share, outputs: Any, of_base: Any = None) -> Tensor:
         return loss
     held = SimpleNamespace(logits=outputs.logits[share.held])
     batch = {key: value[share.held] for key, value in share.batch.items()}
-    return loss + settings.kl * task.row_divergences(held, batch, of_base).sum()
+    apart = task.row_divergences(held, batch, of_base).sum()
+    share.divergence = apart.detach()
+    return loss + settings.kl * apart
 
 
 def _added(losses: Sequence[Tensor]) -> Tensor:

@@ -42,8 +42,8 @@ class Processes:
             for parameter in parameters.values():
                 torch.distributed.broadcast(parameter.data, 0)
 
-    def sum_up(self, parameters: Iterable[Any], loss: float) -> float:
-        """Sum the gradients over all processes, in place; returns the summed loss."""
+    def sum_up(self, parameters: Iterable[Any], sums: list[float]) -> list[float]:
+        """Sum the gradients over all processes, in place; returns ``sums``, such as the loss, summed too."""
         if self.count > 1:
             trained = list(parameters)
             # Whether a parameter has a gradient at all is the same question on every process: zeros stand in where a
@@ -52,15 +52,15 @@ class Processes:
             torch.distributed.all_reduce(present)
             used = [p for p, n in zip(trained, present.tolist(), strict=True) if n]
             if not used:
-                return loss  # the caller says so
+                return sums  # the caller says so
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
             torch.distributed.all_reduce(flat)
             for parameter, piece in zip(used, flat.split([p.numel() for p in used]), strict=True):
                 parameter.grad = piece.view_as(parameter).clone()
-            total = torch.tensor(loss, dtype=torch.float64, device=self.device)
+            total = torch.tensor(sums, dtype=torch.float64, device=self.device)
             torch.distributed.all_reduce(total)
-            return float(total)
-        return loss
+            return list(total.tolist())
+        return sums
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's ``value``, in the order of their ranks, on all of them."""

@@ -109,6 +109,7 @@ class Trainee:
         self.round = 0  # batches of this step that each process has done
         # Of this step so far, over the whole step's count. A tensor: it is fetched once a step, each time one waits.
         self.loss: float | Tensor = 0.0
+        self.divergence: float | Tensor = 0.0  # KL to the base, a part of the loss but for its weight
         self.seconds = 0.0  # this adapter's part of the time spent on this step
 
     def share(self) -> tuple[int, list[int]] | None:

@@ -18,7 +18,7 @@ from lora.model.lora import LoRA
 from lora.overrides import each_adapter, load_config
 from lora.training.device import choose_dtype
 from lora.workflow.loading import settle, train_new_tokens
-from lora.workflow.measuring import Say, facts_of, forgotten, measure, read_probe, verify, verify_trained
+from lora.workflow.measuring import Say, facts_of, forgotten, measure, read_probe, to_measure, verify, verify_trained
 from lora.workflow.places import config_file, in_full
 from lora.workflow.run import TrainResult
 
@@ -67,10 +67,11 @@ def train_many(
     if problems:  # of all adapters, not of the first: they may be mended in one go
         raise DataError("\n".join(problems))
     model, tokenizer = load(config, configs, rows)
-    jobs, probe = {}, None
+    jobs, inputs, probe = {}, {}, None
     for name, each in configs.items():
         prepared = prepare(model, rows[name], tokenizer, each.data.max_length)
         probe = read_probe(each, model, prepared)  # the same for all
+        inputs[name] = to_measure(each, rows[name], prepared)
         jobs[name] = Job(prepared=prepared, training=each.training)
         for line in [*model.summary(name).splitlines(), *prepared.notes]:
             say(f"{name}: {line}" if line in prepared.notes else line)
@@ -93,7 +94,7 @@ def train_many(
         for name, result in finished.items():
             # The base's head, made up for the first one's labels, has nothing to say of other labels.
             fits = _labels(rows[name]) in (None, getattr(model.base.config, "num_labels", None))
-            evaluation = measure(configs[name], model, tokenizer, result, latency, lambda line: None, baseline=fits)
+            evaluation = measure(configs[name], model, inputs[name], result, latency, lambda line: None, baseline=fits)
             facts = facts_of(configs[name], model, rows[name], result)
             if config.check:
                 facts["checks_after_training"] = verify_trained(model, result, forgetting[name], lambda line: None)

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora.config import RunConfig
-from lora.errors import DataError, LoraError
+from lora.config import RESAMPLES, RunConfig
+from lora.errors import ConfigError, DataError, LoraError
 from lora.io.peft import read_sidecar
 from lora.model.lora import LoRA
 from lora.plural import number_of
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
-    from lora.evaluation.forgetting import Forgetting
+    from lora.evaluation.forgetting_result import Forgetting
+    from lora.evaluation.inputs import Inputs
     from lora.training.loop import FitResult
     from lora.training.prepare import Prepared, Rows
 
@@ -42,6 +43,29 @@ def read_probe(config: RunConfig, model: LoRA, prepared: Prepared) -> list[str] 
     except DataError as error:
         raise DataError(f"probe: {config.probe}: {error}") from None
     return texts
+
+
+def to_measure(config: RunConfig, rows: Rows, prepared: Prepared) -> Inputs | None:
+    """What the report measures: test rows, else the held-out ones; None where there are neither.
+
+    Checked before training: raises ConfigError for ``config.slices`` and ``config.robustness`` that they cannot give.
+    """
+    from lora.evaluation.beside import Beside
+    from lora.evaluation.inputs import Inputs
+
+    encoded, kept = (prepared.held, rows.held) if prepared.test is None else (prepared.test, rows.test)
+    beside = Beside(config.slices, config.robustness, RESAMPLES)
+    if encoded is None:
+        if config.slices or config.robustness:
+            raise ConfigError("slices, robustness: are of test rows or held-out rows, and there are none")
+        return None
+    inputs = Inputs(prepared.task, encoded, prepared.pad_token_id)
+    # Rows that are read in parts are held in memory only where they are asked for.
+    if kept is not None and (isinstance(kept, list) or config.slices or config.robustness):
+        inputs.rows = list(kept)
+        inputs.encode = lambda some: prepared.task.encode(some, prepared.tokenizer, prepared.max_length)
+    beside.check(inputs)
+    return inputs
 
 
 def verify(model: LoRA, jobs: Mapping[str, tuple[Prepared, RunConfig]], say: Say) -> None:
@@ -113,26 +137,26 @@ def verify_trained(model: LoRA, result: FitResult, forgetting: Forgetting | str,
 
 
 def measure(
-    config: RunConfig, model: LoRA, tokenizer: Any, result: FitResult, latency: bool, say: Say, baseline: bool = True
-) -> Evaluation | None:
-    """Base beside tuned on the rows kept for it: test rows, else the held-out ones; None where there are neither."""
+    config: RunConfig, model: LoRA, inputs: Inputs | None, result: FitResult, latency: bool, say: Say,
+    baseline: bool = True,
+) -> Evaluation | None:  # fmt: skip
+    """Base beside tuned on the rows of `to_measure`; None where there are none."""
     from lora.evaluation.answers import has_answers
     from lora.evaluation.evaluate import evaluate
 
     prepared = result.data
-    measured = prepared.test or prepared.held
-    if measured is None:
+    if inputs is None:
         return None
     if prepared.test and prepared.held and result.output is not None:
         keep_temperature(model, result, config.training.evaluation_rows)
-    generate = config.training.generate_rows if has_answers(prepared.task, measured) else 0
+    generate = config.training.generate_rows if has_answers(prepared.task, inputs.encoded) else 0
     if generate:
         say(f"Up to {generate} prompts are answered for the report (training.generate_rows: 0 leaves that out).")
     evaluation = evaluate(
-        model, measured, tokenizer=tokenizer, task=prepared.task, adapters=[result.adapter], latency=latency,
+        model, inputs, tokenizer=prepared.tokenizer, task=prepared.task, adapters=[result.adapter], latency=latency,
         baseline=baseline,
         batch_size=config.training.evaluation_rows, max_length=prepared.max_length,
-        generate=generate,
+        generate=generate, slices=config.slices, robustness=config.robustness,
     )  # fmt: skip
     if prepared.test is None and result.best_step is not None:
         result.notes.append(
@@ -161,8 +185,10 @@ def keep_temperature(model: LoRA, result: FitResult, batch_size: int) -> None:
     if found is not None and found.note:  # at an end of its range it would make probabilities of 1, or all alike
         result.notes.append(f"No temperature is kept with the adapter. On the held-out rows: {found.note}")
     elif found is not None:
-        model.notes.setdefault(name, {})["temperature"] = found.value
-        add_to_sidecar(result.output / "adapter", {"temperature": found.value})
+        # Of whoever measures the adapter later, none can see which rows these were.
+        kept = {"temperature": found.value, "temperature_rows_picked": result.best_step is not None}
+        model.notes.setdefault(name, {}).update(kept)
+        add_to_sidecar(result.output / "adapter", kept)
 
 
 def facts_of(config: RunConfig, model: LoRA, rows: Rows, result: FitResult) -> dict[str, Any]:

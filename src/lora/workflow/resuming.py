@@ -38,6 +38,8 @@ def resume(
         "data.cache",
         "data.streaming",
         "probe",
+        "slices",
+        "robustness",
         "memory_gib",
         *(f"training.{key}" for key in FREE_ON_RESUME),
     }

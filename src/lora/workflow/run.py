@@ -15,7 +15,7 @@ from lora.io.run import RunFolder, how_to_resume
 from lora.model.base import load_base_config
 from lora.model.lora import LoRA
 from lora.workflow.loading import load, task_to_go_on_with
-from lora.workflow.measuring import Say, facts_of, forgotten, measure, read_probe, verify, verify_trained
+from lora.workflow.measuring import Say, facts_of, forgotten, measure, read_probe, to_measure, verify, verify_trained
 from lora.workflow.places import config_file, places
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def train(
     model, tokenizer = load(config, rows.task, start)
     prepared = prepare(model, rows, tokenizer, config.data.max_length)
     probe = read_probe(config, model, prepared)
+    inputs = to_measure(config, rows, prepared)
     for line in [*model.summary().splitlines(), *prepared.notes]:
         say(line)
     if config.check and not resume:
@@ -94,7 +95,7 @@ def train(
         say(f"All {result.steps} steps had been taken before; the result is measured again.")
     facts = facts_of(config, model, rows, result)
     try:
-        evaluation = measure(config, model, tokenizer, result, latency, say)
+        evaluation = measure(config, model, inputs, result, latency, say)
         forgetting = forgotten(config, {"": config}, model, {"": result}, probe, say)[""]
         if config.check:
             facts["checks_after_training"] = verify_trained(model, result, forgetting, say)

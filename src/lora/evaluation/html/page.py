@@ -13,17 +13,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lora.evaluation.certainty import metric_of
 from lora.evaluation.grid import Cell, Number, Piece, pieces, pointer, style, text
 from lora.evaluation.html.blocks import Head, Keys, Section, Tile
 from lora.evaluation.html.charts.svg import tone
-from lora.evaluation.html.evaluated import forgotten, place_of, sections
+from lora.evaluation.html.colours import place_of
+from lora.evaluation.html.evaluated import sections
+from lora.evaluation.html.forgotten import forgotten
 from lora.evaluation.html.running import course, notes, origin
 from lora.evaluation.html.texts import clean, data_path, data_value, excerpt
 from lora.evaluation.lenient import dicts, mapping
 from lora.evaluation.result import Evaluation
 from lora.evaluation.saved import JSON
-from lora.evaluation.tables import COUNT, change, headline, number, peak_memory, times
+from lora.evaluation.shown import COUNT, change, ends, metric_of, number, times
+from lora.evaluation.tables import headline, peak_memory
 
 LONGEST = 3000  # characters of a text in a sentence or a table
 NAME = 120  # and of the name at the head of the page
@@ -85,10 +87,8 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
         value = evaluation[name].get(key)
         own = dicts(dicts(evaluation.intervals).get(name)).get(key, {})
         interval: Cell = ""
-        if own.get("low") is not None and own.get("high") is not None:
-            at = pointer("evaluation", "intervals", name, key)
-            interval = [f"{own.get('level') or 0.95:.0%} interval ".replace("%", " %")]
-            interval += [number(own["low"], metric, f"{at}/low"), "–", number(own["high"], metric, f"{at}/high")]
+        if (both := ends(own, metric, pointer("evaluation", "intervals", name, key))) is not None:
+            interval = [f"{own.get('level') or 0.95:.0%} interval ".replace("%", " %"), both[0], "–", both[1]]
         beside: Cell = ""
         verdict, colour = "", ""
         if evaluation.base:

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from lora.evaluation.certainty import metric_of
 from lora.evaluation.facts import (
     best_evaluation,
     evaluations,
@@ -24,7 +23,7 @@ from lora.evaluation.html.blocks import Block, Code, Keys, Lines, Panel, Panels,
 from lora.evaluation.html.charts.lines import Line, line_chart
 from lora.evaluation.lenient import dicts, is_number, mapping
 from lora.evaluation.result import Evaluation
-from lora.evaluation.tables import METRICS, Metric
+from lora.evaluation.shown import METRICS, Metric, metric_of
 
 SETTINGS = {
     "config": "The resolved configuration, every default written out", "asked": "What was compared, and how",
@@ -60,10 +59,11 @@ def _course(told: dict[str, Any], evaluation: Evaluation | None, keys: Keys) -> 
     charts = [
         line_chart(keys(), "Loss", [*_trained(told, "training", "loss", 0), *_measured(told, "loss")], x_title="step"),
         line_chart(keys(), metric.title, _measured(told, key), x_title="step"),
+        line_chart(keys(), "KL to the base", _trained(told, "KL per learned token", "kl", 0), x_title="step"),
         line_chart(keys(), "Learning rate", rate, x_title="step", zero=True, log=False),
         line_chart(keys(), "Gradient norm", _trained(told, "gradient norm", "grad_norm", 2), x_title="step"),
     ]
-    titles = ("Loss", metric.title, "Learning rate", "Gradient norm")
+    titles = ("Loss", metric.title, "KL to the base", "Learning rate", "Gradient norm")
     panels = [Panel(title, svg) for title, svg in zip(titles, charts, strict=True) if svg is not None]
     out: list[Block] = [Lines([sentence])] if (sentence := first_and_last(told)) is not None else []
     out += [Panels(panels)] if panels else []
