@@ -57,6 +57,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "r_drop 1": ({}, {"r_drop": 1.0}),
     "average ema": ({}, {"average": "ema"}),
     "average swa": ({}, {"average": "swa"}),
+    "average swa from 0.75": ({}, {"average": "swa", "average_from": 0.75}),
     "schedule constant": ({}, {"schedule": "constant"}),
     "schedule constant, average swa": ({}, {"schedule": "constant", "average": "swa"}),
     "patience 3": ({}, {"patience": 3, "eval_every": 24}),
