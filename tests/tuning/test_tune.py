@@ -244,7 +244,11 @@ def test_mistakes(bert: Path, tmp_path: Path, found: TuneResult) -> None:
     with pytest.raises(ConfigError, match="no rows to compare trials on"):
         lora.tune(config, trials=2)
     with pytest.raises((DataError, ConfigError), match="nowhere"):
-        lora.tune(RunConfig.make({"model": str(bert), "data": str(tmp_path / "nowhere"), "output": "x"}), trials=1)
+        lora.tune(
+            RunConfig.make({"model": str(bert), "data": str(tmp_path / "nowhere"), "output": str(tmp_path / "x")}),
+            trials=1,
+        )
+    assert not (tmp_path / "x").exists()
 
 
 def test_two_cannot_write_into_one_folder(bert: Path, tmp_path: Path) -> None:

@@ -123,7 +123,10 @@ def clear(folder: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else searches into ``folder`` for the block; a kill lets go of it. Raises ConfigError."""
+    """Nobody else searches into ``folder`` for the block; a kill lets go of it. Raises ConfigError.
+
+    A folder in which nothing was written, since something was refused, is gone afterwards.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -136,6 +139,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if {its.name for its in folder.iterdir()} <= {LOCK}:
+            shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 
 
