@@ -54,10 +54,10 @@ def test_predict_and_eval_write_the_same(run: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts: dict[str, Any] = json.loads(done.stdout)
-    written = [answer["answers"]["tuned"] for answer in facts["generation"]["answers"]]
+    written = [answer["answers"][run.name] for answer in facts["generation"]["answers"]]
     assert written == list(said.values())
     hits = sum(said[row["document"]] == row["summary"] for row in data) / len(data)
-    assert facts["metrics"]["tuned"]["exact_match"] == pytest.approx(hits)
+    assert facts["metrics"][run.name]["exact_match"] == pytest.approx(hits)
     refused = lora("eval", run, "--data", rows, "--generate", "0")
     assert refused.returncode == 2 and "'0' is neither a whole number" in refused.stderr
 

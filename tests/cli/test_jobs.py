@@ -83,7 +83,7 @@ def test_eval_prints_json_equal_to_a_count_by_hand(run, tmp_path):
     facts = json.loads(done.stdout)
     predictions = [json.loads(line)["label"] for line in lora("predict", run, "--data", data).stdout.splitlines()]
     accuracy = sum(p == row["label"] for p, row in zip(predictions, rows, strict=True)) / len(rows)
-    assert facts["metrics"]["tuned"]["accuracy"] == pytest.approx(accuracy)
+    assert facts["metrics"][run.name]["accuracy"] == pytest.approx(accuracy)
     assert "base" in facts["metrics"]
 
 

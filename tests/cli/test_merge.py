@@ -133,7 +133,7 @@ def test_its_code_runs_where_it_is_trusted_and_nowhere_else(
     code, said, error = lora(*predict, "--trust-remote-code")
     assert code == 0 and json.loads(said)["label"] in ("cat", "dog"), error
     code, said, error = lora(*measure, "--trust-remote-code")
-    assert code == 0 and set(json.loads(said)["metrics"]) == {"base", "tuned"}, error
+    assert code == 0 and set(json.loads(said)["metrics"]) == {"base", "a"}, error
     code, _, error = lora(*train, "--trust-remote-code")
     assert code == 0 and (tmp_path / "run" / "report.md").is_file(), error
     code, said, error = lora("plan", "-m", own, "-d", data, "--quick", "--json", "--trust-remote-code")

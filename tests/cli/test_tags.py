@@ -49,7 +49,7 @@ def test_eval_agrees_with_predict(run: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "test.jsonl", rows)
     done = lora("eval", run, "--data", data, "--json", "--no-latency")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["metrics"]["tuned"]
+    found = json.loads(done.stdout)["metrics"][run.name]
     answers = [json.loads(line) for line in lora("predict", run, "--data", data).stdout.splitlines()]
     assert [answer["words"] for answer in answers] == [row["tokens"] for row in rows], "one answer for each row"
     pairs = [(s, t) for answer, row in zip(answers, rows) for s, t in zip(answer["tags"], row["tags"], strict=True)]

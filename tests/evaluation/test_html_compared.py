@@ -193,4 +193,4 @@ def test_a_file_of_any_name(tmp_path: Path) -> None:
     file = tmp_path / "kept.json"
     file.write_text(json.dumps(many(3)))
     assert read_report(file)[1]["candidates"] and main(["report", str(file)]) == 0
-    assert (tmp_path / "kept.html").read_text(encoding="utf-8") == render(many(3))
+    assert (tmp_path / "kept.html").read_text(encoding="utf-8") == render(many(3), "kept.json")

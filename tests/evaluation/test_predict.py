@@ -63,7 +63,7 @@ def test_chunks_give_the_same_and_are_read_as_needed(
 ) -> None:
     rows = labelled(11)
     whole = predict(classifier, rows, tokenizer=tokenizer)
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "AT_ONCE", 4)
     taken = []
 
     def source() -> Iterator[dict[str, Any]]:
@@ -80,7 +80,7 @@ def test_chunks_give_the_same_and_are_read_as_needed(
 
 
 def test_row_numbers_count_over_all_chunks(classifier: LoRA, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "AT_ONCE", 4)
     rows = [*texts(9), {"text": 5}, "w1"]
     answers = predict_iter(classifier, rows, tokenizer=tokenizer)
     for _ in range(8):
@@ -121,7 +121,7 @@ def test_a_list_is_checked_before_anything_is_answered(
     def answered(*_: Any, **__: Any) -> None:
         raise AssertionError("the model ran before the last row was looked at")
 
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "AT_ONCE", 4)
     monkeypatch.setattr(module, "infer", answered)
     with pytest.raises(DataError, match="row 6"):
         predict(classifier, [*texts(5), ""], tokenizer=tokenizer)

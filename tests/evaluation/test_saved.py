@@ -82,7 +82,8 @@ def test_an_evaluation_alone(tmp_path: Path) -> None:
     file.write_text(json.dumps(full()["evaluation"]))
     assert main(["report", str(file)]) == 0
     page = (tmp_path / "measured.html").read_text(encoding="utf-8")
-    assert 'id="calibration"' in page and 'data-path="/evaluation/rows"' in page and 'id="course"' not in page
+    assert 'id="calibration"' in page and 'data-path="/rows"' in page and 'id="course"' not in page
+    assert "Made from measured.json" in page and "/evaluation/" not in page
 
 
 def test_words_that_are_no_json(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.mark.parametrize(
     ("place", "name"),
     [("runs/mine", "mine"), ("runs/mine/adapter/", "mine"), ("m/checkpoints/step-00000012", "m"),
-     ("runs/set/x/checkpoints/best", "x"), ("owner/name", "name"), ("best", "best-parent")],
+     ("runs/set/x/checkpoints/best", "x"), ("owner/name", "name"), ("runs/.kept", "kept"), ("best", "best-parent")],
 )  # fmt: skip
 def test_names(place: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "best-parent").mkdir()
@@ -78,9 +78,11 @@ def test_what_writes_nothing_is_refused(bert: Path, tmp_path: Path) -> None:
     model.notes["default"] = {"task": task.state()}
     folder = model.save_adapter("default", tmp_path / "a")
     with pytest.raises(ConfigError, match=f"writes no text; use `lora predict {folder}`"):
-        load_several(choose([str(folder)], [], None))
+        load_several(choose([str(folder)], [], None), writes=True)
     (folder / "lora.json").unlink()
     with pytest.raises(AdapterFileError, match="is for SEQ_CLS and writes no text"):
+        load_several(choose([str(folder)], [], None), writes=True)
+    with pytest.raises(AdapterFileError, match="does not say its task and labels; use LoRA"):
         load_several(choose([str(folder)], [], None))
 
 

@@ -82,9 +82,9 @@ def test_the_commands_use_it(run: tuple[Path, Any]) -> None:
     options = [adapter, "--data", rows, "--no-latency", "--json", "--resamples", "200", "--robustness", "typos,upper"]
     done = CliRunner().invoke(eval_command, options, catch_exceptions=False)
     told = json.loads(done.stdout)
-    assert set(told["robustness"]["tuned"]) == {"typos", "upper"} and told["slices"]["tuned"]["notes"] is not None
+    assert set(told["robustness"]["run"]) == {"typos", "upper"} and told["slices"]["run"]["notes"] is not None
     assert (
-        told["calibration"]["tuned"]["temperature"]["temperature"]
+        told["calibration"]["run"]["temperature"]["temperature"]
         == read_sidecar(folder / "run" / "adapter")["temperature"]
     )
     with pytest.raises(ConfigError, match="no row has the column 'nowhere'"):

@@ -19,7 +19,8 @@ OPTIONS = {
         help="benchmarks of lm-eval, such as arc_easy; for as many adapters as you name",
     ),
     "named": click.option(
-        "--adapter", "named", multiple=True, metavar="NAME=FOLDER", help="with --harness: an adapter, and its name"
+        "--adapter", "named", multiple=True, metavar="NAME=FOLDER",
+        help="an adapter, and what it is called (default: its folder's name)"
     ),
     "include": click.option(
         "--harness-include", "include", metavar="DIR", help="folder with benchmarks of your own: YAML files of lm-eval"
@@ -34,7 +35,7 @@ OPTIONS = {
     ),
 }  # fmt: skip
 
-NAMED = {"--adapter": "named", "--harness-include": "include", "--chat-template": "chat_template"}
+NAMED = {"--harness-include": "include", "--chat-template": "chat_template"}
 
 
 def harness_options(function: F) -> F:
@@ -50,18 +51,12 @@ def harness_options(function: F) -> F:
     return collect  # type: ignore[return-value]
 
 
-def one_adapter(adapters: tuple[str, ...], harness: dict[str, Any]) -> str:
-    """The adapter to evaluate on rows. Raises ConfigError where there is not one, or what benchmarks need was given."""
+def refuse_options_of_benchmarks(harness: dict[str, Any]) -> None:
+    """Raise ConfigError where what only benchmarks need was given without one."""
     given = [f"--{name.replace('_', '-')}" for name in ("limit", "fewshot") if harness[name] is not None]
     given += [option for option, name in NAMED.items() if harness[name]]
     if given:
         raise ConfigError(f"{given[0]} is for benchmarks; name one with --harness")
-    if len(adapters) != 1:
-        raise ConfigError(
-            f"{len(adapters)} adapters are named; on rows one is evaluated at a time (several: --harness, or from "
-            "Python `evaluate`)"
-        )
-    return adapters[0]
 
 
 def run_benchmarks(
@@ -87,7 +82,7 @@ def run_benchmarks(
     from lora.workflow import choose, load_several
 
     found = load_tasks(tasks, harness["include"], harness["fewshot"])
-    loaded = load_several(choose(adapters, harness["named"], model), **loading)
+    loaded = load_several(choose(adapters, harness["named"], model), writes=True, **loading)
     for note in loaded.notes:
         say(note)
     with RowProgress(0, unit="requests") as progress:

@@ -41,7 +41,7 @@ def command(
     from lora.chat.talk import talk
     from lora.workflow import choose, load_several
 
-    loaded = load_several(choose(adapters, named, model), chat=True, **loading)
+    loaded = load_several(choose(adapters, named, model), chat=True, writes=True, **loading)
     session, screen = Session(loaded, settings, system, max_length), Screen()
     for note in loaded.notes:
         screen.note(note)

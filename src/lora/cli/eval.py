@@ -1,4 +1,4 @@
-"""``lora eval``: measure an adapter beside its base model."""
+"""``lora eval``: measure adapters beside their base model, all in one pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lora.cli.benchmarks import harness_options, one_adapter, run_benchmarks
+from lora.cli.benchmarks import harness_options, refuse_options_of_benchmarks, run_benchmarks
 from lora.cli.options import config_options, listed
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS, RESAMPLES, SPEED_SECONDS
 from lora.io.places import file_to_write
@@ -62,7 +62,12 @@ class Prompts(click.ParamType):
     "--robustness", metavar="NOISE,...|some", help="measure the rows with noise in their texts too: typos, case, ..."
 )
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
-@click.option("--output", "-o", metavar="FILE", help="also write everything as JSON here")
+@click.option(
+    "--output",
+    "-o",
+    metavar="FILE",
+    help="also write everything here: as JSON; a name in .html: as a page, in .md: as Markdown",
+)
 @click.option("--overwrite", is_flag=True, help="replace the file that --output names")
 @click.option("--trust-remote-code", is_flag=True, help="let the base model's repository run its own code")
 @click.option("--allow-other-base", is_flag=True, help="use the adapter on a base it was not trained on")
@@ -75,10 +80,13 @@ def command(
     output: str | None, overwrite: bool, trust_remote_code: bool, allow_other_base: bool, harness: dict[str, Any],
     overrides: dict[str, object],
 ) -> None:  # fmt: skip
-    """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows (--data FILE), or several on benchmarks.
+    """Evaluate ADAPTERs (adapters' or runs' folders) on labelled rows (--data FILE), or on benchmarks.
+
+    Several of one base and task go through the rows in one pass, each compared with the base and with the others.
 
     \b
     lora eval run --data test.jsonl
+    lora eval run other-run --data test.jsonl --output measured.html
     lora eval run --data test.jsonl --generate 100
     lora eval run --data test.jsonl --slices source --robustness typos,case
     lora eval run other-run --harness arc_easy,gsm8k --limit 100
@@ -94,7 +102,7 @@ def command(
             ),
         )  # fmt: skip
         return
-    adapter = one_adapter(adapters, harness)
+    refuse_options_of_benchmarks(harness)
     from lora.cli import quiet_libraries
     from lora.errors import ConfigError
     from lora.overrides import load_config
@@ -108,27 +116,32 @@ def command(
     quiet_libraries()
     from lora.cli.show import say, show_evaluation
     from lora.evaluation.evaluate import evaluate
+    from lora.evaluation.report import as_file
+    from lora.evaluation.result import plain
     from lora.evaluation.speed_plan import SpeedPlan
     from lora.io.atomic import write_text
-    from lora.workflow import load_tuned
+    from lora.workflow import choose, facts_of_evaluation, load_to_measure, read_to_measure
 
-    tuned, name, tokenizer, task = load_tuned(
-        adapter, model, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
-    )
+    chosen = choose(adapters, harness["named"], model)
+    loaded = load_to_measure(chosen, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base)
+    inputs = read_to_measure(loaded, config.train, config)
+    inputs.notes += loaded.notes
+    asked: dict[str, Any] = {
+        "baseline": baseline or chosen.base, "batch_size": batch_size, "resamples": resamples,
+        "slices": listed(slices), "robustness": listed(robustness), "generate": generate or False,
+        "max_new_tokens": max_new_tokens, "probe": probe == "built-in" or probe or False, "latency": latency,
+    }  # fmt: skip
     evaluation = evaluate(
-        tuned, config.train, tokenizer=tokenizer, task=task, adapters=[name], baseline=baseline, batch_size=batch_size,
-        max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
-        generate=generate or False, max_new_tokens=max_new_tokens,
-        speed=SpeedPlan(seconds=speed_seconds) if speed else False,
-        probe=probe == "built-in" or probe or False, resamples=resamples, slices=listed(slices),
-        robustness=listed(robustness),
+        loaded.model, inputs, tokenizer=loaded.tokenizer, task=inputs.task, adapters=list(loaded.folders),
+        max_length=config.max_length, speed=SpeedPlan(seconds=speed_seconds) if speed else False, **asked,
     )  # fmt: skip
+    asked |= {"speed_seconds": speed_seconds if speed else None, "data": config.model_dump(mode="json")}
+    told = evaluation.to_dict() | plain(facts_of_evaluation(loaded, inputs, evaluation, asked))
     for note in evaluation.notes:
         say(note)
-    text = json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     if file:
-        write_text(file, text + "\n")
+        write_text(file, as_file(told, file))
     if as_json:
-        print(text)
+        print(json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         show_evaluation(evaluation)

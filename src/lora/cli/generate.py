@@ -61,7 +61,7 @@ def command(
 
     chosen = choose(adapters, named, model)
     rows = read_rows(prompts, data)
-    loaded = load_several(chosen, **loading)
+    loaded = load_several(chosen, writes=True, **loading)
     for note in loaded.notes:
         print(note, file=sys.stderr)
     options: dict[str, Any] = {"adapters": loaded.names, "tasks": loaded.tasks, "tokenizer": loaded.tokenizer}

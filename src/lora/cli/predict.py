@@ -13,7 +13,7 @@ from lora.cli.writing import base_options, file_options, job_of, output_file, re
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS
 from lora.errors import ConfigError
 
-BATCHES = 8  # whose rows are sorted by length together and answered at once
+BATCHES = 8  # of completions, whose rows are sorted by length together and answered at once
 
 
 @click.command()
@@ -54,6 +54,7 @@ def command(
     file = output_file(output, resume, overwrite, data)
     quiet_libraries()
     from lora.evaluation.predict import checked_rows, predict_iter
+    from lora.tasks.inference import AT_ONCE
     from lora.workflow import load_tuned
     from lora.workflow.tuned import adapter_folder
 
@@ -70,7 +71,8 @@ def command(
     settings = {"--batch-size": batch_size, "--max-new-tokens": max_new_tokens}
     settings |= {"--calibrated": True} if calibrated else {}
     job = job_of(rows, tuned.base, {"": adapter_folder(adapter)}, settings)
-    at_once = BATCHES * batch_size
+    # As many as `lora eval` makes batches of, so that both give the same probabilities; of texts a few.
+    at_once = BATCHES * batch_size if task.generates else AT_ONCE
 
     def answers(first: int, progress: RowProgress) -> Iterator[dict[str, Any]]:
         for answer in predict_iter(tuned, rows[first:], first=first, at_once=at_once, on_note=progress.say, **options):

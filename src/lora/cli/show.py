@@ -13,24 +13,35 @@ if TYPE_CHECKING:
     from lora.workflow import TrainResult
 
 
+COLUMN = 24  # characters that a value with its difference takes
+
+
 def say(line: str) -> None:
     """A note, on standard error: standard output is for results."""
     print(line, file=sys.stderr)
 
 
-def console() -> Any:
-    """Standard output; a fixed width where it is no terminal, so that tables are not squeezed."""
+def console(least: int = 0) -> Any:
+    """Standard output; a fixed width (at least ``least``) where it is no terminal: tables are not squeezed."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else max(100, least))
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
-    """The table of base beside tuned, and some of the answers that were written."""
+    """The table of base beside tuned, what tests say of differences, and some of the answers that were written."""
+    from lora.evaluation import certainty
+    from lora.evaluation.grid import text
     from lora.evaluation.speed_tables import speed_tables
-    from lora.evaluation.tables import answers
+    from lora.evaluation.tables import answers, headline
 
-    console().print(evaluation.table())
+    several = len(evaluation.tuned) > 1
+    console(COLUMN * (len(evaluation.metrics) + 1)).print(evaluation.table())
+    print(text(headline(evaluation)))
+    keys = (evaluation.best_metric, "loss")  # the files have all
+    for grid in (certainty.comparisons(evaluation, keys), certainty.pairs(evaluation)) if several else ():
+        if grid is not None:
+            console().print(grid.rich())
     if (written := answers(evaluation)) is not None:
         console().print(written.rich())
     for grid in speed_tables(evaluation.speed_grid) if evaluation.speed_grid is not None else []:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from lora.comparison import charts, tables
@@ -14,17 +14,18 @@ from lora.evaluation.html.blocks import Block, Head, Keys, Lines, Panels, Table,
 from lora.evaluation.html.page import document
 from lora.evaluation.html.running import facts
 from lora.evaluation.lenient import mapping
-from lora.evaluation.saved import COMPARISON
+from lora.evaluation.saved import COMPARISON, MARKDOWNS
 
 OWN = ("model", "task", "base_parameters", "rows", "budget", "seeds", "margin")
 AGAIN = ("versions", "config", "asked")
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render(report: Mapping[str, Any], file: str = COMPARISON) -> str:
     """The page of a comparison, as ``compare.json`` holds it: one document that loads nothing.
 
     Args:
         report: of this version of lora or another; what is not there, or not of the shape that is known, is left out.
+        file: the name of the JSON that it is from.
     """
     told, keys = Told.of(report), Keys()
     sections = [
@@ -47,7 +48,12 @@ def render(report: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     head = Head("Comparison", _name(told), str(report.get("task") or ""),
                 str(report.get("recommendation") or "Nothing is recommended."), _tiles(told))  # fmt: skip
-    return document(head, sections, COMPARISON, mapping(report.get("versions")).get("lora"))
+    return document(head, sections, file, mapping(report.get("versions")).get("lora"))
+
+
+def as_file(report: Mapping[str, Any], file: Path, source: str = COMPARISON) -> str:
+    """The comparison as the text of ``file``: by its ending Markdown, else the page. ``source``: of the JSON."""
+    return tables.markdown(dict(report)) if file.suffix.lower() in MARKDOWNS else render(report, source)
 
 
 def _name(told: Told) -> str:

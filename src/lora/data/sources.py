@@ -84,7 +84,14 @@ def load_rows(source: str, split: str | None = None) -> list[Row]:
 
     Raises DataError: nothing there, nothing readable, no such split, or whatever is wrong inside a file.
     """
-    return list(_load(source, [split_name(split)], must=split_name(split))[0][split_name(split)])
+    return load_rows_and_files(source, split)[0]
+
+
+def load_rows_and_files(source: str, split: str | None = None) -> tuple[list[Row], list[SourceFile]]:
+    """As `load_rows`, and the files (or the hub's data set) that the rows are from."""
+    wanted = split_name(split)
+    rows, files, _ = _load(source, [wanted], must=wanted)
+    return list(rows[wanted]), files
 
 
 def load_splits(config: DataConfig, of: Sequence[str] = SPLITS) -> Splits:

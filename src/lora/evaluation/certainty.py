@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora.core.routing import BASE
@@ -54,9 +54,12 @@ def intervals(evaluation: Evaluation) -> Grid | None:
     return Grid("Intervals", ["", *map(evaluation.label, names)], rows, below)
 
 
-def comparisons(evaluation: Evaluation) -> Grid | None:
-    """Each adapter against the base, a line per metric."""
-    found = {name: dicts(own) for name, own in dicts(evaluation.comparisons).items()}
+def comparisons(evaluation: Evaluation, keys: Sequence[str] | None = None) -> Grid | None:
+    """Each adapter against the base, a line per metric; of ``keys`` alone where these are given."""
+    found = {
+        name: {key: its for key, its in dicts(own).items() if keys is None or key in keys}
+        for name, own in dicts(evaluation.comparisons).items()
+    }
     several = len([name for name, own in found.items() if own]) > 1
     rows: list[list[Cell]] = []
     for name, own in found.items():

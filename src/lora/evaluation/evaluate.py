@@ -160,6 +160,7 @@ def evaluate(
         forgetting=forgetting,
         seconds=time.perf_counter() - started,
         source=inputs.source,
+        dtype=dtype_of(model),
         **more,
     )
 
@@ -195,6 +196,12 @@ def _tokenizer_if_any(model: LoRA, tokenizer: Any) -> Any:
         return tokenizer or tokenizer_of(model)
     except (ConfigError, ModelError):
         return None
+
+
+def dtype_of(model: LoRA) -> str:
+    """The type of the base's weights, such as ``bfloat16``: of the first that are floating-point numbers."""
+    first = next((its.dtype for its in model.base.parameters() if its.is_floating_point()), None)
+    return str(first).removeprefix("torch.") if first is not None else ""
 
 
 def has_untrained_head(model: LoRA) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 
 from lora.evaluation.curves import series, thinned
 from lora.evaluation.grid import Cell, Grid, Number, Piece, pointer
-from lora.evaluation.lenient import entries, is_number, mapping
+from lora.evaluation.lenient import dicts, entries, is_number, mapping
 from lora.evaluation.shown import METRICS, Metric, number, shown
 
 EVALUATIONS = 30  # lines of the validation table; a longer history is thinned evenly, its ends and best line kept
-FIRST = ("notes", "base", "adapter", "data", "training", "timing")  # of the sections; others follow, config comes last
+FIRST = ("notes", "base", "adapter", "adapters", "data", "training", "timing")  # sections; others, then config
 OWN = ("format", "evaluation", "forgetting", "history")  # keys of report.json that are no facts
 WHOLE, BROKEN = Metric("", "", 0), Metric("", ".6g", 0)
 STEP, LOSS = Metric("step", ".0f", None), METRICS["loss"]
@@ -79,7 +79,10 @@ def validation(told: Mapping[str, Any]) -> Grid | None:
 
 
 def lineage(report: Mapping[str, Any]) -> Grid | None:
-    """From the base to the adapter: what was started from, what it learned from, and by what it can be told."""
+    """From the base to the adapter: what was started from, what it learned from, and by what it can be told.
+
+    An evaluation has ``adapters``, each with its own; its ``data`` are what was measured on.
+    """
     base, data, config, training = (mapping(report.get(key)) for key in ("base", "data", "config", "training"))
     rows: list[list[Cell]] = []
     if base:
@@ -89,9 +92,12 @@ def lineage(report: Mapping[str, Any]) -> Grid | None:
         rows.append([str(its.get("step", "before")), str(its.get("name", "–")), str(its.get("fingerprint") or "–")])
     if config.get("start"):
         rows.append(["begun with", str(config["start"]), "–"])
+    for name, its in dicts(report.get("adapters")).items():
+        rows += _of_adapter(name, its)
     for its in entries(data.get("sources")):
         split = f", {its['split']}" if its.get("split") else ""
-        rows.append(["learned from", f"{its.get('name') or '–'}{split}", str(its.get("sha256") or "–")])
+        what = "measured on" if report.get("adapters") else "learned from"
+        rows.append([what, f"{its.get('name') or '–'}{split}", str(its.get("sha256") or "–")])
     if training.get("steps") is not None:
         line: list[Piece] = [number(training["steps"], WHOLE, "/training/steps"), " steps"]
         if training.get("best_step") is not None:
@@ -100,6 +106,22 @@ def lineage(report: Mapping[str, Any]) -> Grid | None:
     if rows and isinstance(report.get("adapter"), str) and report["adapter"].strip():
         rows.append(["adapter", report["adapter"].strip().splitlines()[0], "–"])
     return Grid("Lineage", ["", "what", "fingerprint or SHA-256"], rows, texts=True) if len(rows) > 1 else None
+
+
+def _of_adapter(name: str, its: Mapping[str, Any]) -> list[list[Cell]]:
+    """An adapter that was measured: what it was begun with, the oldest first, what it learned from, and itself."""
+    out: list[list[Cell]] = []
+    path = pointer("adapters", name)
+    steps = [(f"{path}/begun_with/{place}", own) for place, own in enumerate(entries(its.get("begun_with")))]
+    for at, own in [*reversed(steps), (path, its)]:
+        said = name if own is its else f"{name}: begun with"
+        learned = mapping(own.get("trained_on"))
+        line: list[Piece] = [str(own.get("folder") or "–")]
+        if is_number(learned.get("rows")):
+            line += [", trained on ", number(learned["rows"], WHOLE, f"{at}/trained_on/rows"), " rows of digest "]
+            line += [str(learned.get("digest") or "–")]
+        out.append([said, line, str(own.get("sha256") or "–")])
+    return out
 
 
 def fact_grids(key: str, value: Mapping[str, Any], path: str) -> list[Grid]:

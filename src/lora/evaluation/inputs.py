@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora.config import DataConfig
 from lora.core.routing import BASE
-from lora.data.sources import load_rows
+from lora.data.sources import SourceFile, load_rows_and_files
 from lora.errors import AdapterFileError, ConfigError, DataError
 from lora.model.base import pad_token_id
 from lora.model.lora import LoRA
@@ -17,7 +17,7 @@ from lora.tasks import Encoded, Row, Task, from_state
 from lora.tasks.inputs import as_rows, length_for, task_for, tokenizer_of, with_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Inputs:
         notes: what a user should know, in full sentences.
         rows: as they were before they were tokenised; None where that is not known.
         encode: tokenises other rows as these were.
+        files: that the rows were read from.
     """
 
     task: Task
@@ -38,6 +39,7 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
     rows: list[Row] | None = None
     encode: Callable[[list[Row]], Encoded] | None = None
+    files: list[SourceFile] = field(default_factory=list)
 
 
 def prepare(
@@ -65,7 +67,7 @@ def prepare(
             raise ConfigError("tokenised data need a task: pass task=, or use an adapter that stores its own")
         inputs = Inputs(task, data, _pad_id(model, tokenizer))
     else:
-        rows, source, notes = rows_of(data)
+        rows, source, notes, files = rows_of(data)
         if task is None:
             task, note = task_from_rows(model, rows, config)
             notes.append(note)
@@ -73,12 +75,13 @@ def prepare(
         tokenizer = tokenizer or tokenizer_of(model)
         ready = task.with_tokenizer(tokenizer)
         length = length_for(model, names, tokenizer, max_length or config.max_length)
+        notes += _unlike_alone(model, names, length) if not (max_length or config.max_length) else []
 
         def encode(some: list[Row]) -> Encoded:
             return ready.encode(some, tokenizer, length)
 
         pad = pad_token_id(tokenizer, model.base)
-        inputs = Inputs(ready, encode(rows), pad, source, notes, rows, encode)
+        inputs = Inputs(ready, encode(rows), pad, source, notes, rows, encode, files)
     if not len(inputs.encoded):
         raise DataError("there are no rows to evaluate on")
     if not sum(inputs.encoded.supervised):
@@ -87,6 +90,18 @@ def prepare(
         )
     inputs.notes += inputs.encoded.notes
     return inputs
+
+
+def _unlike_alone(model: LoRA, names: Sequence[str], length: int) -> list[str]:
+    """A note where adapters were trained on rows cut at different lengths: all are measured at the least of these."""
+    trained = {name: its for name in names if (its := model.notes.get(name, {}).get("max_length"))}
+    if len(set(trained.values())) < 2:
+        return []
+    said = ", ".join(f"{name} {its}" for name, its in trained.items())
+    return [
+        f"The adapters keep different numbers of tokens of a row ({said}); here all read the first {length}, so that "
+        "they are compared on the same ones. Alone, one may have other numbers; max_length sets it."
+    ]
 
 
 def chosen_adapters(model: Any, adapters: Sequence[str] | str | None, baseline: bool = False) -> list[str]:
@@ -109,19 +124,52 @@ def stored_task(model: LoRA, names: Sequence[str]) -> Task | None:
     states = {name: state for name in of if (state := model.notes.get(name, {}).get("task"))}
     if not states:
         return None
-    (first, state), *others = states.items()
-    other = next((name for name, its in others if its != state), None)
-    if other is not None:
-        raise ConfigError(
-            f"adapters {first!r} and {other!r} were trained for different tasks (or labels, or columns); evaluate them "
-            f"one at a time (adapters={first!r}), or pass the task= to measure both by"
-        )
+    first, state = next(iter(states.items()))
+    check_same_task(states, f"(adapters={first!r}), or pass the task= to measure both by")
     try:
         return from_state(state)
     except (KeyError, TypeError) as error:
         raise AdapterFileError(
             f"adapter {first!r}: the task stored with it cannot be read here ({error}); pass task="
         ) from None
+
+
+def check_same_task(states: Mapping[str, Mapping[str, Any]], remedy: str = "") -> None:
+    """Raise ConfigError where the tasks, as they are stored, are not all one; ``remedy``: what else can be done."""
+    first = next(iter(states), None)
+    for name, state in states.items():
+        if first is not None and state != states[first]:
+            raise ConfigError(
+                f"adapters {first!r} and {name!r} were trained for different tasks (or labels, or columns): "
+                f"{different(first, states[first], name, state)}; evaluate them one at a time {remedy}".rstrip()
+            )
+
+
+def different(
+    a: str, state_a: Task | Mapping[str, Any] | None, b: str, state_b: Task | Mapping[str, Any] | None
+) -> str:  # fmt: skip
+    """In words, what the tasks of the adapters ``a`` and ``b`` differ by."""
+    states = [dict(its.state() if isinstance(its, Task) else its or {}) for its in (state_a, state_b)]
+    kinds = [str(its.get("task", "language model")) for its in states]
+    if kinds[0] != kinds[1]:
+        return f"{a} is for {kinds[0]}, {b} for {kinds[1]}"
+    key = next(key for key in [*states[0], *states[1]] if states[0].get(key) != states[1].get(key))
+    of_a, of_b = (its.get(key) for its in states)
+    if isinstance(of_a, list) and isinstance(of_b, list):
+        only = {a: [item for item in of_a if item not in of_b], b: [item for item in of_b if item not in of_a]}
+        parts = [f"{name} alone has {_listed(its)}" for name, its in only.items() if its]
+        return f"{key}: " + (", ".join(parts) or f"{a} and {b} have the same ones in another order")
+    return f"{key} is {_quoted(of_a)} of {a}, {_quoted(of_b)} of {b}"
+
+
+def _listed(values: Sequence[Any], most: int = 5) -> str:
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(_quoted, values[:most])) + more
+
+
+def _quoted(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= 60 else f"{said[:60]}…"
 
 
 def task_from_rows(model: LoRA, rows: list[Row], config: DataConfig) -> tuple[Task, str]:
@@ -145,25 +193,25 @@ def _labels_of(model: LoRA, found: Sequence[str]) -> list[str]:
     return ordered if set(found) <= set(ordered) else []
 
 
-def rows_of(data: Any) -> tuple[list[Row], str | None, list[str]]:
-    """Rows, where they came from, and notes, from a path or hub id, a list of dicts or a ``datasets.Dataset``."""
+def rows_of(data: Any) -> tuple[list[Row], str | None, list[str], list[SourceFile]]:
+    """Rows, where they came from, notes and files, from a path or hub id, a list of dicts or a ``datasets.Dataset``."""
     if isinstance(data, (str, Path)):
-        rows, notes = load_evaluation_rows(str(data))
-        return rows, str(data), notes
-    return as_rows(data, "evaluation data"), None, []
+        rows, files, notes = load_evaluation_rows(str(data))
+        return rows, str(data), notes, files
+    return as_rows(data, "evaluation data"), None, [], []
 
 
-def load_evaluation_rows(source: str) -> tuple[list[Row], list[str]]:
-    """The test rows of ``source``, else its validation rows; a source without splits is taken as it is.
+def load_evaluation_rows(source: str) -> tuple[list[Row], list[SourceFile], list[str]]:
+    """The test rows of ``source``, else its validation rows, and files; a source without splits is taken as it is.
 
     A source that has training rows only is an error: measuring on those must be asked for by the file's name.
     """
     try:
-        return load_rows(source, "test"), []
+        return *load_rows_and_files(source, "test"), []
     except DataError as error:
         if "has no test split" not in str(error):
             raise
-    return load_rows(source, "validation"), [f"{source} has no test split; its validation split was used."]
+    return *load_rows_and_files(source, "validation"), [f"{source} has no test split; its validation split was used."]
 
 
 def _pad_id(model: LoRA, tokenizer: Any) -> int:

@@ -19,7 +19,7 @@ from lora.evaluation.generation import asked_with, complete, prompt_length
 from lora.evaluation.inputs import chosen_adapters, stored_task
 from lora.model.base import pad_token_id
 from lora.tasks import Input, Row, Task
-from lora.tasks.inference import infer
+from lora.tasks.inference import AT_ONCE, infer
 from lora.tasks.inputs import length_for, tokenizer_of
 from lora.tasks.sequence import REMEDY
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Rows = Path | Iterable[Row | str]
-CHUNK = 1024  # rows tokenised and answered at a time: memory stays bounded, batches still find rows of like length
 
 
 def predict(
@@ -96,7 +95,7 @@ def predict_iter(
             last ones; default: as many as leave room for the completion.
         max_new_tokens: length of a completion; for tasks that write one, as are all further options, which go to
             ``generate``.
-        at_once: rows answered at a time, so many after another: their answers come out together; default: `CHUNK`.
+        at_once: rows answered at a time, so many after another: their answers come out together; default: `AT_ONCE`.
         first: number of the first of ``rows``, for one who goes on: messages count from there.
         calibrated: give probabilities at the temperature that is stored with the adapter; answers stay the same.
         on_note: called with what a user should know (rows that were cut); default: a warning in the log.
@@ -128,7 +127,7 @@ def predict_iter(
     else:
         length = length_for(model, [name], tokenizer, max_length)
     temperature = stored_temperature(model, name, task) if calibrated else None
-    done, at_once = first, at_once or CHUNK
+    done, at_once = first, at_once or AT_ONCE
     for chunk in chunks(given_rows(rows), at_once):
         ready = checked_rows(task, chunk, done)
         encoded = task.encode(ready, tokenizer, length, supervised=False)

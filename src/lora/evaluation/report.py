@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from typing import Any
 import yaml
 
 import lora
+from lora.errors import ConfigError
 from lora.evaluation.curves import draw
 from lora.evaluation.facts import course, fact_grids, first_and_last, inline, lineage, ordered, validation
 from lora.evaluation.forgetting_result import Forgetting
 from lora.evaluation.grid import escape, pointer, text
 from lora.evaluation.html import render
-from lora.evaluation.lenient import whole
-from lora.evaluation.result import Evaluation, plain
-from lora.evaluation.saved import HTML, JSON
+from lora.evaluation.lenient import dicts, mapping, whole
+from lora.evaluation.result import Evaluation, plain, rebuilt
+from lora.evaluation.saved import HTML, JSON, MARKDOWNS, PAGES, nested
 from lora.evaluation.tables import headline, markdown
 from lora.io.atomic import saving, write_text
 
@@ -67,8 +68,9 @@ def write_report(
     }
     # allow_nan=False: the word NaN is no JSON, and most readers refuse the whole file for it.
     write_text(folder / JSON, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    written = _markdown(summary, history, evaluation, forgetting, picture is not None)
-    write_text(folder / MARKDOWN, whole(written))
+    write_text(
+        folder / MARKDOWN, whole(_markdown(summary, course(history), evaluation, forgetting, picture is not None))
+    )
     write_text(folder / HTML, render(summary))
     return folder / MARKDOWN
 
@@ -84,9 +86,39 @@ def versions() -> dict[str, str | None]:
     return out | {"platform": platform.platform()}
 
 
+def as_file(report: Mapping[str, Any], file: Path, source: str = JSON) -> str:
+    """A report, or an evaluation alone, as the text of ``file``: by its ending a page, Markdown, or JSON.
+
+    Args:
+        source: the name of the JSON that the report is from, for the page to say.
+
+    Raises:
+        ConfigError: Markdown of a report whose parts have shapes that are not known here.
+    """
+    ending = file.suffix.lower()
+    if ending in PAGES:
+        return render(report, source)
+    if ending not in MARKDOWNS:
+        return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    whole_report = nested(report)
+    try:
+        found = mapping(whole_report.get("evaluation"))
+        evaluation = Evaluation.from_dict(found) if dicts(found.get("metrics")) else None
+        told = whole_report.get("forgetting")
+        forgetting = told if isinstance(told, str) and told else rebuilt(Forgetting, told)
+        return whole(
+            _markdown(whole_report, mapping(whole_report.get("history")), evaluation, forgetting, picture=False)
+        )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{file}: the report has a part whose shape is not known here ({type(error).__name__}: {error}), so there "
+            "is no Markdown of it; its page leaves such parts out: name a file that ends in .html"
+        ) from None
+
+
 def _markdown(
-    summary: dict[str, Any],
-    history: list[dict[str, Any]],
+    summary: Mapping[str, Any],
+    told: Mapping[str, Any],
     evaluation: Evaluation | None,
     forgetting: Forgetting | str | None,
     picture: bool,
@@ -100,7 +132,7 @@ def _markdown(
         parts += ["## Forgetting", "", escape(f"Not measured: {forgetting}."), ""]
     elif forgetting is not None:
         parts += [forgetting.grid().markdown()]
-    parts += _course(course(history), picture)
+    parts += _course(told, picture)
     if (line := lineage(summary)) is not None:
         parts.append(line.markdown())
     for key in ordered(summary):
@@ -114,9 +146,9 @@ def _markdown(
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _course(told: dict[str, Any], picture: bool) -> list[str]:
+def _course(told: Mapping[str, Any], picture: bool) -> list[str]:
     """Validation over the steps, and the curves."""
-    out = ["## Course of training", ""] if told["first"] or told["evaluations"] else []
+    out = ["## Course of training", ""] if told.get("first") or told.get("evaluations") else []
     if (line := first_and_last(told)) is not None:
         out += [escape(text(line)), ""]
     if (grid := validation(told)) is not None:

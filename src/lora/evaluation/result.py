@@ -72,6 +72,7 @@ class Evaluation:
         seconds: wall-clock time of everything.
         notes: what a user should know, in full sentences.
         source: file, folder or hub id of the rows.
+        dtype: of the base's weights, in which everything was computed: ``float32``, ``bfloat16``, ...
     """
 
     metrics: dict[str, dict[str, Any]]
@@ -99,6 +100,7 @@ class Evaluation:
     errors: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: float = 0.0
     source: str | None = None
+    dtype: str = ""
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         return self.metrics[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from lora.io.run import read_history
 
 JSON, HTML = "report.json", "report.html"
 COMPARISON = "compare.json"
+PAGES, MARKDOWNS = (".html", ".htm"), (".md", ".markdown")  # endings of files
+FACTS = ("base", "adapters", "data", "versions", "config")  # what `lora eval` writes beside the evaluation itself
 
 
 def read_report(place: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -44,12 +47,23 @@ def read_report(place: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ConfigError(f"{file}: is no report: it has neither an evaluation nor a history")
     if "candidates" in report:
         return file, report
-    if "evaluation" not in report and "metrics" in report:
-        report = {"evaluation": report}
     history = mapping(report.get("history"))
     if file.name == JSON and not history.get("series") and (lines := read_history(file.with_name("metrics.jsonl"))):
         report["history"] = {**history, "series": plain(course(lines)["series"])}
     return file, report
+
+
+def is_alone(report: Mapping[str, Any]) -> bool:
+    """Whether this is an evaluation alone, as `lora eval` writes it, and no report that holds one."""
+    return "evaluation" not in report and "metrics" in report
+
+
+def nested(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A report as it is; an evaluation alone as one: its numbers under ``evaluation``, the facts beside them."""
+    if not is_alone(report):
+        return report
+    facts = {key: report[key] for key in FACTS if key in report}
+    return {"evaluation": {key: its for key, its in report.items() if key not in facts}, **facts}
 
 
 def _nothing(path: Path) -> str:

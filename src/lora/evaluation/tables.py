@@ -27,6 +27,8 @@ from lora.plural import number_of
 if TYPE_CHECKING:
     from lora.evaluation.result import Evaluation
 
+HALF = ("bfloat16", "float16")
+COARSE = ": on one in float32, or in other batches, the last digits may be others"
 ANSWERS = 5  # written answers shown, evenly over all of them
 
 
@@ -99,6 +101,8 @@ def remarks(evaluation: Evaluation) -> list[Cell]:
         out += written.notes
     if (memory := peak_memory(evaluation)) is not None:
         out.append(["Peak memory: ", memory, f" MiB, {evaluation.peak_memory_kind}."])
+    if evaluation.dtype:
+        out.append(f"Computed on a base in {evaluation.dtype}{COARSE if evaluation.dtype in HALF else ''}.")
     return out
 
 

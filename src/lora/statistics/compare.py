@@ -250,7 +250,9 @@ def _of_resamples(
     notes = [few(units.drawn, a)]
     if not own.informative:
         low = high = math.nan
-        notes.append("All resamples have the same difference, so they say nothing of how far it may be off.")
+        notes.append(
+            f"{metric.name}: all resamples have the same difference, so they say nothing of how far it may be off."
+        )
     p, error, test = own.p_value(), own.spread, "bootstrap"
     if math.isnan(p):  # the difference is alike in all rows: no interval, but it is surely there
         p, test = exchange_test(metric, a, b, seed=seed, draws=resamples), "permutation"

@@ -164,7 +164,7 @@ def _resampled(metric: Metric, rows: Rows, own: Bootstrap, drawn: int, level: fl
     notes = [few(own.units, rows)]
     if own.units > 1 and not own.informative:
         low = high = math.nan
-        notes.append("All resamples have the same value, so they say nothing of how far it may be off.")
+        notes.append(f"{metric.name}: all resamples have the same value, so they say nothing of how far it may be off.")
     elif own.units > 1 and len(own.values) < drawn:
         share = 1 - len(own.values) / drawn
         notes.append(f"In {share:.1%} of the resamples it is undefined; these are left out of the interval.")

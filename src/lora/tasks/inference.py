@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from lora.model.lora import LoRA
 
 
+AT_ONCE = 1024  # rows whose batches are made together: memory stays bounded, batches still find rows of like length
+
+
 @dataclass
 class Outcome:
     """What one adapter gave on a data set, rows in the data's order.
@@ -102,10 +105,17 @@ def _take(
 
 
 def in_batches(model: LoRA, task: Task, encoded: Encoded, rows: int, copies: int) -> Iterator[list[int]]:
-    """Batches of at most ``rows`` rows, fewer where each token has logits."""
+    """Batches of at most ``rows`` rows, fewer where each token has logits.
+
+    Labels and numbers are asked `AT_ONCE` rows at a time: predicting reads no more of a file at once, and rows that
+    share a batch here share it there, so that the last bits of both are the same.
+    """
     if task.generates:
-        return token_batches(model, encoded.lengths, rows, copies)
-    return iter(in_order(encoded.lengths, rows))
+        yield from token_batches(model, encoded.lengths, rows, copies)
+        return
+    for start in range(0, len(encoded), AT_ONCE):
+        for indices in in_order(encoded.lengths[start : start + AT_ONCE], rows):
+            yield [start + index for index in indices]
 
 
 def token_batches(model: LoRA, lengths: Sequence[int], rows: int, copies: int) -> Iterator[list[int]]:

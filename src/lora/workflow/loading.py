@@ -9,13 +9,14 @@ import torch
 
 from lora.config import AdapterConfig, RunConfig
 from lora.errors import ConfigError
+from lora.io.describe import files_sha256
 from lora.model.base import load_base
 from lora.model.heads import draw_new
 from lora.model.lora import LoRA
 from lora.model.vocabulary import add_tokens, enlarge, tokenizer_for, train_rows
 from lora.tasks import Task, task_class
 from lora.training.device import choose_dtype
-from lora.workflow.tuned import task_of, vocabulary_of
+from lora.workflow.tuned import adapter_folder, task_of, vocabulary_of
 
 
 def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
@@ -41,11 +42,21 @@ def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
         config.adapter = model.adapters["default"]  # ranks that were brought down to small layers stand in it
     else:
         model.load_adapter(start, "default")
+        if not config.start or adapter_folder(config.start) == start:  # else a checkpoint, which has it from its run
+            _begun_with(model.notes.setdefault("default", {}), start)
         found = model.adapters["default"]
         refuse_other_settings(str(config.start), config.adapter, found)
         config.adapter = found
     settle(config, base, dtype)
     return model, tokenizer
+
+
+def _begun_with(notes: dict[str, Any], start: Path) -> None:
+    """Put the adapter that training starts from before those that it was itself begun with; newest first."""
+    own = {"folder": str(start.absolute()), "sha256": files_sha256(start)}
+    if "trained_on" in notes:
+        own["trained_on"] = notes["trained_on"]
+    notes["begun_with"] = [own, *notes.get("begun_with", [])]
 
 
 def refuse_other_settings(start: str, asked: AdapterConfig, found: AdapterConfig) -> None:

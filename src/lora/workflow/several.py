@@ -1,4 +1,4 @@
-"""Several adapters on one base, ready to write: what generating and chatting begin with."""
+"""Several adapters on one base, ready to be used: what generating, chatting and measuring begin with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lora.core.configs import is_encoder_decoder
 from lora.core.routing import BASE
 from lora.errors import AdapterFileError, ConfigError, ModelError
+from lora.evaluation.inputs import different
 from lora.evaluation.voices import base_task
 from lora.io.peft import CONFIG, read_sidecar
 from lora.io.run import holds_a_set
@@ -108,34 +111,39 @@ def name_of(place: str) -> str:
     parts = [part for part in Path(place).expanduser().absolute().parts if part != Path(place).anchor]
     while len(parts) > 1 and re.fullmatch(r"adapter|checkpoints|best|step-\d+", parts[-1]):
         parts.pop()
-    return parts[-1] if parts else place
+    return (parts[-1].lstrip(".") or place) if parts else place  # no adapter's name begins with a dot
 
 
 def load_several(
     chosen: Chosen, *, dtype: str = "auto", trust_remote_code: bool = False, allow_other_base: bool = False,
-    chat: bool = False,
+    chat: bool = False, writes: bool = False,
 ) -> Loaded:  # fmt: skip
-    """The base with all adapters on it.
+    """The base with all adapters on it, of whatever tasks, so far as they need the same head of it.
 
     Args:
         dtype: of the base; auto: float32 where one of the adapters was trained on that, else what suits the machine.
         chat: whether a base without a chat template is talked to all the same.
+        writes: whether text is to be written, so that an adapter that gives labels or numbers is an error.
 
     Raises:
         AdapterFileError, ModelError: something cannot be loaded, or an adapter is for another base.
-        ConfigError: an adapter writes no text.
+        ConfigError: with ``writes`` an adapter that writes no text; adapters that need different heads of the base.
     """
     folders = {name: adapter_folder(place, with_task=False) for name, place in chosen.adapters.items()}
-    stored = {name: _task_of(folder, chosen.adapters[name]) for name, folder in folders.items()}
+    stored = {name: _task_of(folder, chosen.adapters[name], writes) for name, folder in folders.items()}
     model_name = chosen.model or base_of(next(iter(folders.values())))
     trained = [(read_sidecar(folder).get("training") or {}).get("dtype") for folder in folders.values()]
     if dtype == "auto" and "float32" in trained:
         dtype = "float32"  # as in training
     notes = list[str]()
+    kind, options = _head_of(stored)
     try:
         config = load_base_config(model_name, trust_remote_code)
-        kind = base_task(None, config).auto_class  # the same for all that such a base can be asked by
-        base = load_base(model_name, kind, choose_dtype(dtype), trust_remote_code=trust_remote_code)
+        kind = kind or base_task(None, config).auto_class  # the same for all that such a base can be asked by
+        # The base's own head is made up anew: always the same one, so that a comparison can be repeated.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            base = load_base(model_name, kind, choose_dtype(dtype), options, trust_remote_code)
     except ModelError as error:
         where = "" if chosen.model else f" (named by {next(iter(folders.values()))}; --model names another place)"
         raise ModelError(f"{error}{where}") from None
@@ -178,15 +186,38 @@ def _own_tokenizer(folders: Mapping[str, Path]) -> Path | None:
     return own[first] if first else None
 
 
-def _task_of(folder: Path, place: str) -> Task | None:
-    """The task of an adapter that writes text; None: it does not say. Raises AdapterFileError, ConfigError."""
+def _head_of(stored: Mapping[str, Task | None]) -> tuple[str, dict[str, Any]]:
+    """transformers' class and options of a base whose head fits all tasks; an empty name: that of a language model.
+
+    Raises:
+        ConfigError: they need different ones, so they cannot sit on one base.
+    """
+    # A task that writes, and an adapter that does not say its task, need the language head that the base has.
+    heads: dict[str, tuple[str, dict[str, Any]]] = {
+        name: ("", {}) if task is None or task.generates else (task.auto_class, task.model_options())
+        for name, task in stored.items()
+    }
+    first = next(iter(heads), None)
+    for name in heads:
+        if first is not None and heads[name] != heads[first]:
+            raise ConfigError(
+                f"{first} and {name} cannot sit on one base: {different(first, stored[first], name, stored[name])}; "
+                "use one of them at a time"
+            )
+    return heads[first] if first is not None else ("", {})
+
+
+def _task_of(folder: Path, place: str, writes: bool) -> Task | None:
+    """The task of an adapter; None: it does not say and is a language model's. Raises AdapterFileError, ConfigError."""
     if "task" not in read_sidecar(folder):
         kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("task_type")
         if kind not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
-            raise AdapterFileError(f"{place}: is for {kind} and writes no text")
+            if writes:
+                raise AdapterFileError(f"{place}: is for {kind} and writes no text")
+            adapter_folder(place)  # says what is missing, and the remedy
         return None
     task = task_of(folder)
-    if not task.generates:
+    if writes and not task.generates:
         raise ConfigError(
             f"{place}: was trained for the task {task.name}, which gives labels or numbers and writes no text; use "
             f"`lora predict {place}`"

@@ -20,10 +20,10 @@ from lora.evaluation.html.colours import place_of
 from lora.evaluation.html.evaluated import sections
 from lora.evaluation.html.forgotten import forgotten
 from lora.evaluation.html.running import course, notes, origin
-from lora.evaluation.html.texts import clean, data_path, data_value, excerpt
+from lora.evaluation.html.texts import clean, data_path, data_value, evaluation_alone, excerpt
 from lora.evaluation.lenient import dicts, mapping
 from lora.evaluation.result import Evaluation
-from lora.evaluation.saved import JSON
+from lora.evaluation.saved import JSON, is_alone, nested
 from lora.evaluation.shown import COUNT, change, ends, metric_of, number, times
 from lora.evaluation.tables import headline, peak_memory
 
@@ -33,12 +33,18 @@ TILES = 6  # adapters at the head of the page; the table has all
 STYLES = {"green": "good", "red": "bad"}
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """The page of a report, as ``report.json`` holds it: one document that loads nothing.
+def render(report: Mapping[str, Any], file: str = JSON) -> str:
+    """The page of a report, as ``report.json`` holds it, or of an evaluation alone: one document that loads nothing.
 
     Args:
         report: of this version of lora or another; what is not there, or not of the shape that is known, is left out.
+        file: the name of the JSON that it is from.
     """
+    with evaluation_alone(is_alone(report)):
+        return _rendered(nested(report), file)
+
+
+def _rendered(report: Mapping[str, Any], file: str) -> str:
     evaluation = _evaluation(report.get("evaluation"))
     keys = Keys()
     measured = sections(evaluation, keys) if evaluation else []
@@ -48,7 +54,7 @@ def render(report: Mapping[str, Any]) -> str:
     said = headline(evaluation) if evaluation else "Nothing was held out, so there is no evaluation."
     head = Head("Report", _name(report, evaluation), evaluation.task if evaluation else "", said,
                 _tiles(evaluation) if evaluation else [])  # fmt: skip
-    return document(head, parts, JSON, mapping(report.get("versions")).get("lora"))
+    return document(head, parts, file, mapping(report.get("versions")).get("lora"))
 
 
 def document(head: Head, sections: Sequence[Section], file: str, version: Any = None) -> str:

@@ -28,7 +28,7 @@ from lora.evaluation.shown import METRICS, Metric, metric_of
 SETTINGS = {
     "config": "The resolved configuration, every default written out", "asked": "What was compared, and how",
 }  # fmt: skip
-ORIGIN, AGAIN = ("base", "adapter", "data"), ("versions", "config")  # keys of the first and last of three sections
+ORIGIN, AGAIN = ("base", "adapter", "adapters", "data"), ("versions", "config")  # first and last section
 
 
 def notes(report: Mapping[str, Any], evaluation: Evaluation | None) -> Section:

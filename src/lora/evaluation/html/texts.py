@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import quote
 
@@ -26,8 +29,25 @@ def excerpt(text: str, most: int) -> tuple[str, int]:
     return (text, 0) if len(text) <= most else (text[:most], len(text) - most)
 
 
+EVALUATION = "/evaluation"
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def evaluation_alone(alone: bool) -> Iterator[None]:
+    """For the block pointers lead into a file that has the keys of an evaluation at its top, as `lora eval` writes it;
+    with ``alone`` false into a report, which has them under ``evaluation``."""
+    token = _alone.set(alone)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def data_path(path: str) -> str:
     """A JSON pointer as an attribute: what `clean` would change is percent-encoded, as in a URI (RFC 6901, 6)."""
+    if _alone.get() and path.startswith(f"{EVALUATION}/"):
+        path = path.removeprefix(EVALUATION)
     return _CHANGED.sub(lambda found: quote(found[0].encode("utf-8", "surrogatepass")), path)
 
 
