@@ -6,6 +6,7 @@ import json
 import math
 from functools import cache
 from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -229,3 +230,20 @@ SAMPLES = {
 # Every page that there is: by name what makes the JSON, and what renders it.
 PAGES = {name: (make, render_report) for name, make in REPORTS.items()}
 PAGES |= {f"comparison: {name}": (make, render) for name, make in SAMPLES.items()}
+
+
+def alone(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The evaluation of a report with the facts beside it, as `lora eval` writes it."""
+
+    def made() -> dict[str, Any]:
+        report = make()
+        facts = {key: report[key] for key in ("base", "data", "versions", "config") if key in report}
+        learned = {"rows": 90, "digest": "d1"}
+        its = {"folder": "runs/support", "sha256": "5" * 64, "trained_on": learned, "begun_with": [{"folder": "x"}]}
+        return {**report["evaluation"], **facts, "adapters": {"support": its}}
+
+    return made
+
+
+PAGES |= {f"evaluation alone: {name}": (alone(make), render_report) for name, make in REPORTS.items()
+          if dict(make().get("evaluation") or {}).get("metrics")}  # fmt: skip

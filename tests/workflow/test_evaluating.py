@@ -1,4 +1,4 @@
-"""`lora eval` on rows: several adapters in one pass, what its files say of where they come from, and what is refused."""
+"""`lora eval` on rows: several adapters in one pass, what its files say of their origin, and what is refused."""
 
 from __future__ import annotations
 
@@ -227,3 +227,34 @@ def test_classifiers_of_one_head_load_together(runs: Path, bert: Path, tmp_path:
     saved(bert, tmp_path, "two", ClassificationTask(["bird", "cat"]))
     with pytest.raises(ConfigError, match="long and two cannot sit on one base: labels: long alone has 'dog'"):
         load_several(choose([str(runs / "long"), str(tmp_path / "two")], [], None))
+
+
+def test_an_adapter_keeps_what_it_was_begun_with(bert: Path, tmp_path: Path) -> None:
+    from lora.config import RunConfig
+    from lora.io.peft import read_sidecar
+    from lora.workflow import train
+    from lora.workflow.loading import load
+    from lora.workflow.tuned import task_of
+
+    data = str(write_jsonl(tmp_path / "rows.jsonl", labelled(40, longest=4)))
+    settings: dict[str, Any] = {"max_steps": 2, "save_every": 1, "tensorboard": False}
+    place = {"model": str(bert)}
+    for name in ("one", "two", "three"):
+        train(
+            RunConfig.model_validate(
+                {**place, "data": {"train": data}, "output": str(tmp_path / name), "training": settings, "check": False}
+            )
+        )
+        place = {"start": str(tmp_path / name)}
+    folders = [tmp_path / name / "adapter" for name in ("one", "two", "three")]
+    told = read_sidecar(folders[2])["begun_with"]
+    assert [its["folder"] for its in told] == [str(folders[1]), str(folders[0])], "the newest first"
+    assert told[0]["sha256"] == files_sha256(folders[1])
+    assert told[0]["trained_on"] == read_sidecar(folders[1])["trained_on"]
+    assert "begun_with" not in read_sidecar(folders[0])
+    checkpoint = sorted((tmp_path / "three" / "checkpoints").glob("step-*"))[-1]
+    config = RunConfig.model_validate(
+        {"start": str(folders[1]), "model": str(bert), "data": {"train": data}, "output": str(tmp_path / "three")}
+    )
+    model, _ = load(config, task_of(checkpoint), checkpoint)
+    assert model.notes["default"]["begun_with"] == told, "a run that is gone on with does not begin with itself"
