@@ -154,6 +154,28 @@ def test_writing_is_timed_to_the_first_token_and_from_there(machine: Machine) ->
     assert plain_text.generation and "to_base" not in plain_text.generation[0]["runs"]["a"]
 
 
+@pytest.mark.parametrize("seconds", [25.0, 600.0, 1500.0])
+def test_writing_has_its_share_of_a_small_budget(machine: Machine, seconds: float) -> None:
+    model, task = with_adapters(tiny("llama"), "a"), CausalTask(prompt="prompt", completion="completion")
+    options: dict[str, Any] = {"batch_sizes": (1, 4), "lengths": (6,), "new_tokens": 9, "merged": False}
+    found = machine.measure(model, task, prompts(), "base", "a", seconds=seconds, **options)
+    cell, one = found.generation[0], (FIRST + 8 * NEXT) * (COST["base"] + COST["a"])
+    assert cell["batch_size"] == 1 and cell["runs"]["base"]["first_token_p50_ms"] == pytest.approx(1000 * FIRST)
+    assert cell["runs"]["a"]["tokens_per_second"] == pytest.approx(1 / (NEXT * COST["a"]))
+    said = [note for note in found.notes if note.startswith("Writing behind 1 prompt: ")]
+    if seconds == 25:  # less than a round
+        assert cell["repetitions"] == 1 and cell["runs"]["a"]["to_base"]["first_token_p50_ms"]["low"] is None
+        assert said and "measured in 1 round alone, of 65.0 s each" in said[0] and len(found.generation) == 1
+        assert any("Batches of 1" in note and "were over" in note for note in found.notes)
+    elif seconds == 600:
+        assert 1 < cell["repetitions"] < FEWEST and said and len(found.generation) == 1
+        assert {cell["batch_size"] for cell in found.passes} == {1, 4}, "half of the time is theirs"
+        assert machine.now <= seconds + one
+    else:
+        assert cell["repetitions"] >= FEWEST and not said
+        assert machine.now <= seconds + one
+
+
 def test_a_merged_copy_that_does_not_fit_or_cannot_be_made_is_left_out(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from lora.evaluation.factors import FEWEST_PAIRS, factor, median_ratio
 from lora.evaluation.speed import WARM_UP, PeakMemory, synchronize, turn
 from lora.evaluation.speed_plan import Job, Run, SpeedGrid, SpeedPlan, clock, percentiles, why
 from lora.evaluation.speed_writing import writing
+from lora.plural import number_of
 from lora.tasks.base import Encoded, Task
 from lora.tasks.inference import collated, evaluating, to_device, without_cache
 from lora.tasks.mixture import forward
@@ -45,17 +46,19 @@ def speed_grid(
     if plan.merged:
         runs |= _merged(model, [name for name in adapters if name != BASE], grid.notes)
     grid.peak_memory_kind = PeakMemory(model).kind
-    jobs = [
-        *_passes(grid, task, encoded, plan, pad_token_id),
-        *writing(grid, model, task, encoded, plan, pad_token_id),
-    ]
+    # Writing comes first, and its first job is never left out: it takes the longest and would always be what starves.
+    writes = list(writing(grid, model, task, encoded, plan, pad_token_id))
+    parts = [part for part in (writes, list(_passes(grid, task, encoded, plan, pad_token_id))) if part]
     with evaluating(model):
-        for place, job in enumerate(jobs):
-            left = started + plan.seconds - clock()
-            if left <= 0:
-                grid.notes.append(f"{job.said}: left out, the {plan.seconds:g} seconds were over.")
-                continue
-            _measure(job, runs, clock() + left / (len(jobs) - place), clock() + left, grid.notes, first=not place)
+        for number, part in enumerate(parts):
+            end = clock() + (started + plan.seconds - clock()) / (len(parts) - number)
+            for place, job in enumerate(part):
+                must, left = part is writes and not place, end - clock()
+                if left <= 0 and not must:
+                    grid.notes.append(f"{job.said}: left out, the {plan.seconds:g} seconds were over.")
+                    continue
+                warm_up = 1 if number or place or must else WARM_UP
+                _measure(job, runs, clock() + left / (len(part) - place), end, grid.notes, warm_up, must)
     grid.seconds = clock() - started
     return grid
 
@@ -85,16 +88,23 @@ def _merged(model: LoRA, names: Sequence[str], notes: list[str]) -> dict[str, Ru
     return out
 
 
-def _measure(job: Job, runs: dict[str, Run], until: float, end: float, notes: list[str], first: bool) -> None:
-    """Rounds in which each run has its turn, until the job's time or repetitions are over."""
+def _measure(
+    job: Job, runs: dict[str, Run], until: float, end: float, notes: list[str], warm_up: int, must: bool
+) -> None:  # fmt: skip
+    """Rounds in which each run has its turn, until the job's time or repetitions are over.
+
+    Args:
+        until: when its own time is over; ``end``: that of its part.
+        must: it is measured in one round at least, whatever the time; any other is left out where `FEWEST` have none.
+    """
     begun = clock()
     peaks: dict[str, int] = {}
     for run in runs.values():
-        for _ in range(WARM_UP if first else 1):
+        for _ in range(warm_up):
             job.once(run)
     warmed = clock()
-    one = (warmed - begun) / (WARM_UP if first else 1)
-    if warmed + (FEWEST + 1) * one > end:
+    one = (warmed - begun) / warm_up
+    if warmed + (FEWEST + 1) * one > end and not must:
         notes.append(f"{job.said}: left out, a round takes {one:.1f} s, and for {FEWEST} there was no time left.")
         return
     for name, run in runs.items():
@@ -104,10 +114,16 @@ def _measure(job: Job, runs: dict[str, Run], until: float, end: float, notes: li
         peaks[name] = max(0, peak.bytes - sum(other.own for other in runs.values()))
     times: dict[str, list[list[float]]] = {name: [] for name in runs}
     for number in range(MOST):
-        if number >= FEWEST and clock() >= until:
+        if clock() >= until and (number >= FEWEST or (must and number and clock() + one > end)):
             break
         for name in turn(list(runs), number):
             times[name].append(job.once(runs[name]))
+    done = len(next(iter(times.values())))
+    if done < FEWEST:
+        notes.append(
+            f"{job.said}: measured in {number_of(done, 'round')} alone, of {one:.1f} s each; fewer than {FEWEST} say "
+            "little, and factors have no interval. More time: --speed-seconds."
+        )
     job.put(times, peaks)
 
 

@@ -28,7 +28,8 @@ class SpeedPlan:
         batch_sizes: rows of one pass.
         lengths: tokens of a row, each a length that rows of the data have or the nearest to it; default: the 10th, 50th
             and 90th percentile of the data's.
-        seconds: budget of the whole grid. Passes that were begun are ended, and every shape is passed once before.
+        seconds: budget of the whole grid, half of it for writing where the task writes. Passes that were begun are
+            ended, every shape is passed once before, and writing behind the fewest prompts is measured at least once.
         new_tokens: that are written behind a prompt.
         merged: measure each adapter merged into a copy of the base too.
     """
