@@ -153,6 +153,9 @@ def test_results_stand_beside_the_base(folder: Path) -> None:
     perplexity = found["my_perplexity"]["word_perplexity"]
     assert perplexity["a"]["value"] != perplexity["base"]["value"]
     assert perplexity["a"]["to_base"]["low"] is None  # no mean over documents
+    assert perplexity["a"]["to_base"]["verdict"] == "not known" and its["to_base"]["verdict"] != "not known"
+    assert its["to_base"]["comparisons"] == 3, "of seven metrics three are means over documents"
+    assert "my_choices (8)" in found.notes[-1] and "Fewer than" not in found.notes[-1]
     assert found.higher_is_better["my_perplexity"]["word_perplexity"] is False
     json.dumps(found.to_dict(), allow_nan=False)
     written = found.grid().markdown()
@@ -166,10 +169,10 @@ def test_intervals_of_differences_are_those_of_pairs() -> None:
         samples = [{"filter": "none", "acc": value} for value in values]
         return {"results": {"t": {"acc,none": sum(values) / len(values)}}, "samples": {"t": samples}}
 
-    found = _difference(side(0, 1, 0, 1), side(1, 1, 0, 1), "t", "acc,none")
+    found, test = _difference(side(0, 1, 0, 1), side(1, 1, 0, 1), "t", "acc,none")
     assert found["value"] == 0.25 and found["stderr"] == pytest.approx(0.25)
-    assert found["low"] == pytest.approx(0.25 - 1.96 * 0.25, abs=1e-3)
-    assert _difference(side(0, 1), side(0, 1), "t", "acc,none")["low"] is None  # alike everywhere: says nothing
+    assert test is not None and (test.test, test.n, test.difference) == ("mcnemar", 4, 0.25)
+    assert _difference(side(0.5, 1, 0), side(1, 1, 0), "t", "acc,none")[1].test == "bootstrap"
 
 
 def test_limit_and_examples(folder: Path) -> None:

@@ -97,4 +97,6 @@ def run_benchmarks(
     if as_json:
         print(text)
     else:
-        console().print(benchmarks.grid().rich())
+        for grid in (benchmarks.grid(), benchmarks.tests()):
+            if grid is not None:
+                console().print(grid.rich())

@@ -64,7 +64,8 @@ def comparisons(evaluation: Evaluation, keys: Sequence[str] | None = None) -> Gr
     rows: list[list[Cell]] = []
     for name, own in found.items():
         for key, its in own.items():
-            cells = compared(evaluation, key, its, pointer("evaluation", "comparisons", name, key))
+            path = pointer("evaluation", "comparisons", name, key)
+            cells = compared(metric_of(evaluation, key), its, path)
             rows.append([name, *cells] if several else cells)
     if not rows:
         return None
@@ -82,13 +83,12 @@ def comparisons(evaluation: Evaluation, keys: Sequence[str] | None = None) -> Gr
 HEADERS = ["", "difference", "p", "verdict", "could be seen"]
 
 
-def compared(evaluation: Evaluation, key: str, its: Mapping[str, Any], path: str) -> list[Cell]:
-    """A comparison as a line: metric, difference with its interval, p, verdict, smallest difference to be seen."""
-    metric = metric_of(evaluation, key)
+def compared(metric: Metric, its: Mapping[str, Any], path: str, key: str = "difference") -> list[Cell]:
+    """A comparison as a line: metric, difference (under ``key``) with its interval, p, verdict, what could be seen."""
     p = "p_corrected" if its.get("p_corrected") is not None else "p_value"
     said = str(its.get("verdict") or "not known")
     return [
-        metric.title, with_ends(its, "difference", metric, path, "+"), number(its.get(p), P_VALUE, f"{path}/{p}"),
+        metric.title, with_ends(its, key, metric, path, "+"), number(its.get(p), P_VALUE, f"{path}/{p}"),
         (said, VERDICTS.get(said, "")), number(its.get("detectable"), metric, f"{path}/detectable"),
     ]  # fmt: skip
 
@@ -99,8 +99,7 @@ def pairs(evaluation: Evaluation) -> Grid | None:
     for place, its in enumerate(entries(evaluation.pairs)):
         if its:
             path = pointer("evaluation", "pairs", place)
-            rows.append(
-                [f"{its.get('a')} against {its.get('b')}", *compared(evaluation, str(its.get("metric")), its, path)]
-            )
+            metric = metric_of(evaluation, str(its.get("metric")))
+            rows.append([f"{its.get('a')} against {its.get('b')}", *compared(metric, its, path)])
     below: list[Cell] = [EXPLAINED.format(many="pairs")]
     return Grid("Adapters against one another", ["adapters", *HEADERS], rows, below, left=2) if rows else None

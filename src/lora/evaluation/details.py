@@ -191,7 +191,7 @@ def robustness(evaluation: Evaluation) -> Grid | None:
         for noise, its in dicts(noises).items():
             key = str(its.get("metric") or evaluation.best_metric)
             key = next((known for known, metric in METRICS.items() if metric.title == key), key)
-            cells = compared(evaluation, key, its, pointer("evaluation", "robustness", name, noise))
+            cells = compared(metric_of(evaluation, key), its, pointer("evaluation", "robustness", name, noise))
             rows.append([name, noise.replace("_", " "), *cells])
             notes += [str(its["note"])] if its.get("note") else []
     headers = ["adapter", "noise", *HEADERS]
