@@ -79,8 +79,9 @@ def writers(*names: str) -> LoRA:
 
 def run(model: LoRA, folder: Path, *names: str, **options: Any) -> Any:
     return benchmark(
-        model, [f"my_{name}" for name in names], include=folder, tokenizer=word_tokenizer("$A"), batch_size=6, **options
-    )
+        model, [f"my_{name}" for name in names], include=folder, tokenizer=word_tokenizer("$A"),
+        **{"batch_size": 6, **options},
+    )  # fmt: skip
 
 
 def test_the_numbers_of_lm_evals_own_model_on_merged_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +134,10 @@ def test_one_pass_for_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return forward(self, *args, adapters=adapters, **options)
 
     monkeypatch.setattr(LoRA, "_forward", counted)
-    alone = run(writers("a", "b"), folder, "choices", adapters=["b"], baseline=False)
+    alone = run(writers("a", "b"), folder, "choices", adapters=["b"], baseline=False, batch_size=16)
     rows_alone, batches[:] = sum(map(len, batches)), []
-    found = run(writers("a", "b"), folder, "choices")
+    # A pass is shared where each adapter has at least 16 rows of it.
+    found = run(writers("a", "b"), folder, "choices", batch_size=48)
     assert sum(map(len, batches)) == 3 * rows_alone
     assert all(set(names) == {"base", "a", "b"} for names in batches)
     assert found["my_choices"]["acc"]["b"]["value"] == alone["my_choices"]["acc"]["b"]["value"]
