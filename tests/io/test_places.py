@@ -20,15 +20,6 @@ def test_what_is_not_there_yet_is_fine(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_for_a_file_one_folder_is_made_and_not_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=rf"--output: of .*deep there is only {tmp_path}; one folder that is missing"):
-        file_to_write(tmp_path / "new" / "deep" / "x.json", "--output")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="make them first"):
-        file_to_write("new/deep/x.json", "--output")
-    assert folder_to_write(tmp_path / "new" / "deep", "output") and list(tmp_path.iterdir()) == []
-
-
 def test_a_file_where_a_folder_must_be_and_the_other_way_round(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--output: .*is a folder; name a file"):

@@ -94,6 +94,7 @@ def run_benchmarks(
     text = json.dumps(benchmarks.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     if file:
         write_text(file, text + "\n")
+        say(f"written: {file}")
     if as_json:
         print(text)
     else:

@@ -141,6 +141,7 @@ def command(
         say(note)
     if file:
         write_text(file, as_file(told, file))
+        say(f"written: {file}")
     if as_json:
         print(json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False))
     else:

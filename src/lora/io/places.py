@@ -10,9 +10,7 @@ from lora.errors import ConfigError
 
 
 def file_to_write(place: str | Path, said: str, overwrite: bool = True, reads: str | Path | None = None) -> Path:
-    """``place`` as a file that can be written. Its folder is made if need be, but none above that one.
-
-    Raises ConfigError, led by ``said``.
+    """``place`` as a file that can be written, its folder made if need be. Raises ConfigError, led by ``said``.
 
     Args:
         overwrite: whether a file that is there may be replaced.
@@ -26,13 +24,6 @@ def file_to_write(place: str | Path, said: str, overwrite: bool = True, reads: s
     if path.is_dir():
         raise ConfigError(f"{said}: {place} is a folder; name a file")
     _check_above(path, said)
-    parent = path.absolute().parent
-    if not parent.exists() and not parent.parent.exists():
-        above = next(folder for folder in parent.parents if folder.exists())
-        raise ConfigError(
-            f"{said}: of {parent} there is only {above}; one folder that is missing is made for a file, several are "
-            "more likely a slip: make them first, or name another place"
-        )
     return path
 
 

@@ -16,7 +16,7 @@ from lora.model.lora import LoRA
 from lora.model.vocabulary import add_tokens, enlarge, tokenizer_for, train_rows
 from lora.tasks import Task, task_class
 from lora.training.device import choose_dtype
-from lora.workflow.tuned import adapter_folder, task_of, vocabulary_of
+from lora.workflow.tuned import task_of, vocabulary_of
 
 
 def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
@@ -42,7 +42,8 @@ def load(config: RunConfig, task: Task, start: Path | None) -> tuple[LoRA, Any]:
         config.adapter = model.adapters["default"]  # ranks that were brought down to small layers stand in it
     else:
         model.load_adapter(start, "default")
-        if not config.start or adapter_folder(config.start) == start:  # else a checkpoint, which has it from its run
+        # Of a run that is gone on with it is a checkpoint, which has it from its run.
+        if not config.output or not start.resolve().is_relative_to(Path(config.output).resolve()):
             _begun_with(model.notes.setdefault("default", {}), start)
         found = model.adapters["default"]
         refuse_other_settings(str(config.start), config.adapter, found)
