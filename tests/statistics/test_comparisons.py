@@ -249,3 +249,12 @@ def test_words_follow_from_the_p_value() -> None:
     assert verdict(0.1, math.nan) == "not known"
     fields = set(Comparison.__dataclass_fields__)
     assert {"low", "high", "p_value", "effect", "detectable", "note"} <= fields
+
+
+def test_what_resamples_cannot_say_names_its_metric() -> None:
+    from lora.statistics import compare, estimate
+    from lora.statistics.means import MARGIN, value_rows
+
+    same = value_rows([1.0] * 30)
+    assert estimate(MARGIN, same).note.startswith("margin: all resamples have the same value")
+    assert compare(MARGIN, same, value_rows([0.5] * 30)).note.startswith("margin: all resamples have the same diff")
