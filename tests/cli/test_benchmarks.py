@@ -62,7 +62,6 @@ def test_what_is_refused(
     for arguments, words in (
         ([a, "--data", "x.jsonl", "--limit", "3"], "--limit is for benchmarks"),
         ([a, "--data", "x.jsonl", "--fewshot", "0"], "--fewshot is for benchmarks"),
-        ([a, b, "--data", "x.jsonl"], "2 adapters are named"),
         ([a, "--harness", "mine", "--data", "x.jsonl"], "leave out --data"),
         ([a, "--harness", "mine", "--generate", "3"], "leave out --generate"),
         ([a, "--harness", " "], "name a benchmark"),

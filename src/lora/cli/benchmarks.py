@@ -19,7 +19,7 @@ OPTIONS = {
         help="benchmarks of lm-eval, such as arc_easy; for as many adapters as you name",
     ),
     "named": click.option(
-        "--adapter", "named", multiple=True, metavar="NAME=FOLDER", help="with --harness: an adapter, and its name"
+        "--adapter", "named", multiple=True, metavar="NAME=FOLDER", help="an adapter, and what to call it"
     ),
     "include": click.option(
         "--harness-include", "include", metavar="DIR", help="folder with benchmarks of your own: YAML files of lm-eval"
@@ -50,18 +50,12 @@ def harness_options(function: F) -> F:
     return collect  # type: ignore[return-value]
 
 
-def one_adapter(adapters: tuple[str, ...], harness: dict[str, Any]) -> str:
-    """The adapter to evaluate on rows. Raises ConfigError where there is not one, or what benchmarks need was given."""
+def refuse_without_benchmark(harness: dict[str, Any]) -> None:
+    """Raise ConfigError where what benchmarks alone need was given without one."""
     given = [f"--{name.replace('_', '-')}" for name in ("limit", "fewshot") if harness[name] is not None]
-    given += [option for option, name in NAMED.items() if harness[name]]
+    given += [option for option, name in NAMED.items() if harness[name] and name != "named"]
     if given:
         raise ConfigError(f"{given[0]} is for benchmarks; name one with --harness")
-    if len(adapters) != 1:
-        raise ConfigError(
-            f"{len(adapters)} adapters are named; on rows one is evaluated at a time (several: --harness, or from "
-            "Python `evaluate`)"
-        )
-    return adapters[0]
 
 
 def run_benchmarks(

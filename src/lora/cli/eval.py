@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lora.cli.benchmarks import harness_options, one_adapter, run_benchmarks
+from lora.cli.benchmarks import harness_options, refuse_without_benchmark, run_benchmarks
 from lora.cli.options import config_options, listed
 from lora.config import EVAL_BATCH_SIZE, MAX_NEW_TOKENS, RESAMPLES, SPEED_SECONDS
 from lora.io.places import file_to_write
@@ -75,10 +75,12 @@ def command(
     output: str | None, overwrite: bool, trust_remote_code: bool, allow_other_base: bool, harness: dict[str, Any],
     overrides: dict[str, object],
 ) -> None:  # fmt: skip
-    """Evaluate ADAPTER (an adapter or a run's folder) on labelled rows (--data FILE), or several on benchmarks.
+    """Evaluate adapters (their folders, or those of runs) on labelled rows (--data FILE) or on benchmarks, all in one
+    pass, each beside the base and the others.
 
     \b
     lora eval run --data test.jsonl
+    lora eval run other-run --data test.jsonl
     lora eval run --data test.jsonl --generate 100
     lora eval run --data test.jsonl --slices source --robustness typos,case
     lora eval run other-run --harness arc_easy,gsm8k --limit 100
@@ -94,7 +96,7 @@ def command(
             ),
         )  # fmt: skip
         return
-    adapter = one_adapter(adapters, harness)
+    refuse_without_benchmark(harness)
     from lora.cli import quiet_libraries
     from lora.errors import ConfigError
     from lora.overrides import load_config
@@ -110,14 +112,20 @@ def command(
     from lora.evaluation.evaluate import evaluate
     from lora.evaluation.speed_plan import SpeedPlan
     from lora.io.atomic import write_text
-    from lora.workflow import load_tuned
+    from lora.workflow import choose, load_alike
 
-    tuned, name, tokenizer, task = load_tuned(
-        adapter, model, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
+    chosen = choose(adapters, harness["named"], model)
+    places = chosen.adapters
+    if not places:
+        raise ConfigError("name an adapter's or a run's folder to evaluate")
+    if len(places) == 1 and not harness["named"]:
+        places = {"tuned": next(iter(places.values()))}
+    tuned, tokenizer, task = load_alike(
+        places, chosen.model, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
     )
     evaluation = evaluate(
-        tuned, config.train, tokenizer=tokenizer, task=task, adapters=[name], baseline=baseline, batch_size=batch_size,
-        max_length=config.max_length or tuned.notes[name].get("max_length"), latency=latency, data_config=config,
+        tuned, config.train, tokenizer=tokenizer, task=task, adapters=list(places), baseline=baseline or chosen.base,
+        batch_size=batch_size, max_length=config.max_length, latency=latency, data_config=config,
         generate=generate or False, max_new_tokens=max_new_tokens,
         speed=SpeedPlan(seconds=speed_seconds) if speed else False,
         probe=probe == "built-in" or probe or False, resamples=resamples, slices=listed(slices),

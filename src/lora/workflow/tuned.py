@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +94,63 @@ def load_tuned(
     Returns:
         the model, the adapter's name in it, the tokenizer, the task.
     """
-    folder = adapter_folder(adapter)
-    sidecar = read_sidecar(folder)
-    name = model or base_of(folder)
+    tuned, tokenizer, task = load_alike(
+        {"tuned": adapter}, model, dtype=dtype, trust_remote_code=trust_remote_code, allow_other_base=allow_other_base
+    )
+    return tuned, "tuned", tokenizer, task
+
+
+def load_alike(
+    adapters: Mapping[str, str | Path],
+    model: str | None = None,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_other_base: bool = False,
+) -> tuple[LoRA, Any, Task]:
+    """Adapters of one task on their base, each under its name, with the tokenizer and the task; as `load_tuned`.
+
+    Raises:
+        AdapterFileError, ModelError: something cannot be loaded, or an adapter is for another base.
+        ConfigError: adapters were trained for different tasks, labels or columns, or have other tokens of their own.
+    """
+    folders = {name: adapter_folder(place) for name, place in adapters.items()}
+    (first, folder), *others = folders.items()
     task = task_of(folder)
-    if dtype == "auto" and (sidecar.get("training") or {}).get("dtype") == "float32":
+    for name, its in others:
+        if task_of(its).state() != task.state():
+            raise ConfigError(
+                f"{first} and {name} were trained for different tasks, labels or columns; evaluate them one at a time"
+            )
+    trained = [(read_sidecar(its).get("training") or {}).get("dtype") for its in folders.values()]
+    base_name = model or base_of(folder)
+    if dtype == "auto" and "float32" in trained:
         dtype = "float32"  # as in training: the numbers of its report come again
     # The base's own head is made up anew: always the same one, so that a comparison can be repeated.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        base = load_base(name, task.auto_class, choose_dtype(dtype), task.model_options(), trust_remote_code)
-    enlarge(base, vocabulary_of(folder))
+        base = load_base(base_name, task.auto_class, choose_dtype(dtype), task.model_options(), trust_remote_code)
+    own = own_tokenizer(folders)
+    enlarge(base, max(vocabulary_of(its) for its in folders.values()))
     tuned = LoRA(base, name=None)
-    loaded = tuned.load_adapter(folder, "tuned", allow_other_base=allow_other_base)
+    for name, its in folders.items():
+        tuned.load_adapter(its, name, allow_other_base=allow_other_base)
     tuned.to(best_device()).eval()
-    return tuned, loaded, load_tokenizer(name, trust_remote_code, folder), task
+    return tuned, load_tokenizer(base_name, trust_remote_code, own or folder), task
+
+
+def own_tokenizer(folders: Mapping[str, Path]) -> Path | None:
+    """The folder whose tokenizer all use: that of an adapter with tokens of its own; None: the base's will do.
+
+    Raises:
+        ConfigError: several have other tokens of their own, which share ids.
+    """
+    own = {name: folder for name, folder in folders.items() if (folder / "tokenizer.json").is_file()}
+    first = next(iter(own), None)
+    for name in own:
+        if first and (own[name] / "tokenizer.json").read_bytes() != (own[first] / "tokenizer.json").read_bytes():
+            raise ConfigError(
+                f"{first} and {name} brought new tokens of their own, which stand at the same places of one "
+                "vocabulary; use one of them at a time"
+            )
+    return own[first] if first else None
