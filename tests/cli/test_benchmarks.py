@@ -58,7 +58,7 @@ def test_several_adapters(
 def test_what_is_refused(
     adapters: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = str(adapters["a"]), str(adapters["b"])
+    a = str(adapters["a"])
     for arguments, words in (
         ([a, "--data", "x.jsonl", "--limit", "3"], "--limit is for benchmarks"),
         ([a, "--data", "x.jsonl", "--fewshot", "0"], "--fewshot is for benchmarks"),

@@ -48,7 +48,11 @@ def render(report: Mapping[str, Any]) -> str:
     said = headline(evaluation) if evaluation else "Nothing was held out, so there is no evaluation."
     head = Head("Report", _name(report, evaluation), evaluation.task if evaluation else "", said,
                 _tiles(evaluation) if evaluation else [])  # fmt: skip
-    return document(head, parts, JSON, mapping(report.get("versions")).get("lora"))
+    written = document(head, parts, JSON, mapping(report.get("versions")).get("lora"))
+    if set(report) == {"evaluation"}:  # from a file of the evaluation alone, of which it is the root
+        for attribute in ("data-path", "data-minus"):
+            written = written.replace(f'{attribute}="/evaluation/', f'{attribute}="/')
+    return written
 
 
 def document(head: Head, sections: Sequence[Section], file: str, version: Any = None) -> str:
