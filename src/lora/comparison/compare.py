@@ -11,6 +11,7 @@ from typing import Any
 from lora.comparison.alone import measure
 from lora.comparison.candidates import BASE, FULL, candidates
 from lora.comparison.protocol import budget, load, more_is_better, own_folder, read, settings_of, unused
+from lora.comparison.reference import CONSTANT, Reference, defined_of
 from lora.comparison.result import FILES, ComparisonResult, Measured, save_settings, write
 from lora.comparison.spectrum import spectra, summed_up
 from lora.comparison.trials import Bench, Chosen, Say, choose_rates, how_to_go_on, size_of
@@ -19,6 +20,7 @@ from lora.comparison.words import recommendation
 from lora.config import AdapterConfig, ComparisonConfig, RunConfig, TrainingConfig
 from lora.core.routing import BASE as NONE
 from lora.errors import ConfigError, DataError, Interrupted, TrainingError
+from lora.evaluation.reference import constant_figures
 from lora.io.atomic import write_text
 from lora.model.lora import LoRA
 from lora.statistics.estimate import Estimate, estimates
@@ -26,7 +28,7 @@ from lora.statistics.rows import Rows as FigureRows
 from lora.statistics.rows import pooled
 from lora.tasks import Encoded
 from lora.tasks.figures import Figures, figures
-from lora.tasks.inference import infer
+from lora.tasks.inference import Outcome, infer
 from lora.training.prepare import Prepared
 from lora.training.processes import Processes
 
@@ -68,7 +70,9 @@ def compare(
     greater = more_is_better(model, prepared, config)
     everyone, notes = candidates(model, config, asked)
     notes += unused(config)
-    known = _measured(model, prepared, config, [NONE])[NONE]
+    outcome = _outcomes(model, prepared, config, [NONE])[NONE]
+    known = figures(prepared.task, outcome, _tested_on(prepared).examples)
+    constant = constant_figures(prepared.task, outcome.predictions, _tested_on(prepared).examples)
     metric = config.training.best_metric or prepared.task.best_metric
     if metric not in known:
         raise ConfigError(
@@ -99,18 +103,26 @@ def compare(
             _measure_alone(bench, found)
     except KeyboardInterrupt:
         raise Interrupted(f"what is trained is kept. {how_to_go_on(folder)}") from None
-    return _conclude(bench, asked, found, size, protocol, [*notes, *prepared.notes])
+    return _conclude(bench, asked, found, size, protocol, [*notes, *prepared.notes], constant)
+
+
+def _tested_on(prepared: Prepared) -> Encoded:
+    assert prepared.test is not None, "there are test rows"
+    return prepared.test
+
+
+def _outcomes(model: LoRA, prepared: Prepared, config: RunConfig, names: Sequence[str]) -> dict[str, Outcome]:
+    """What each of ``names`` makes of the test rows."""
+    return infer(
+        model, prepared.task, _tested_on(prepared), list(names), pad_token_id=prepared.pad_token_id,
+        batch_size=config.training.evaluation_rows, padding_side=prepared.padding_side,
+    )  # fmt: skip
 
 
 def _measured(model: LoRA, prepared: Prepared, config: RunConfig, names: Sequence[str]) -> dict[str, Figures]:
     """Figures of the test rows of each of ``names``."""
-    test = prepared.test
-    assert test is not None, "there are test rows"
-    outcomes = infer(
-        model, prepared.task, test, list(names), pad_token_id=prepared.pad_token_id,
-        batch_size=config.training.evaluation_rows, padding_side=prepared.padding_side,
-    )  # fmt: skip
-    return {name: figures(prepared.task, outcome, test.examples) for name, outcome in outcomes.items()}
+    outcomes, examples = _outcomes(model, prepared, config, names), _tested_on(prepared).examples
+    return {name: figures(prepared.task, outcome, examples) for name, outcome in outcomes.items()}
 
 
 def _measure(bench: Bench, chosen: Chosen, seeds: int, of_base: Figures) -> Measured:
@@ -172,9 +184,10 @@ def _measure_alone(bench: Bench, everyone: Sequence[Measured]) -> None:
 
 
 def _conclude(
-    bench: Bench, asked: ComparisonConfig, found: list[Measured], base: int, protocol: list[str], notes: list[str]
-) -> ComparisonResult:
-    """Statistics, verdict and words; and everything in files."""
+    bench: Bench, asked: ComparisonConfig, found: list[Measured], base: int, protocol: list[str], notes: list[str],
+    constant: tuple[str, Figures] | None,
+) -> ComparisonResult:  # fmt: skip
+    """Statistics, verdict and words; and everything in files. ``constant``: what `constant_figures` gives."""
     key, entries, pools = bench.metric, list[Entry](), dict[str, FigureRows]()
     seed, alive = bench.config.training.seed, [its for its in found if its.runs and not its.error]
     if not alive:
@@ -183,22 +196,47 @@ def _conclude(
         its.estimates, pools[its.name] = estimated(list(its.runs.values()), key, seed)
         entries.append(Entry(its.name, its.kind, its.rank, its.said, its.estimates[key], its.costs()))
     metric = next(iter(alive[0].runs.values()))[key][0]
-    put_to_test(metric, pools, entries, seed)
+    reference, rows = _reference(found, constant, key, seed, asked.seeds)
+    if reference is not None and reference.tested:
+        pools[reference.name] = rows or pools[reference.name]
+    put_to_test(metric, pools, entries, seed, reference.name if reference and reference.tested else None)
     margin = asked.margin or default_margin(metric, [its.quality.value for its in entries])
     verdict = judge(entries, margin)
-    ends = [its.name for its in alive if its.chosen.at_the_end]
+    if reference is not None:
+        reference.beside(entries, verdict.best)
+    ends = {its.name: its.chosen.end for its in alive if its.chosen.end}
     count = len(bench.prepared.test or ())
     words = recommendation(
-        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, at_the_end=ends,
-        trained_on=bench.trained_on,
+        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, ends=ends,
+        trained_on=bench.trained_on, reference=reference,
     )  # fmt: skip
     result = ComparisonResult(
         bench.folder, bench.config, asked, key, metric, found, entries, verdict, words, protocol, notes, base,
         {"train": bench.prepared.train.rows, "validation": _count(bench.prepared.held), "test": count},
-        bench.task.name,
+        bench.task.name, reference,
     )  # fmt: skip
     write(result)
     return result
+
+
+def _reference(
+    found: Sequence[Measured], constant: tuple[str, Figures] | None, key: str, seed: int, seeds: int
+) -> tuple[Reference | None, FigureRows | None]:
+    """The constant answer and, where the metric ``key`` is defined of it, its rows; else the base, if that is measured.
+
+    A constant answer that has other metrics alone stands beside the candidates, and nothing is held against it.
+    """
+    base = next((its for its in found if its.kind == BASE), None)
+    if constant is not None:
+        said, its = constant
+        # As often as a candidate has runs: a resample then draws the rows of both alike.
+        estimates, rows = estimated([its] * seeds, key if key in its else next(iter(its)), seed)
+        tested = defined_of(estimates, key)
+        if tested or base is None:
+            return Reference(CONSTANT, said, estimates, tested), rows if tested else None
+    if base is None:
+        return None, None
+    return Reference(base.name, base.said, base.estimates, defined_of(base.estimates, key)), None
 
 
 def estimated(runs: Sequence[Figures], key: str, seed: int) -> tuple[dict[str, Estimate], FigureRows]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lora.statistics.compare import UNKNOWN, WORSE, Comparison, compare_all
+from lora.statistics.compare import BETTER, UNKNOWN, WORSE, Comparison, compare_all
 from lora.statistics.estimate import Estimate
 from lora.statistics.metric import Metric
 from lora.statistics.rows import Rows
@@ -30,6 +30,7 @@ class Entry:
             it is not known.
         against_best, against_full: it against the best and against full fine-tuning, p-values corrected; None: it is
             the one, or that one is not there.
+        against_reference: it against what is reached without training; None: it is that, or there is none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Entry:
     costs: dict[str, float | None] = field(default_factory=dict)
     against_best: Comparison | None = None
     against_full: Comparison | None = None
+    against_reference: Comparison | None = None
 
     @property
     def parameters(self) -> float:
@@ -49,6 +51,11 @@ class Entry:
     def worth(self) -> float:
         """The value, of a metric of which less is better with its sign turned."""
         return self.quality.value if self.quality.higher_is_better else -self.quality.value
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is found better than what is reached without training, where there is such."""
+        return self.against_reference is None or self.against_reference.verdict == BETTER
 
 
 @dataclass
@@ -63,8 +70,8 @@ class Verdict:
         undecided: not found worse, and not shown to be within the margin either.
         worse: found worse than the best.
         unknown: without a value, or without a test.
-        recommended: the first of ``enough``.
-        smallest: the one with the smallest rank among the LoRA candidates of ``enough``; None: there is none.
+        recommended: the first of ``enough`` that has learned (`Entry.learned`); None: there is none.
+        smallest: the one with the smallest rank among the LoRA candidates of these; None: there is none.
         fronts: for each cost, and for ``all`` together, those that no other beats in value and cost.
     """
 
@@ -97,8 +104,11 @@ def default_margin(metric: Metric, values: Sequence[float]) -> float:
     return OTHER_MARGIN * best or OTHER_MARGIN
 
 
-def put_to_test(metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entry], seed: int = 0) -> None:
-    """Put into ``entries`` their comparisons with the best and with full fine-tuning, each family corrected by Holm.
+def put_to_test(
+    metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entry], seed: int = 0, reference: str | None = None
+) -> None:
+    """Put into ``entries`` their comparisons with the best, with full fine-tuning and with the one of ``rows`` that is
+    called ``reference``, each family corrected by Holm.
 
     The best is the highest on the test rows, which flatters it. Who is compared with the best seen, corrected for the
     number of candidates, keeps the one that is truly best among those not found worse (Hsu, 1984, Annals of Statistics
@@ -106,10 +116,11 @@ def put_to_test(metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entr
     """
     best = best_of(entries)
     full = next((its.name for its in entries if its.kind == "full"), None)
-    for against, place in ((best, "against_best"), (full, "against_full")):
+    for against, place in ((best, "against_best"), (full, "against_full"), (reference, "against_reference")):
         if against is None or len(rows) < 2 or against not in rows:
             continue
-        found = compare_all(metric, rows, against, seed=seed)
+        systems = {its.name: rows[its.name] for its in entries} | {against: rows[against]}
+        found = compare_all(metric, systems, against, seed=seed)
         for entry in entries:
             setattr(entry, place, found.get(entry.name))
 
@@ -136,8 +147,9 @@ def judge(entries: Sequence[Entry], margin: float) -> Verdict:
         else:
             (out.enough if its.not_worse(margin) else out.undecided).append(entry.name)
     by_name = {its.name: its for its in entries}
-    out.recommended = out.enough[0] if out.enough else None
-    ranks = [by_name[name] for name in out.enough if by_name[name].rank is not None]
+    learned = [name for name in out.enough if by_name[name].learned]
+    out.recommended = learned[0] if learned else None
+    ranks = [by_name[name] for name in learned if by_name[name].rank is not None]
     out.smallest = min(ranks, key=lambda its: (its.rank or 0, its.parameters)).name if ranks else None
     return out
 
