@@ -12,6 +12,7 @@ import pytest
 from lora.comparison.reference import CONSTANT, Reference, turned
 from lora.comparison.verdict import Entry, Verdict, default_margin, fronts, judge, put_to_test
 from lora.comparison.words import recommendation
+from lora.statistics.classes import MCC, averaged, label_rows
 from lora.statistics.estimate import estimate
 from lora.statistics.means import EXACT_MATCH, LOSS, right_rows, token_rows, value_rows
 from lora.statistics.means import mean as mean_of
@@ -194,7 +195,7 @@ def test_rates_at_the_end_of_the_grid() -> None:
     assert said.count("highest") == 1
     _, said = told({"r4": some(402), "full": some(401)}, 4000, ends={"full": "highest"})
     assert said.count("full's best rate is the highest tried") == 1 and "none" not in said
-    _, said = told({"r1": some(40), "full": some(45)}, 200, ends={"full": "highest"})
+    _, said = told({"r1": some(40, 3), "full": some(42)}, 200, ends={"full": "highest"})
     assert "in 80% of cases; full's best rate is the highest tried, so it may do better." in said
 
 
@@ -243,6 +244,28 @@ def test_who_has_learned_is_recommended_as_before() -> None:
     verdict, said, found = beaten_by(CONSTANT, {CONSTANT: some(2000), **wrong}, 4000)
     assert (verdict, said) == told(wrong, 4000)
     assert found.against_best and found.against_best.verdict == "worse"
+
+
+def test_guesses_have_not_learned() -> None:
+    """Guesses of seven classes have an F1 macro of a seventh, four times that of a constant answer, and an MCC of 0."""
+    draw, classes = np.random.default_rng(0), list(range(7))
+    true = draw.integers(0, 7, 2000)
+    answers = {CONSTANT: np.zeros(2000, int), "r1": draw.integers(0, 7, 2000), "r4": draw.integers(0, 7, 2000)}
+    systems = {name: label_rows(true.tolist(), its.tolist(), labels=classes) for name, its in answers.items()}
+    metric = averaged("F1", "macro")
+    made = [Entry(name, *KINDS[name][:2], SAID[name], estimate(metric, systems[name]), {"parameters": KINDS[name][2]})
+            for name in ("r1", "r4")]  # fmt: skip
+    put_to_test(metric, systems, made, reference=CONSTANT, chance=(MCC, systems))
+    verdict, found = judge(made, 0.01), Reference(CONSTANT, "always 0", tested=True)
+    assert {its.against_reference.verdict for its in made if its.against_reference} == {"better"}
+    assert verdict.best and verdict.recommended is None
+    said = recommendation(made, verdict, 2000, reference=found)
+    assert "always 0, has MCC 0 on 2,000 test rows" in said and "though F1 macro is 0.1" in said
+    mostly = np.where(draw.random(2000) < 0.9, true, 0).tolist()
+    right = {**systems, "r4": label_rows(true.tolist(), mostly, labels=classes)}
+    made[1].quality = estimate(metric, right["r4"])
+    put_to_test(metric, right, made, reference=CONSTANT, chance=(MCC, right))
+    assert judge(made, 0.01).recommended == "r4"
 
 
 def test_enough_is_not_enough_where_it_has_not_learned() -> None:

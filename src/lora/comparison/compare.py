@@ -24,6 +24,7 @@ from lora.evaluation.reference import constant_figures
 from lora.io.atomic import write_text
 from lora.model.lora import LoRA
 from lora.statistics.estimate import Estimate, estimates
+from lora.statistics.metric import Metric
 from lora.statistics.rows import Rows as FigureRows
 from lora.statistics.rows import pooled
 from lora.tasks import Encoded
@@ -31,6 +32,8 @@ from lora.tasks.figures import Figures, figures
 from lora.tasks.inference import Outcome, infer
 from lora.training.prepare import Prepared
 from lora.training.processes import Processes
+
+MCC = "mcc"  # as figures have it
 
 
 def compare(
@@ -199,7 +202,11 @@ def _conclude(
     reference, rows = _reference(found, constant, key, seed, asked.seeds)
     if reference is not None and reference.tested:
         pools[reference.name] = rows or pools[reference.name]
-    put_to_test(metric, pools, entries, seed, reference.name if reference and reference.tested else None)
+    chance = None
+    if reference is not None and reference.tested and constant is not None and rows is not None:
+        chance = _chance(alive, constant[1], asked.seeds)
+    against = reference.name if reference is not None and reference.tested else None
+    put_to_test(metric, pools, entries, seed, against, chance)
     margin = asked.margin or default_margin(metric, [its.quality.value for its in entries])
     verdict = judge(entries, margin)
     if reference is not None:
@@ -210,6 +217,8 @@ def _conclude(
         entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, ends=ends,
         trained_on=bench.trained_on, reference=reference,
     )  # fmt: skip
+    if reference is not None and not reference.tested:
+        notes = [*notes, f"{metric.name} is what no {reference.name} has, so that nobody is held against one."]
     result = ComparisonResult(
         bench.folder, bench.config, asked, key, metric, found, entries, verdict, words, protocol, notes, base,
         {"train": bench.prepared.train.rows, "validation": _count(bench.prepared.held), "test": count},
@@ -237,6 +246,14 @@ def _reference(
     if base is None:
         return None, None
     return Reference(base.name, base.said, base.estimates, defined_of(base.estimates, key)), None
+
+
+def _chance(alive: Sequence[Measured], constant: Figures, seeds: int) -> tuple[Metric, dict[str, FigureRows]] | None:
+    """MCC with the rows of everybody, where the task has it."""
+    if MCC not in constant:
+        return None
+    rows = {its.name: pooled([run[MCC][1] for run in its.runs.values()]) for its in alive}
+    return constant[MCC][0], {**rows, CONSTANT: pooled([constant[MCC][1]] * seeds)}
 
 
 def estimated(runs: Sequence[Figures], key: str, seed: int) -> tuple[dict[str, Estimate], FigureRows]:

@@ -202,6 +202,7 @@ class ComparisonResult:
             "against_best": entry.against_best.to_dict() if entry and entry.against_best else None,
             "against_full": entry.against_full.to_dict() if entry and entry.against_full else None,
             "against_reference": entry.against_reference.to_dict() if entry and entry.against_reference else None,
+            "above_chance": entry.above_chance.to_dict() if entry and entry.above_chance else None,
             "spectrum": its.spectrum, "layers": {path: found.to_dict() for path, found in its.layers.items()},
             "adapter": folder and str(folder),
         }  # fmt: skip

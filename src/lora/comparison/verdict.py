@@ -31,6 +31,8 @@ class Entry:
         against_best, against_full: it against the best and against full fine-tuning, p-values corrected; None: it is
             the one, or that one is not there.
         against_reference: it against what is reached without training; None: it is that, or there is none.
+        above_chance: its MCC against that of a constant answer, which is 0 as that of all guesses; None: has none.
+            Guesses of all classes have a higher macro average than any constant answer.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Entry:
     against_best: Comparison | None = None
     against_full: Comparison | None = None
     against_reference: Comparison | None = None
+    above_chance: Comparison | None = None
 
     @property
     def parameters(self) -> float:
@@ -55,7 +58,13 @@ class Entry:
     @property
     def learned(self) -> bool:
         """Whether it is found better than what is reached without training, where there is such."""
-        return self.against_reference is None or self.against_reference.verdict == BETTER
+        return self.not_learned is None
+
+    @property
+    def not_learned(self) -> Comparison | None:
+        """The comparison by which that is not shown; None: it has learned, or there is nothing to hold it against."""
+        both = (self.against_reference, self.above_chance)
+        return next((its for its in both if its is not None and its.verdict != BETTER), None)
 
 
 @dataclass
@@ -105,10 +114,11 @@ def default_margin(metric: Metric, values: Sequence[float]) -> float:
 
 
 def put_to_test(
-    metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entry], seed: int = 0, reference: str | None = None
-) -> None:
+    metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entry], seed: int = 0, reference: str | None = None,
+    chance: tuple[Metric, Mapping[str, Rows]] | None = None,
+) -> None:  # fmt: skip
     """Put into ``entries`` their comparisons with the best, with full fine-tuning and with the one of ``rows`` that is
-    called ``reference``, each family corrected by Holm.
+    called ``reference``, with that by the metric ``chance`` too; each family corrected by Holm.
 
     The best is the highest on the test rows, which flatters it. Who is compared with the best seen, corrected for the
     number of candidates, keeps the one that is truly best among those not found worse (Hsu, 1984, Annals of Statistics
@@ -116,11 +126,14 @@ def put_to_test(
     """
     best = best_of(entries)
     full = next((its.name for its in entries if its.kind == "full"), None)
-    for against, place in ((best, "against_best"), (full, "against_full"), (reference, "against_reference")):
-        if against is None or len(rows) < 2 or against not in rows:
+    families = [(best, "against_best", metric, rows), (full, "against_full", metric, rows)]
+    families += [(reference, "against_reference", metric, rows)]
+    families += [(reference, "above_chance", *chance)] if chance else []
+    for against, place, by, of_all in families:
+        if against is None or len(of_all) < 2 or against not in of_all:
             continue
-        systems = {its.name: rows[its.name] for its in entries} | {against: rows[against]}
-        found = compare_all(metric, systems, against, seed=seed)
+        systems = {its.name: of_all[its.name] for its in entries} | {against: of_all[against]}
+        found = compare_all(by, systems, against, seed=seed)
         for entry in entries:
             setattr(entry, place, found.get(entry.name))
 

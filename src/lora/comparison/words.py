@@ -57,16 +57,19 @@ def _nothing_learned(
     best: Entry, count: int, rows: int, reference: Reference | None, ends: Mapping[str, str]
 ) -> list[str]:
     """In place of a recommendation, where the best value is not found better than what is reached without training."""
-    its = best.against_reference
+    its = best.not_learned
     assert its is not None and reference is not None, "who is held against nothing is taken to have learned"
     what = "a constant answer" if reference.name == CONSTANT else "the base as it is"
     beside = f"{reference.said}, has" if reference.name == CONSTANT else "that has"
     said = f"the test between them: {its.verdict}{_p(its)}"
     if math.isnan(its.p_corrected):
         said = "whether they differ is not known"
+    own = _value(best)
+    if its is not best.against_reference:
+        own = f"{its.a:.4g}, though {best.quality.metric} is {own}, which guesses may reach"
     return [
-        f"Nothing here is shown to be better than {what}: {beside} {best.quality.metric} {its.b:.4g} on {rows:,} test "
-        f"rows, and {best.name}, the best of {count} candidates, {_value(best)}; {said}{_detectable(its)}"
+        f"Nothing here is shown to be better than {what}: {beside} {its.metric} {its.b:.4g} on {rows:,} test "
+        f"rows, and {best.name}, the best of {count} candidates, {own}; {said}{_detectable(its)}"
         f"{_open_end((best.name,), ends)}.",
         "No adapter is recommended: train longer, raise the learning rates, or look at the data (lora data).",
     ]
