@@ -109,8 +109,8 @@ def result(names: tuple[str, ...] = tuple(ALL), output: Path = Path("runs/compar
             entries.append(Entry(its.name, its.kind, its.rank, its.said, its.estimates["exact_match"], its.costs()))
     put_to_test(EXACT_MATCH, pools, entries)
     verdict = judge(entries, margin)
-    ends = [its.name for its in found if its.chosen.at_the_end]
-    words = recommendation(entries, verdict, ROWS, spectra={its.name: its.spectrum for its in found}, at_the_end=ends)
+    ends = {its.name: its.chosen.end for its in found if its.chosen.end}
+    words = recommendation(entries, verdict, ROWS, spectra={its.name: its.spectrum for its in found}, ends=ends)
     config = RunConfig(model="models/encoder-small", output=str(output))
     return ComparisonResult(
         output, config, ComparisonConfig(seeds=SEEDS), "exact_match", EXACT_MATCH, found, entries, verdict, words,
