@@ -74,7 +74,10 @@ def compare(
     everyone, notes = candidates(model, config, asked)
     notes += unused(config)
     outcome = _outcomes(model, prepared, config, [NONE])[NONE]
-    known = figures(prepared.task, outcome, _tested_on(prepared).examples)
+    try:
+        known = figures(prepared.task, outcome, _tested_on(prepared).examples)
+    except DataError as error:
+        raise DataError(f"test rows: {error}") from None
     constant = constant_figures(prepared.task, outcome.predictions, _tested_on(prepared).examples)
     metric = config.training.best_metric or prepared.task.best_metric
     if metric not in known:
