@@ -164,7 +164,7 @@ def test_nobody_is_recommended_who_has_not_learned(found: ComparisonResult, lear
 
 def found_rows(found: ComparisonResult) -> list[dict[str, Any]]:
     rows, *_ = read(
-        load_config(None, {"model": found.config.model, "data.train": found.config.data.train}), found.asked
+        load_config(None, {"model": found.config.model, "data.train": found.config.data.train}), found.asked.test
     )
     assert rows.test is not None
     return list(rows.test)

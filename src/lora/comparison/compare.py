@@ -72,7 +72,10 @@ def compare(
     everyone, notes = candidates(model, config, asked)
     notes += unused(config)
     outcome, answers = outcomes(model, prepared, config, [NONE])[NONE], _test_rows(prepared).examples
-    known = figures(prepared.task, outcome, answers)
+    try:
+        known = figures(prepared.task, outcome, answers)
+    except DataError as error:
+        raise DataError(f"test rows: {error}") from None
     constant = constant_figures(prepared.task, outcome.predictions, answers)
     metric = config.training.best_metric or prepared.task.best_metric
     if metric not in known:
