@@ -106,6 +106,22 @@ def test_beside_modules_trained_in_full(request: Any, kind: str, company: str, d
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["plain", "dora"])
+def test_beside_adapted_positions(bert: Any, variant: str, dtype: torch.dtype) -> None:
+    """Positions are one row for the whole batch: each adapter's gradient is that of one row."""
+    training = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 6}
+    adapters = {
+        "positions": {"rank": 2, "targets": ["position_embeddings", "query"], "variant": variant, "dropout": 0.1},
+        "words too": {"rank": 3, "targets": "embedding", "variant": variant}, "none": {"rank": 4},
+    }  # fmt: skip
+    jobs = {
+        name: Job(rows(bert, 40, number), False, adapter, training)
+        for number, (name, adapter) in enumerate(adapters.items())
+    }
+    check(bert, jobs, dtype, at_once=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("packing", [None, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_tokens(tmp_path: Any, tied: bool, packing: bool | None, dtype: torch.dtype) -> None:

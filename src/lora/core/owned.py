@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora.core.geometry import geometry_of
-from lora.core.layer import AdaptedLayer, ByAdapter, check_rows, one_for_all, summed_here
+from lora.core.layer import AdaptedLayer, ByAdapter, check_rows, is_one_for_all, one_for_all, summed_here
 from lora.core.routing import BASE, Router, Routing
 from lora.errors import RoutingError
 
@@ -141,8 +141,7 @@ class OwnedModule(nn.Module):
         rows before it enters the module, in the type of the base.
         """
         tensors = [value for value in values if isinstance(value, Tensor) and value.dim() > 0]
-        alone = routing.packed or routing.size == 1 or not tensors
-        if alone or any(value.shape[0] != 1 for value in tensors):
+        if not tensors or not all(is_one_for_all(routing, value) for value in tensors):
             return False
         routing.one_row_for_all = self.path
         return True
