@@ -228,8 +228,10 @@ class AdaptedLayer(nn.Module):
         return self._by_variant(routing, x, out, rest) if any(rest) else out
 
     def _one_row(self, routing: Routing, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer on one row x (1, ..., i) for the whole batch, which each adapter computes once, as it does alone: its
-        gradient is summed over the adapter's rows before it enters the layer."""
+        """The layer on one row x (1, ..., i) for the whole batch, which each adapter computes once, as it does alone.
+
+        Its gradient is summed over the adapter's rows before it enters the layer.
+        """
         routing.one_row_for_all = self.path
         parts = []
         for group in routing.groups:
