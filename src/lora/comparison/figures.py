@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora.config import RunConfig
+from lora.evaluation.uncertainty import estimates_of
 from lora.model.lora import LoRA
-from lora.statistics.estimate import Estimate, estimates
+from lora.statistics.estimate import Estimate
+from lora.statistics.resampling import affordable
 from lora.statistics.rows import Rows as FigureRows
 from lora.statistics.rows import pooled
 from lora.tasks.figures import Figures, figures
@@ -38,7 +40,9 @@ def estimated(runs: Sequence[Figures], key: str, seed: int) -> tuple[dict[str, E
     out, of_key = dict[str, Estimate](), first[key][1]
     for names in alike.values():
         together = pooled([run[names[0]][1] for run in runs])
-        out.update(zip(names, estimates([first[name][0] for name in names], together, seed=seed), strict=True))
+        metrics = [first[name][0] for name in names]
+        found = estimates_of(metrics, together, affordable(together.units), seed)
+        out.update(zip(names, found, strict=True))
         if key in names:
             of_key = together
     return {name: out[name] for name in first}, of_key
