@@ -58,11 +58,10 @@ def test_several_adapters(
 def test_what_is_refused(
     adapters: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = str(adapters["a"]), str(adapters["b"])
+    a = str(adapters["a"])
     for arguments, words in (
         ([a, "--data", "x.jsonl", "--limit", "3"], "--limit is for benchmarks"),
         ([a, "--data", "x.jsonl", "--fewshot", "0"], "--fewshot is for benchmarks"),
-        ([a, b, "--data", "x.jsonl"], "a is for chat, b for causal"),
         ([a, "--harness", "mine", "--data", "x.jsonl"], "leave out --data"),
         ([a, "--harness", "mine", "--generate", "3"], "leave out --generate"),
         ([a, "--harness", " "], "name a benchmark"),

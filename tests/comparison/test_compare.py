@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def compared(base: Path, folder: Path, rows: list[dict[str, Any]] | None = None,
 @pytest.fixture(scope="module")
 def found(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonResult:
     return compared(bert, tmp_path_factory.mktemp("compared"))
+
+
+@pytest.fixture(scope="module")
+def learned(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonResult:
+    """One whose adapter tells the classes apart."""
+    folder = tmp_path_factory.mktemp("learned")
+    test = write_jsonl(folder / "test.jsonl", labelled(60, seed=4, longest=3))
+    config = settings(
+        bert, folder, labelled(90, longest=3), max_steps=120, learning_rate=1e-2, eval_every=30
+    )  # fmt: skip
+    asked = {"ranks": [4], "target_sets": ["all-linear"], "rate_factors": [1], "seeds": 1, "full": False}
+    return lora.compare(config, progress=False, test=str(test), alone=False, **asked)
 
 
 def test_each_is_measured_as_it_is_alone(found: ComparisonResult, bert: Path) -> None:
@@ -109,14 +122,68 @@ def test_files(found: ComparisonResult, tmp_path: Path) -> None:
     for heading in ("What they take", "Pareto fronts", "All metrics", "Learning rates", "Which layers", "Protocol"):
         assert f"## {heading}" in text, heading
     assert (found.output / "compare.html").read_text(encoding="utf-8") == render(told)
-    winner = load_config(found.output / "winner.yaml", {"output": str(tmp_path / "again"), "training.max_steps": 1})
+    assert not list(found.output.glob("trials/*/checkpoints")), "moments are not kept"
+
+
+def test_the_winner(learned: ComparisonResult, tmp_path: Path) -> None:
+    assert learned.verdict.recommended == "r4-all-linear"
+    values = {"output": str(tmp_path / "again"), "training.max_steps": 1}
+    winner = load_config(learned.output / "winner.yaml", values)
     assert winner.adapter == next(
-        its.candidate.adapter for its in found.measured if its.name == found.verdict.recommended
+        its.candidate.adapter for its in learned.measured if its.name == learned.verdict.recommended
     )
     assert lora.workflow.train(winner, progress=False, latency=False).fit.steps == 1
-    adapter = found.adapter()
+    adapter = learned.adapter()
     assert adapter is not None and (adapter / "adapter_config.json").is_file()
-    assert not list(found.output.glob("trials/*/checkpoints")), "moments are not kept"
+
+
+def test_nobody_is_recommended_who_has_not_learned(found: ComparisonResult, learned: ComparisonResult) -> None:
+    """Three steps teach nothing: the constant answer stands beside the candidates, and the best does not beat it."""
+    counts = Counter(row["label"] for row in found_rows(found))
+    label, count = counts.most_common(1)[0]
+    assert found.verdict.recommended is None and found.adapter() is None and not (found.output / "winner.yaml").exists()
+    assert found.recommendation.startswith(
+        f"Nothing here is shown to be better than a constant answer: always {label!r}, the most frequent class "
+        f"({count} of 13 rows), has F1 macro "
+    )
+    told = json.loads((found.output / "compare.json").read_text())
+    its, n = told["reference"], 13
+    assert (its["name"], its["tested"]) == ("constant answer", True)
+    assert its["metrics"]["accuracy"]["value"] == pytest.approx(count / n)
+    assert its["metrics"]["f1_macro"]["value"] == pytest.approx(2 * count / (n + count) / 3)
+    assert "loss" not in its["metrics"] and its["metrics"]["f1_macro"]["units"] == n
+    best = next(each for each in told["candidates"] if each["name"] == told["best"])
+    assert its["against_best"]["difference"] == -best["against_reference"]["difference"]
+    assert best["above_chance"]["metric"] == "MCC" and best["above_chance"]["b"] == 0
+    table = (found.output / "compare.md").read_text().split("## What they take")[0]
+    assert f"| constant answer | reference | {its['metrics']['f1_macro']['value']:.4g} (" in table
+    page = (found.output / "compare.html").read_text(encoding="utf-8")
+    assert 'data-path="/reference/metrics/f1_macro/value"' in page and "constant answer: always" in page
+    assert {each["verdict"] for each in _of_best(learned)} == {"better"}
+
+
+def found_rows(found: ComparisonResult) -> list[dict[str, Any]]:
+    rows, *_ = read(
+        load_config(None, {"model": found.config.model, "data.train": found.config.data.train}), found.asked.test
+    )
+    assert rows.test is not None
+    return list(rows.test)
+
+
+def _of_best(found: ComparisonResult) -> list[dict[str, Any]]:
+    told = json.loads((found.output / "compare.json").read_text())
+    best = next(each for each in told["candidates"] if each["name"] == told["best"])
+    return [best["against_reference"], best["above_chance"]]
+
+
+def test_a_metric_that_no_constant_answer_has(bert: Path, tmp_path: Path) -> None:
+    """It stands beside the candidates by the metrics it has, and nobody is held against it."""
+    config = settings(bert, tmp_path, best_metric="loss")
+    found = lora.compare(config, progress=False, **{**QUICK, "ranks": [1], "seeds": 1, "full": False})
+    assert found.reference is not None and not found.reference.tested and "accuracy" in found.reference.estimates
+    assert found.verdict.recommended is not None and found.reference.against_best is None
+    assert not any(entry.against_reference or entry.above_chance for entry in found.entries)
+    assert any("no constant answer has" in note for note in found.notes)
 
 
 def test_going_on_after_a_kill(found: ComparisonResult, bert: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -271,6 +338,8 @@ def test_a_language_model_is_beside_its_base(llama: Path, tmp_path: Path) -> Non
     assert [its.name for its in found.measured] == ["base", "r1-attention", "full"]
     assert found.key == "loss" and not found.greater
     base = found.measured[0]
+    assert found.reference is not None and (found.reference.name, found.reference.tested) == ("base", True)
+    assert [bool(its.against_reference) for its in found.entries] == [False, True, True]
     assert base.costs()["parameters"] == 0 and base.estimates["perplexity"].value > 1
     assert base.estimates["loss"].value != found.measured[2].estimates["loss"].value
     assert found.verdict.margin == pytest.approx(0.01 * min(its.quality.value for its in found.entries))
@@ -280,6 +349,8 @@ def test_a_number(bert: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
     rows = [{"text": " ".join(draw.choices(WORDS, k=4)), "label": draw.gauss(0, 5) + 0.5} for _ in range(60)]
     found = compared(bert, tmp_path, rows, ranks=[1], seeds=1)
+    assert found.reference is not None and "the mean of the true values" in found.reference.said
+    assert found.reference.tested and not any(entry.above_chance for entry in found.entries)
     assert found.key == "rmse" and {"mae", "r2"} <= found.measured[0].estimates.keys()
     assert found.measured[0].spectrum is None
 
@@ -409,7 +480,9 @@ def test_the_command(bert: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) 
     assert code == 0, error
     assert (
         "r1-query" in out
-        and "winner.yaml" in out
+        and "constant" in out
+        and "No adapter is recommended" in out
+        and "winner.yaml" not in out
         and "out/compare.html" in out
         and "on 13 test rows" in out
         and "Held out" in error

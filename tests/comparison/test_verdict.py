@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora.comparison.reference import CONSTANT, Reference, turned
 from lora.comparison.verdict import Entry, Verdict, default_margin, fronts, judge, put_to_test
 from lora.comparison.words import recommendation
+from lora.statistics.classes import MCC, averaged, label_rows
 from lora.statistics.estimate import estimate
 from lora.statistics.means import EXACT_MATCH, LOSS, right_rows, token_rows, value_rows
 from lora.statistics.means import mean as mean_of
@@ -18,7 +20,7 @@ from lora.statistics.numbers import RMSE
 from lora.statistics.rows import pooled
 
 KINDS = {"base": ("base", None, 0), "probe": ("probe", None, 10), "r1": ("lora", 1, 100), "r4": ("lora", 4, 400),
-         "r16": ("lora", 16, 1600), "full": ("full", None, 10_000)}  # fmt: skip
+         "r16": ("lora", 16, 1600), "full": ("full", None, 10_000), CONSTANT: ("", None, 0)}  # fmt: skip
 SAID = {"r1": "rank 1 on attention", "r4": "rank 4 on attention", "r16": "rank 16 on attention"}
 
 
@@ -174,13 +176,116 @@ def test_what_its_updates_say() -> None:
 
 
 def test_rates_at_the_end_of_the_grid() -> None:
-    wrong = {"probe": some(900), "r1": some(402), "r4": some(400)}
-    _, said = told(wrong, 4000, at_the_end=["probe", "r1", "r4"])
-    assert "The best learning rate of r1 and r4 is the last one tried" in said
-    _, said = told(wrong, 4000, at_the_end=["probe"])
-    assert "last one tried" not in said, (
-        "who is neither best nor chosen may have been tried badly: that is in the table"
+    """Said in the sentence that compares with who might do better."""
+    wrong = {"probe": some(900), "r1": some(402), "r4": some(400), "full": some(700)}
+    ends = {"probe": "highest", "r1": "highest", "r4": "highest", "full": "lowest"}
+    _, said = told(wrong, 4000, ends=ends)
+    sentences = said.split(". ")
+    (chosen,) = [its for its in sentences if "The best value is that of r4" in its]
+    assert chosen.endswith("; the best rates of r1 and r4 are the highest tried, so they may do better")
+    (against_full,) = [its for its in sentences if "better than full fine-tuning" in its]
+    assert against_full.endswith("; full's best rate is the lowest tried, so it may do better")
+    _, said = told(wrong, 4000, ends={"r1": "lowest", "r4": "highest"})
+    assert "; r4's best rate is the highest tried, so it may do better; r1's best rate is the lowest tried, so" in said
+    assert "tried" not in told(wrong, 4000, ends={"probe": "highest"})[1], (
+        "who is neither best nor chosen nor full may have been tried badly: that is in the table"
     )
+    verdict, said = told({"r4": some(700), "full": some(400)}, 4000, ends={"full": "highest"})
+    assert verdict.recommended == "full" and "found worse; full's best rate is the highest tried" in said
+    assert said.count("highest") == 1
+    _, said = told({"r4": some(402), "full": some(401)}, 4000, ends={"full": "highest"})
+    assert said.count("full's best rate is the highest tried") == 1 and "none" not in said
+    _, said = told({"r1": some(40, 3), "full": some(42)}, 200, ends={"full": "highest"})
+    assert "in 80% of cases; full's best rate is the highest tried, so it may do better." in said
+
+
+def beaten_by(reference: str, wrong: dict[str, set[int]], rows: int, **more: Any) -> tuple[Verdict, str, Reference]:
+    """As `told`, where ``reference`` of them is what candidates must be better than."""
+    systems = {name: right_rows([place not in missed for place in range(rows)]) for name, missed in wrong.items()}
+    entries = [its for its in made_up(wrong, rows) if its.name != CONSTANT]
+    put_to_test(EXACT_MATCH, systems, entries, reference=reference)
+    found = Reference(reference, "always 'x', the most frequent class", tested=True)
+    verdict = judge(entries, 0.01)
+    found.beside(entries, verdict.best)
+    return verdict, recommendation(entries, verdict, rows, reference=found, **more), found
+
+
+def test_nothing_is_recommended_where_nothing_has_learned() -> None:
+    wrong = {CONSTANT: some(300), "r1": some(299, 60), "r4": some(297, 50), "full": some(310)}
+    verdict, said, found = beaten_by(CONSTANT, wrong, 400, ends={"r4": "highest"})
+    assert (verdict.best, verdict.recommended, verdict.smallest) == ("r4", None, None)
+    assert said.startswith(
+        "Nothing here is shown to be better than a constant answer: always 'x', the most frequent class, has exact "
+        "match 0.25 on 400 test rows, and r4, the best of 3 candidates, 0.2575 (95% "
+    )
+    assert "the test between them: no difference seen (difference +0.0075, p=" in said
+    assert "corrected for 3 comparisons)" in said and "400 rows would show one of" in said
+    assert "r4's best rate is the highest tried, so it may do better." in said
+    assert said.endswith("train longer, raise the learning rates, or look at the data (lora data).")
+    assert "Take" not in said and "better than full" not in said
+    assert found.against_best and found.against_best.difference == pytest.approx(-0.0075)
+    assert found.against_full and found.against_full.difference == pytest.approx(0.025)
+    assert found.against_best.low == -found_high(found, wrong)
+
+
+def found_high(found: Reference, wrong: dict[str, set[int]]) -> float:
+    turned_back = turned(found.against_best)
+    assert turned_back is not None and turned_back.a == pytest.approx(0.2575) and turned_back.b == 0.25
+    return turned_back.high
+
+
+def test_worse_than_a_constant_answer() -> None:
+    _, said, _ = beaten_by(CONSTANT, {CONSTANT: some(200), "r1": some(300), "r4": some(320)}, 400)
+    assert "the test between them: worse (difference -0.25, p=" in said and said.startswith("Nothing here is shown")
+
+
+def test_who_has_learned_is_recommended_as_before() -> None:
+    wrong = {"probe": some(900), "r1": some(402), "r4": some(400), "full": some(401)}
+    verdict, said, found = beaten_by(CONSTANT, {CONSTANT: some(2000), **wrong}, 4000)
+    assert (verdict, said) == told(wrong, 4000)
+    assert found.against_best and found.against_best.verdict == "worse"
+
+
+def test_guesses_have_not_learned() -> None:
+    """Guesses of seven classes have an F1 macro of a seventh, four times that of a constant answer, and an MCC of 0."""
+    draw, classes = np.random.default_rng(0), list(range(7))
+    true = draw.integers(0, 7, 2000)
+    answers = {CONSTANT: np.zeros(2000, int), "r1": draw.integers(0, 7, 2000), "r4": draw.integers(0, 7, 2000)}
+    systems = {name: label_rows(true.tolist(), its.tolist(), labels=classes) for name, its in answers.items()}
+    metric = averaged("F1", "macro")
+    made = [Entry(name, *KINDS[name][:2], SAID[name], estimate(metric, systems[name]), {"parameters": KINDS[name][2]})
+            for name in ("r1", "r4")]  # fmt: skip
+    put_to_test(metric, systems, made, reference=CONSTANT, chance=(MCC, systems))
+    verdict, found = judge(made, 0.01), Reference(CONSTANT, "always 0", tested=True)
+    assert {its.against_reference.verdict for its in made if its.against_reference} == {"better"}
+    assert verdict.best and verdict.recommended is None
+    said = recommendation(made, verdict, 2000, reference=found)
+    assert "always 0, has MCC 0 on 2,000 test rows" in said and "though F1 macro is 0.1" in said
+    mostly = np.where(draw.random(2000) < 0.9, true, 0).tolist()
+    right = {**systems, "r4": label_rows(true.tolist(), mostly, labels=classes)}
+    made[1].quality = estimate(metric, right["r4"])
+    put_to_test(metric, right, made, reference=CONSTANT, chance=(MCC, right))
+    assert judge(made, 0.01).recommended == "r4"
+
+
+def test_enough_is_not_enough_where_it_has_not_learned() -> None:
+    """With a wide margin someone as good as a constant answer can be near enough to the best."""
+    systems = {name: right_rows([place >= missed for place in range(4000)]) for name, missed in
+               ((CONSTANT, 2000), ("r1", 2000), ("r4", 1900))}  # fmt: skip
+    entries = [its for its in made_up({"r1": some(2000), "r4": some(1900)}, 4000)]
+    put_to_test(EXACT_MATCH, systems, entries, reference=CONSTANT)
+    entries[0].against_best = replace(entries[0].against_best, p_corrected=0.2)  # type: ignore[type-var]
+    verdict = judge(entries, 0.2)
+    assert verdict.enough == ["r1", "r4"] and (verdict.recommended, verdict.smallest) == ("r4", "r4")
+
+
+def test_not_better_than_the_base_as_it_is() -> None:
+    verdict, said, found = beaten_by("base", {"base": some(30), "r1": some(28, 1), "r4": some(27, 2)}, 100)
+    assert (verdict.best, verdict.recommended) == ("r4", None) and verdict.undecided == ["base", "r1"]
+    assert said.startswith("Nothing here is shown to be better than the base as it is: that has exact match 0.7 on 100")
+    assert found.against_best and found.against_best.difference == pytest.approx(-0.03)
+    verdict, said, _ = beaten_by("base", {"base": some(400), "r1": some(900)}, 4000)
+    assert verdict.recommended == "base" and "Leave the base as it is (base)" in said
 
 
 def test_figures_that_are_too_good_or_of_too_few_rows() -> None:

@@ -82,6 +82,46 @@ def test_beside_one_with_a_head_of_its_own(llama: Any, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("company", ["norms", "all", "both"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
+def test_beside_modules_trained_in_full(request: Any, kind: str, company: str, dtype: torch.dtype) -> None:
+    """A norm reads its input in several places, and so does the residual beside it: gradients are added in one order,
+    of whoever owns the norm and of the others. BERT's positions are one row for all."""
+    folder = request.getfixturevalue(kind)
+    norms = {
+        "bert": ["LayerNorm"], "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
+        "t5": ["layer_norm", "final_layer_norm"],
+    }  # fmt: skip
+    training = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 6}
+    own = {"rank": 2, "targets": "attention", "modules_to_save": norms[kind], "dropout": 0.1}
+    full = {"targets": "none", "modules_to_save": ["all"]}
+    adapters = {"norms": own, "all": full, "none": {"rank": 4, "dropout": 0.2}, "dora": {"rank": 3, "variant": "dora"}}
+    if company != "both":
+        del adapters["all" if company == "norms" else "norms"]
+    jobs = {
+        name: Job(rows(folder, 40, number), False, adapter, {**training, "seed": number})
+        for number, (name, adapter) in enumerate(adapters.items())
+    }
+    check(folder, jobs, dtype, at_once=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["plain", "dora"])
+def test_beside_adapted_positions(bert: Any, variant: str, dtype: torch.dtype) -> None:
+    """Positions are one row for the whole batch: each adapter's gradient is that of one row."""
+    training = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 6}
+    adapters = {
+        "positions": {"rank": 2, "targets": ["position_embeddings", "query"], "variant": variant, "dropout": 0.1},
+        "words too": {"rank": 3, "targets": "embedding", "variant": variant}, "none": {"rank": 4},
+    }  # fmt: skip
+    jobs = {
+        name: Job(rows(bert, 40, number), False, adapter, training)
+        for number, (name, adapter) in enumerate(adapters.items())
+    }
+    check(bert, jobs, dtype, at_once=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("packing", [None, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_tokens(tmp_path: Any, tied: bool, packing: bool | None, dtype: torch.dtype) -> None:

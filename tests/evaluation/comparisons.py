@@ -15,6 +15,7 @@ from reports import SAMPLES as REPORTS
 
 from lora.comparison.candidates import BASE, FULL, LOW_RANK, PROBE, Candidate, Outcome, Trial
 from lora.comparison.page import render
+from lora.comparison.reference import CONSTANT, Reference
 from lora.comparison.result import ComparisonResult, Measured
 from lora.comparison.spectrum import Spectrum, summed_up
 from lora.comparison.trials import Chosen
@@ -108,15 +109,20 @@ def result(names: tuple[str, ...] = tuple(ALL), output: Path = Path("runs/compar
             pools[its.name] = pooled([run["exact_match"][1] for run in its.runs.values()])
             its.estimates = {"exact_match": estimate(EXACT_MATCH, pools[its.name], resamples=300)}
             entries.append(Entry(its.name, its.kind, its.rank, its.said, its.estimates["exact_match"], its.costs()))
-    put_to_test(EXACT_MATCH, pools, entries)
+    rows = pooled([_rows(0.02, seed) for seed in range(SEEDS)])
+    said = "always <b>'x'</b>, the most frequent class (8 of 400 rows)"
+    reference = Reference(CONSTANT, said, {"exact_match": estimate(EXACT_MATCH, rows, resamples=300)}, tested=True)
+    put_to_test(EXACT_MATCH, {**pools, CONSTANT: rows}, entries, reference=CONSTANT)
     verdict = judge(entries, margin)
-    ends = [its.name for its in found if its.chosen.at_the_end]
-    words = recommendation(entries, verdict, ROWS, spectra={its.name: its.spectrum for its in found}, at_the_end=ends)
+    reference.beside(entries, verdict.best)
+    ends = {its.name: its.chosen.end for its in found if its.chosen.end}
+    words = recommendation(entries, verdict, ROWS, spectra={its.name: its.spectrum for its in found}, ends=ends)
     config = RunConfig(model="models/encoder-small", output=str(output))
     return ComparisonResult(
         output, config, ComparisonConfig(seeds=SEEDS), "exact_match", EXACT_MATCH, found, entries, verdict, words,
         ["4,000 rows train; 500 validation rows choose learning rates.", "Each is trained for 3 epochs."],
         ["Held out 500 of 4,500 rows."], 22_715_911, {"train": 4000, "validation": 500, "test": ROWS}, "classification",
+        reference,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.special import softmax
 from tiny_rows import LABELS, by_hand, labelled, texts, with_adapters, word_tokenizer
 
 from lora.errors import ConfigError
+from lora.evaluation import details
 from lora.evaluation.calibrating import at_temperature, calibration, temperature_of
 from lora.evaluation.evaluate import evaluate
 from lora.evaluation.grid import text
@@ -116,6 +118,15 @@ def test_evaluate_fills_everything(classifier: LoRA, tokenizer: Any) -> None:
     assert set(evaluation.comparisons) == {"tuned"} and set(evaluation.comparisons["tuned"]) == numbers
     columns = {part["column"] for part in evaluation.slices["tuned"]["slices"]}
     assert columns == {"source", "label", "length"}
+    grid = details.slices(evaluation, "tuned")
+    assert grid is not None and "Of the rows of one label the accuracy is that label's recall" in str(grid.below)
+    by_label = [part for part in evaluation.slices["tuned"]["slices"] if part["column"] == "label"]
+    for part in by_label:
+        recall = evaluation["tuned"]["per_class"][part["name"]]["recall"]
+        assert part["estimate"]["value"] == pytest.approx(recall), "as the sentence says"
+    others = [part for part in evaluation.slices["tuned"]["slices"] if part not in by_label]
+    grid = details.slices(replace(evaluation, slices={"tuned": {"slices": others}}), "tuned")
+    assert grid is not None and "recall" not in str(grid.below), "nothing is by label"
     assert all(part["estimate"]["metric"] == "accuracy" for part in evaluation.slices["tuned"]["slices"])
     assert set(evaluation.robustness["tuned"]) == {"upper", "whitespace"}
     assert any("'typos' changes none" in note for note in evaluation.notes), "words with a digit stay"

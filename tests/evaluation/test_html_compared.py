@@ -61,9 +61,12 @@ def test_the_page_leaves_nothing_out() -> None:
             wanted |= {f"{own}/spectrum/{key}" for key in ("effective_rank", "rank_90/median", "rank_99/largest")}
         if its["rank"] != 1:
             wanted |= {f"{own}/layers/{path}/effective_rank" for path in its["layers"]}
+    wanted |= {f"/reference/metrics/exact_match/{key}" for key in ("value", "low", "high")}
+    wanted |= {f"/reference/{key}/difference" for key in ("against_best", "against_full")}
     assert wanted - paths(parsed) == set()
     text = parsed.all("main")[0].said
     assert told["recommendation"] in text
+    assert row(parsed, "constant answer")[1] == "reference" and told["reference"]["said"] in text
     for said in (*told["protocol"], *told["notes"], "the loss is nan", "could not be measured (killed)", "RSS"):
         assert said in text
 
@@ -144,7 +147,8 @@ def test_many_candidates_are_all_in_the_tables() -> None:
     text = parsed.all("main")[0].said
     for number in (0, 1):
         names = [each.children[0].said.strip() for each in parsed.all("tbody")[number].children]
-        assert names == [its["name"] for its in told["candidates"]]
+        below = ["constant answer"] if number == 0 else []
+        assert names == [*(its["name"] for its in told["candidates"]), *below]
     assert (
         len(svgs(parsed, "Effective rank")) == MAPS
         and f"{50 - COLUMNS} more kinds of layers are in compare.json" in text

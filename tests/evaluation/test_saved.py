@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,15 @@ def test_an_evaluation_alone(tmp_path: Path) -> None:
     file.write_text(json.dumps(full()["evaluation"]))
     assert main(["report", str(file)]) == 0
     page = (tmp_path / "measured.html").read_text(encoding="utf-8")
-    assert 'id="calibration"' in page and 'data-path="/rows"' in page and 'id="course"' not in page
+    assert 'id="calibration"' in page and 'id="course"' not in page
+    places = set(re.findall(r'data-(?:path|minus)="/([^"]*)"', page))
+    held = json.loads(file.read_text())
+    assert "rows" in places and len(places) > 50
+    for place in places:  # a JSON pointer (RFC 6901) into the file itself
+        found: Any = held
+        for key in html.unescape(place).split("/"):
+            key = key.replace("~1", "/").replace("~0", "~")
+            found = found[int(key) if isinstance(found, list) else key]
     assert "Made from measured.json" in page and "/evaluation/" not in page
 
 

@@ -116,6 +116,8 @@ def test_pairs_share_their_cells() -> None:
         (lambda: means.right_rows([0.5]), "neither 0 nor 1"),
         (lambda: means.token_rows([1.0], [1, 2]), "one each a row"),
         (lambda: numbers.number_rows([1.0], [float("inf")]), "no finite number"),
+        (lambda: numbers.number_rows([1.0, -1e200], [2.0, 3.0]), "row 1 (from 0) holds -1e+200, and its square is bey"),
+        (lambda: numbers.number_rows([1.0, 2.0], [1e308, 3.0]), "row 0 (from 0) holds 1e+308, and its square"),
         (lambda: ranking.score_rows([0, 3], [[0.1, 0.9], [0.5, 0.5]]), "outside 0 to 1"),
         (lambda: ranking.score_rows([0, 2], [0.1, 0.9]), "other values"),
         (lambda: texts.bleu_rows(["a"], [[]]), "row 0 (from 0) has no reference"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from lora.errors import DataError
 from lora.statistics.compare import compare
 from lora.statistics.estimate import estimate
+from lora.statistics.numbers import RMSE, number_rows
 from lora.statistics.rows import pooled
 from lora.tasks import TASKS
 from lora.tasks.causal import CausalTask
@@ -157,3 +160,17 @@ def test_runs_pooled_are_drawn_by_row(kind: str) -> None:
         found, alone = estimate(metric, same, seed=1), estimate(metric, rows, seed=1, method="bca")
         assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.15), "three times the same is once"
         assert compare(metric, together, same).units == rows.units.drawn
+
+
+def test_numbers_whose_squares_are_too_large_are_named_without_a_warning() -> None:
+    """By the number, not by the loss, which is infinite too."""
+    task, said = RegressionTask(mean=0.0, std=1.0), [1.0, 2.0, 3.0]
+    examples = [{"input_ids": [1], "label": value} for value in (0.5, 1e200, 3.0)]
+    own = Outcome(said, math.inf, 3, [0.25, math.inf, 0.0], [1] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=r"row 1 \(from 0\) holds 1e\+200, and its square is beyond what a 64-bit"):
+            figures(task, own, examples)
+        fits = number_rows([1e150, 0.0], [0.0, 1e150])
+        assert task.metrics(said, [0.5, 1e200, 3.0], 1.0, 3)["rmse"] == math.inf
+    assert RMSE.value(fits) == pytest.approx(1e150), "what can be squared is measured"

@@ -19,7 +19,7 @@ from lora.core import free
 from lora.errors import ConfigError
 from lora.training import memory
 from lora.training.memory import Kept, Memory, Plan, gib, largest_batch, measure, plan, training_mode
-from lora.training.mixer import Mixer
+from lora.training.mixer import Knee, Mixer
 from lora.training.participant import Participant
 from lora.training.passes import Passes
 from small_base import labelled, stories
@@ -289,6 +289,31 @@ def test_passes_and_places_stay_within_the_budget(bert: Any, monkeypatch: Any) -
         fit(LoRA(base(bert), name=None), jobs, **options, at_once=at_once, memory_gib=(budget + 1) / 2**30)
         assert max(places for places, _ in seen) == adapters
         assert max(tokens for _, tokens in seen) <= adapters * found.largest
+
+
+def test_rows_that_are_there_twice_leave_half_the_places(bert: Any, monkeypatch: Any) -> None:
+    """With R-Drop a batch holds each row twice, and half as many adapters keep a pass full."""
+    alike = [{"text": "one two three", "label": label} for label in ("yes", "no") for _ in range(16)]
+    jobs = {name: Job(alike, False, {"rank": 2}, {"batch_size": 8, "max_steps": 2}) for name in "abcd"}
+    widths: list[int] = []
+    together: set[int] = set()
+    run = Mixer.run
+
+    def knee(passes: Any, share: Any, most: int) -> Knee:
+        widths.append(share.tokens // share.rows)
+        return Knee(4 * 8 * widths[-1], [])
+
+    def noted(self: Mixer, shares: Any) -> Any:
+        together.add(len(shares))
+        yield from run(self, shares)
+
+    monkeypatch.setattr("lora.training.loop.find_knee", knee)
+    monkeypatch.setattr(Mixer, "run", noted)
+    for r_drop, expected in ((0.0, 4), (1.0, 2)):
+        together.clear()
+        fit(LoRA(base(bert), name=None), jobs, progress=False, r_drop=r_drop)
+        assert together == {expected}
+    assert len(set(widths)) == 1
 
 
 @pytest.mark.parametrize("bad", [0, -1.0, math.nan, math.inf, "much", True])

@@ -28,7 +28,7 @@ POINTS = 64  # of a line of singular values
 def quality(told: Told, keys: Keys) -> list[Panel]:
     """The candidates with their intervals, one below the other."""
     dots = []
-    for its in told.candidates[:DOTS]:
+    for its in [*told.candidates[:DOTS], *([told.reference] if told.reference else [])]:
         low, high = told.interval(its) or (None, None)
         dots.append(Dot(its.name, told.quality(its), low, high, its.place))
     svg = dot_chart(keys(), f"{told.metric} of the candidates", [("", dots)])

@@ -10,8 +10,9 @@ from typing import Any
 
 from lora.comparison.alone import measure
 from lora.comparison.candidates import BASE, FULL, candidates
-from lora.comparison.figures import estimated, measured
+from lora.comparison.figures import estimated, measured, outcomes
 from lora.comparison.protocol import budget, load, more_is_better, own_folder, parts, read, settings_of, unused
+from lora.comparison.reference import CONSTANT, Reference, defined_of
 from lora.comparison.result import FILES, ComparisonResult, Measured, save_settings, write
 from lora.comparison.spectrum import spectra, summed_up
 from lora.comparison.trials import Bench, Chosen, Say, choose_rates, how_to_go_on, size_of
@@ -20,11 +21,17 @@ from lora.comparison.words import recommendation
 from lora.config import AdapterConfig, ComparisonConfig, RunConfig, TrainingConfig
 from lora.core.routing import BASE as NONE
 from lora.errors import ConfigError, DataError, Interrupted, TrainingError
+from lora.evaluation.reference import constant_figures
 from lora.io.atomic import write_text
+from lora.statistics.metric import Metric
 from lora.statistics.rows import Rows as FigureRows
+from lora.statistics.rows import pooled
 from lora.tasks import Encoded
-from lora.tasks.figures import Figures
+from lora.tasks.figures import Figures, figures
+from lora.training.prepare import Prepared
 from lora.training.processes import Processes
+
+MCC = "mcc"  # as figures have it
 
 
 def compare(
@@ -64,7 +71,12 @@ def compare(
     greater = more_is_better(model, prepared, config)
     everyone, notes = candidates(model, config, asked)
     notes += unused(config)
-    known = measured(model, prepared, config, [NONE])[NONE]
+    outcome, answers = outcomes(model, prepared, config, [NONE])[NONE], _test_rows(prepared).examples
+    try:
+        known = figures(prepared.task, outcome, answers)
+    except DataError as error:
+        raise DataError(f"test rows: {error}") from None
+    constant = constant_figures(prepared.task, outcome.predictions, answers)
     metric = config.training.best_metric or prepared.task.best_metric
     if metric not in known:
         raise ConfigError(
@@ -95,7 +107,12 @@ def compare(
             _measure_alone(bench, found)
     except KeyboardInterrupt:
         raise Interrupted(f"what is trained is kept. {how_to_go_on(folder)}") from None
-    return _conclude(bench, asked, found, size, protocol, [*notes, *prepared.notes])
+    return _conclude(bench, asked, found, size, protocol, [*notes, *prepared.notes], constant)
+
+
+def _test_rows(prepared: Prepared) -> Encoded:
+    assert prepared.test is not None, "there are test rows"
+    return prepared.test
 
 
 def _measure(bench: Bench, chosen: Chosen, seeds: int, of_base: Figures) -> Measured:
@@ -157,9 +174,10 @@ def _measure_alone(bench: Bench, everyone: Sequence[Measured]) -> None:
 
 
 def _conclude(
-    bench: Bench, asked: ComparisonConfig, found: list[Measured], base: int, protocol: list[str], notes: list[str]
-) -> ComparisonResult:
-    """Statistics, verdict and words; and everything in files."""
+    bench: Bench, asked: ComparisonConfig, found: list[Measured], base: int, protocol: list[str], notes: list[str],
+    constant: tuple[str, Figures] | None,
+) -> ComparisonResult:  # fmt: skip
+    """Statistics, verdict and words; and everything in files. ``constant``: what `constant_figures` gives."""
     key, entries, pools = bench.metric, list[Entry](), dict[str, FigureRows]()
     seed, alive = bench.config.training.seed, [its for its in found if its.runs and not its.error]
     if not alive:
@@ -168,22 +186,61 @@ def _conclude(
         its.estimates, pools[its.name] = estimated(list(its.runs.values()), key, seed)
         entries.append(Entry(its.name, its.kind, its.rank, its.said, its.estimates[key], its.costs()))
     metric = next(iter(alive[0].runs.values()))[key][0]
-    put_to_test(metric, pools, entries, seed)
+    reference, rows = _reference(found, constant, key, seed, asked.seeds)
+    if reference is not None and reference.tested:
+        pools[reference.name] = rows or pools[reference.name]
+    chance = None
+    if reference is not None and reference.tested and constant is not None and rows is not None:
+        chance = _chance(alive, constant[1], asked.seeds)
+    against = reference.name if reference is not None and reference.tested else None
+    put_to_test(metric, pools, entries, seed, against, chance)
     margin = asked.margin or default_margin(metric, [its.quality.value for its in entries])
     verdict = judge(entries, margin)
-    ends = [its.name for its in alive if its.chosen.at_the_end]
+    if reference is not None:
+        reference.beside(entries, verdict.best)
+    ends = {its.name: its.chosen.end for its in alive if its.chosen.end}
     count = len(bench.prepared.test or ())
     words = recommendation(
-        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, at_the_end=ends,
-        trained_on=bench.trained_on,
+        entries, verdict, count, spectra={its.name: its.spectrum for its in alive}, ends=ends,
+        trained_on=bench.trained_on, reference=reference,
     )  # fmt: skip
+    if reference is not None and not reference.tested:
+        notes = [*notes, f"{metric.name} is what no {reference.name} has, so that nobody is held against one."]
     result = ComparisonResult(
         bench.folder, bench.config, asked, key, metric, found, entries, verdict, words, protocol, notes, base,
         {"train": bench.prepared.train.rows, "validation": _count(bench.prepared.held), "test": count},
-        bench.task.name,
+        bench.task.name, reference,
     )  # fmt: skip
     write(result)
     return result
+
+
+def _reference(
+    found: Sequence[Measured], constant: tuple[str, Figures] | None, key: str, seed: int, seeds: int
+) -> tuple[Reference | None, FigureRows | None]:
+    """The constant answer and, where the metric ``key`` is defined of it, its rows; else the base, if that is measured.
+
+    A constant answer that has other metrics alone stands beside the candidates, and nothing is held against it.
+    """
+    base = next((its for its in found if its.kind == BASE), None)
+    if constant is not None:
+        said, its = constant
+        # As often as a candidate has runs: a resample then draws the rows of both alike.
+        estimates, rows = estimated([its] * seeds, key if key in its else next(iter(its)), seed)
+        tested = defined_of(estimates, key)
+        if tested or base is None:
+            return Reference(CONSTANT, said, estimates, tested), rows if tested else None
+    if base is None:
+        return None, None
+    return Reference(base.name, base.said, base.estimates, defined_of(base.estimates, key)), None
+
+
+def _chance(alive: Sequence[Measured], constant: Figures, seeds: int) -> tuple[Metric, dict[str, FigureRows]] | None:
+    """MCC with the rows of everybody, where the task has it."""
+    if MCC not in constant:
+        return None
+    rows = {its.name: pooled([run[MCC][1] for run in its.runs.values()]) for its in alive}
+    return constant[MCC][0], {**rows, CONSTANT: pooled([constant[MCC][1]] * seeds)}
 
 
 def _count(encoded: Encoded | None) -> int:

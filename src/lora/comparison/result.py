@@ -11,6 +11,7 @@ from typing import Any
 
 from lora.comparison.candidates import BASE, LOW_RANK, Candidate
 from lora.comparison.page import render
+from lora.comparison.reference import CONSTANT, Reference
 from lora.comparison.spectrum import Spectrum
 from lora.comparison.tables import costs, markdown, overview
 from lora.comparison.told import Told
@@ -123,6 +124,7 @@ class ComparisonResult:
         base_parameters: of the base.
         rows: how many train, validate and test.
         task: its name.
+        reference: what is reached without training; None: nothing is known of that.
     """
 
     output: Path
@@ -139,6 +141,7 @@ class ComparisonResult:
     base_parameters: int
     rows: dict[str, int]
     task: str
+    reference: Reference | None = None
 
     @property
     def greater(self) -> bool:
@@ -164,11 +167,17 @@ class ComparisonResult:
                        "batch_size": self.config.training.batch_size * self.config.training.accumulation},
             "seeds": self.asked.seeds, **verdict, "recommendation": self.recommendation,
             "adapter": adapter and str(adapter),
+            "reference": self.reference and self._reference(self.reference),
             "candidates": [self._candidate(its) for its in self.measured],
             "config": self.config.model_dump(mode="json"), "asked": self.asked.model_dump(mode="json"),
             "versions": versions(),
         })  # fmt: skip
         return found
+
+    def _reference(self, its: Reference) -> dict[str, Any]:
+        """A candidate's own figures are not said twice."""
+        metrics = {key: found.to_dict() for key, found in its.estimates.items()} if its.name == CONSTANT else {}
+        return its.to_dict(metrics)
 
     def _candidate(self, its: Measured) -> dict[str, Any]:
         entry = next((entry for entry in self.entries if entry.name == its.name), None)
@@ -192,6 +201,8 @@ class ComparisonResult:
             "seconds": its.costs()["seconds"], "alone_error": its.alone.get("error"),
             "against_best": entry.against_best.to_dict() if entry and entry.against_best else None,
             "against_full": entry.against_full.to_dict() if entry and entry.against_full else None,
+            "against_reference": entry.against_reference.to_dict() if entry and entry.against_reference else None,
+            "above_chance": entry.above_chance.to_dict() if entry and entry.above_chance else None,
             "spectrum": its.spectrum, "layers": {path: found.to_dict() for path, found in its.layers.items()},
             "adapter": folder and str(folder),
         }  # fmt: skip

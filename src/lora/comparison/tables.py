@@ -47,7 +47,7 @@ def overview(told: Told) -> Grid:
     headers = ["", "found", f"{told.metric} (95 %)", "seeds ±", "to the best", "to full"]
     test = f" on {rows['test']:,} test rows" if is_number(rows.get("test")) else ""
     grid = Grid(f"{len(told.candidates)} candidates{test}", headers, [], left=2)
-    for its in told.candidates:
+    for its in told.measured:
         word = told.word(its)
         style = "green" if "recommended" in word else "red" if word in ("worse", "stopped") else ""
         spread = its.metrics.get(told.key, {}).get("spread")
@@ -58,6 +58,10 @@ def overview(told: Told) -> Grid:
         ])  # fmt: skip
     if is_number(told.report.get("margin")):
         grid.below.append(about_quality(told.report["margin"]))
+    if (beside := told.reference) is not None:
+        grid.below.append(
+            f"{beside.name}: {beside.values.get('said')}. Who is not better than that is not shown to have learned."
+        )
     grid.below += [f"{its.name}: {its.values['error']}." for its in told.candidates if its.values.get("error")]
     return grid
 
@@ -102,7 +106,7 @@ def _with_unit(took: Number, unit: str) -> Cell:
 
 def metrics(told: Told) -> Grid:
     """All metrics of the test rows; nothing where the one that is compared is all there is."""
-    alive = [its for its in told.candidates if its.metrics]
+    alive = [its for its in told.measured if its.metrics]
     names = {key: str(own.get("metric") or key) for its in alive for key, own in its.metrics.items()}
     rows: list[list[Cell]] = [[its.name, *(told.with_interval(its, key) for key in names)] for its in alive]
     return Grid("All metrics on the test rows (95 %)", ["", *names.values()], rows if len(names) > 1 else [])

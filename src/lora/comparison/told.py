@@ -45,6 +45,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Beside(Row):
+    """What is reached without training, where no candidate is that; it stands in tables as they do."""
+
+    def path(self, *keys: object) -> str:
+        return pointer("reference", *keys)
+
+
+@dataclass(frozen=True)
 class Told:
     """``compare.json``, read leniently.
 
@@ -69,6 +77,16 @@ class Told:
     def sentences(self, key: str) -> list[Cell]:
         found = self.report.get(key)
         return [str(line) for line in found if line] if isinstance(found, list) else []
+
+    @property
+    def reference(self) -> Beside | None:
+        its = Beside(-1, mapping(self.report.get("reference")), 0, 0)
+        return its if its.metrics else None
+
+    @property
+    def measured(self) -> list[Row]:
+        """Candidates, and what they are held against."""
+        return [*self.candidates, *([self.reference] if self.reference else [])]
 
     def named(self, name: Any) -> Row | None:
         return next((its for its in self.candidates if its.values.get("name") == name), None)
@@ -108,6 +126,8 @@ class Told:
 
     def word(self, row: Row) -> str:
         """What it is found to be, in a word or two."""
+        if isinstance(row, Beside):
+            return "reference"
         best, recommended = (row.name == self.report.get(key) for key in ("best", "recommended"))
         if best or recommended:
             return ", ".join([*(["best"] if best else []), *(["recommended"] if recommended else [])])

@@ -155,6 +155,13 @@ class Chosen:
     outcomes: dict[int, Outcome]
     error: str | None = None
 
+    @property
+    def end(self) -> str | None:
+        """Which end of the grid the best lies at, ``highest`` or ``lowest``; None: it lies inside."""
+        if not self.at_the_end or self.rate is None:
+            return None
+        return "highest" if self.rate == max(self.tried) else "lowest"
+
 
 def choose_rates(bench: Bench, candidates: Sequence[Candidate], seeds: int, greater: bool) -> list[Chosen]:
     """Search each candidate's rate on the validation rows, then run it with further seeds."""

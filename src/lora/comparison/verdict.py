@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lora.statistics.compare import UNKNOWN, WORSE, Comparison, compare_all
+from lora.statistics.compare import BETTER, UNKNOWN, WORSE, Comparison, compare_all
 from lora.statistics.estimate import Estimate
 from lora.statistics.metric import Metric
 from lora.statistics.rows import Rows
@@ -30,6 +30,9 @@ class Entry:
             it is not known.
         against_best, against_full: it against the best and against full fine-tuning, p-values corrected; None: it is
             the one, or that one is not there.
+        against_reference: it against what is reached without training; None: it is that, or there is none.
+        above_chance: its MCC against that of a constant answer, which is 0 as that of all guesses; None: has none.
+            Guesses of all classes have a higher macro average than any constant answer.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Entry:
     costs: dict[str, float | None] = field(default_factory=dict)
     against_best: Comparison | None = None
     against_full: Comparison | None = None
+    against_reference: Comparison | None = None
+    above_chance: Comparison | None = None
 
     @property
     def parameters(self) -> float:
@@ -49,6 +54,17 @@ class Entry:
     def worth(self) -> float:
         """The value, of a metric of which less is better with its sign turned."""
         return self.quality.value if self.quality.higher_is_better else -self.quality.value
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is found better than what is reached without training, where there is such."""
+        return self.not_learned is None
+
+    @property
+    def not_learned(self) -> Comparison | None:
+        """The comparison by which that is not shown; None: it has learned, or there is nothing to hold it against."""
+        both = (self.against_reference, self.above_chance)
+        return next((its for its in both if its is not None and its.verdict != BETTER), None)
 
 
 @dataclass
@@ -63,8 +79,8 @@ class Verdict:
         undecided: not found worse, and not shown to be within the margin either.
         worse: found worse than the best.
         unknown: without a value, or without a test.
-        recommended: the first of ``enough``.
-        smallest: the one with the smallest rank among the LoRA candidates of ``enough``; None: there is none.
+        recommended: the first of ``enough`` that has learned (`Entry.learned`); None: there is none.
+        smallest: the one with the smallest rank among the LoRA candidates of these; None: there is none.
         fronts: for each cost, and for ``all`` together, those that no other beats in value and cost.
     """
 
@@ -97,8 +113,12 @@ def default_margin(metric: Metric, values: Sequence[float]) -> float:
     return OTHER_MARGIN * best or OTHER_MARGIN
 
 
-def put_to_test(metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entry], seed: int = 0) -> None:
-    """Put into ``entries`` their comparisons with the best and with full fine-tuning, each family corrected by Holm.
+def put_to_test(
+    metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entry], seed: int = 0, reference: str | None = None,
+    chance: tuple[Metric, Mapping[str, Rows]] | None = None,
+) -> None:  # fmt: skip
+    """Put into ``entries`` their comparisons with the best, with full fine-tuning and with the one of ``rows`` that is
+    called ``reference``, with that by the metric ``chance`` too; each family corrected by Holm.
 
     The best is the highest on the test rows, which flatters it. Who is compared with the best seen, corrected for the
     number of candidates, keeps the one that is truly best among those not found worse (Hsu, 1984, Annals of Statistics
@@ -106,10 +126,14 @@ def put_to_test(metric: Metric, rows: Mapping[str, Rows], entries: Sequence[Entr
     """
     best = best_of(entries)
     full = next((its.name for its in entries if its.kind == "full"), None)
-    for against, place in ((best, "against_best"), (full, "against_full")):
-        if against is None or len(rows) < 2 or against not in rows:
+    families = [(best, "against_best", metric, rows), (full, "against_full", metric, rows)]
+    families += [(reference, "against_reference", metric, rows)]
+    families += [(reference, "above_chance", *chance)] if chance else []
+    for against, place, by, of_all in families:
+        if against is None or len(of_all) < 2 or against not in of_all:
             continue
-        found = compare_all(metric, rows, against, seed=seed)
+        systems = {its.name: of_all[its.name] for its in entries} | {against: of_all[against]}
+        found = compare_all(by, systems, against, seed=seed)
         for entry in entries:
             setattr(entry, place, found.get(entry.name))
 
@@ -136,8 +160,9 @@ def judge(entries: Sequence[Entry], margin: float) -> Verdict:
         else:
             (out.enough if its.not_worse(margin) else out.undecided).append(entry.name)
     by_name = {its.name: its for its in entries}
-    out.recommended = out.enough[0] if out.enough else None
-    ranks = [by_name[name] for name in out.enough if by_name[name].rank is not None]
+    learned = [name for name in out.enough if by_name[name].learned]
+    out.recommended = learned[0] if learned else None
+    ranks = [by_name[name] for name in learned if by_name[name].rank is not None]
     out.smallest = min(ranks, key=lambda its: (its.rank or 0, its.parameters)).name if ranks else None
     return out
 

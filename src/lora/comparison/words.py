@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora.comparison.reference import CONSTANT, Reference
 from lora.comparison.verdict import Entry, Verdict, alike_throughout
 from lora.statistics.compare import ALIKE, POWER, Comparison
 
@@ -15,55 +16,88 @@ USED_UP, HALF = 0.8, 0.5  # of its rank: an update whose effective rank is above
 
 def recommendation(
     entries: Sequence[Entry], verdict: Verdict, rows: int, *,
-    spectra: Mapping[str, dict[str, Any] | None] | None = None, at_the_end: Sequence[str] = (), trained_on: int = 0,
+    spectra: Mapping[str, dict[str, Any] | None] | None = None, ends: Mapping[str, str] | None = None,
+    trained_on: int = 0, reference: Reference | None = None,
 ) -> str:  # fmt: skip
     """One paragraph that follows from the figures alone.
 
     Args:
         rows: of the test.
         spectra: by candidate what `lora.comparison.spectrum.summed_up` gives.
-        at_the_end: candidates whose best learning rate is the last one that was tried.
+        ends: of candidates whose best learning rate is the last one that was tried: ``highest`` or ``lowest``.
         trained_on: test rows whose input is among the training rows.
+        reference: what is reached without training.
     """
-    by_name = {its.name: its for its in entries}
-    if verdict.recommended is None or verdict.best is None:
+    by_name, ends = {its.name: its for its in entries}, ends or {}
+    leaked = ""
+    if trained_on and trained_on >= LEAKED * rows:
+        leaked = f"{trained_on:,} of the test rows have an input that is trained on: all figures are too good."
+    if verdict.best is None:
         why = next((its.quality.note for its in entries if its.quality.note), "")
         return f"Nothing can be recommended: no candidate has a value on the {rows} test rows. {why}".strip()
-    chosen, best = by_name[verdict.recommended], by_name[verdict.best]
-    parts = [_choice(chosen, best, entries, verdict, rows), chosen.quality.note]
-    parts += _costs(chosen, by_name.get("full"))
-    parts += _against_full(chosen, best)
+    best = by_name[verdict.best]
+    if verdict.recommended is None:
+        parts = [*_nothing_learned(best, len(entries), rows, reference, ends), best.quality.note, leaked]
+        return " ".join(part for part in parts if part)
+    chosen = by_name[verdict.recommended]
+    parts = [_choice(chosen, best, entries, verdict, rows) + _open_end((chosen.name, best.name), ends) + "."]
+    parts += [chosen.quality.note, *_costs(chosen, by_name.get("full"))]
+    parts += _against_full(chosen, best, "" if chosen.kind == "full" else _open_end(_names_of(entries, "full"), ends))
     parts += _cheaper(chosen, by_name, verdict, rows)
     parts += _dearer(chosen, best, entries, rows)
     parts += _rank_used(chosen, (spectra or {}).get(chosen.name))
-    parts += _ends(chosen, best, at_the_end)
-    if trained_on and trained_on >= LEAKED * rows:
-        parts.append(f"{trained_on:,} of the test rows have an input that is trained on: all figures are too good.")
-    return " ".join(part for part in parts if part)
+    return " ".join(part for part in [*parts, leaked] if part)
+
+
+def _names_of(entries: Sequence[Entry], kind: str) -> list[str]:
+    return [its.name for its in entries if its.kind == kind]
+
+
+def _nothing_learned(
+    best: Entry, count: int, rows: int, reference: Reference | None, ends: Mapping[str, str]
+) -> list[str]:
+    """In place of a recommendation, where the best value is not found better than what is reached without training."""
+    its = best.not_learned
+    assert its is not None and reference is not None, "who is held against nothing is taken to have learned"
+    what = "a constant answer" if reference.name == CONSTANT else "the base as it is"
+    beside = f"{reference.said}, has" if reference.name == CONSTANT else "that has"
+    said = f"the test between them: {its.verdict}{_p(its)}"
+    if math.isnan(its.p_corrected):
+        said = "whether they differ is not known"
+    own = _value(best)
+    if its is not best.against_reference:
+        own = f"{its.a:.4g}, though {best.quality.metric} is {own}, which guesses may reach"
+    return [
+        f"Nothing here is shown to be better than {what}: {beside} {its.metric} {its.b:.4g} on {rows:,} test "
+        f"rows, and {best.name}, the best of {count} candidates, {own}; {said}{_detectable(its)}"
+        f"{_open_end((best.name,), ends)}.",
+        "No adapter is recommended: train longer, raise the learning rates, or look at the data (lora data).",
+    ]
 
 
 def _choice(chosen: Entry, best: Entry, entries: Sequence[Entry], verdict: Verdict, rows: int) -> str:
+    """A sentence without its full stop."""
     verb = {"base": "Leave the base as it is", "probe": "Train the head alone", "full": "Fine-tune in full"}
     said = verb.get(chosen.kind, f"Take {chosen.said}") + f" ({chosen.name})"
     quality = f"{chosen.quality.metric} {_value(chosen)} on {rows:,} test rows"
     if chosen is best:
         others = len(entries) - 1
         if not others:
-            return f"{said}: {quality}; no other could be measured."
+            return f"{said}: {quality}; no other could be measured"
         if len(verdict.worse) == others:
             worse = {1: "the other is", 2: "both others are"}.get(others, f"all {others} others are")
-            return f"{said}: {quality}, and {worse} found worse."
+            return f"{said}: {quality}, and {worse} found worse"
         less = any(its.parameters < chosen.parameters for its in entries)
         rest = f"none that trains less is shown to be within {verdict.margin:.3g} of it" if less else "none trains less"
-        return f"{said}: {quality}, the best value of {len(entries)} candidates; {rest}."
+        return f"{said}: {quality}, the best value of {len(entries)} candidates; {rest}"
     its = chosen.against_best
     assert its is not None, "only the best has none"
     if alike_throughout(its, verdict.margin):
-        return f"{said}: {quality}. It gives the same answers as the best, {best.name}, on every row."
+        return f"{said}: {quality}. It gives the same answers as the best, {best.name}, on every row"
     return (
         f"{said}: {quality}. The best value is that of {best.name} ({_value(best)}), and {chosen.name} is "
         f"{its.not_worse_sentence(float(f'{verdict.margin:.3g}'))}; the test between them: {its.verdict}"
-        f"{_p(its)}."
+        f"{_p(its)}"
     )
 
 
@@ -110,17 +144,16 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _against_full(chosen: Entry, best: Entry) -> list[str]:
+def _against_full(chosen: Entry, best: Entry, but: str) -> list[str]:
+    """``but``: what may be held against the comparison."""
     its = chosen.against_full
     if its is None or best.kind == "full":
         return []  # said already
     if its.verdict == ALIKE:
-        return [
-            f"Between it and full fine-tuning no difference is seen{_p(its)}" + _detectable(its) + "."
-        ]  # fmt: skip
+        return [f"Between it and full fine-tuning no difference is seen{_p(its)}{_detectable(its)}{but}."]
     if math.isnan(its.p_corrected):
         return ["Whether it differs from full fine-tuning is not known."]
-    return [f"It is {its.verdict} than full fine-tuning{_p(its)}."]
+    return [f"It is {its.verdict} than full fine-tuning{_p(its)}{but}."]
 
 
 def _detectable(its: Comparison) -> str:
@@ -199,11 +232,13 @@ def _rank_used(chosen: Entry, found: dict[str, Any] | None) -> list[str]:
     return [f"{said}."]
 
 
-def _ends(chosen: Entry, best: Entry, at_the_end: Sequence[str]) -> list[str]:
-    named = [name for name in dict.fromkeys((chosen.name, best.name)) if name in at_the_end]
-    if not named:
-        return []
-    return [
-        f"The best learning rate of {_listed(named)} is the last one tried, the extension of the grid included: beyond "
-        "it there may be a better one."
-    ]
+def _open_end(names: Sequence[str], ends: Mapping[str, str]) -> str:
+    """Of those of ``names`` whose best rate lies at an end of the grid, which was extended once: that it does."""
+    out = ""
+    for end in ("highest", "lowest"):
+        own = [name for name in dict.fromkeys(names) if ends.get(name) == end]
+        if len(own) == 1:
+            out += f"; {own[0]}'s best rate is the {end} tried, so it may do better"
+        elif own:
+            out += f"; the best rates of {_listed(own)} are the {end} tried, so they may do better"
+    return out

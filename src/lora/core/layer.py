@@ -151,11 +151,16 @@ def summed_here(x: Tensor) -> Tensor:
 
 def one_for_all(routing: Routing, value: Tensor, where: str) -> Tensor:
     """One row that serves the whole batch (position ids) as a row of each: every adapter makes its own of it."""
-    assert routing.size is not None, "a uniform routing is never split"
-    if value.shape[0] != 1 or routing.packed or routing.size == 1:
+    if not is_one_for_all(routing, value):
         return value
+    assert routing.size is not None, "a uniform routing is never split"
     routing.one_row_for_all = where
     return value.expand(routing.size, *value.shape[1:])
+
+
+def is_one_for_all(routing: Routing, value: Tensor) -> bool:
+    """Whether ``value`` is one row that serves the whole batch of a mixed ``routing``."""
+    return value.shape[0] == 1 and not routing.packed and routing.size != 1
 
 
 class ByAdapter(nn.ModuleDict):
@@ -210,7 +215,8 @@ class AdaptedLayer(nn.Module):
         if routing.single is None:
             routing = routing.fitting(x.shape[0])
             check_rows(self.path, self.base_layer)
-            x = one_for_all(routing, x, self.path)
+            if is_one_for_all(routing, x):
+                return self._one_row(routing, x, *args, **kwargs)
         x = summed_here(x)
         plain = not args and not kwargs and is_plain(self.base_layer, x)
         by_hand = [slot if slot is not None and plain and slot.low_rank_update else None for slot in slots]
@@ -220,6 +226,20 @@ class AdaptedLayer(nn.Module):
             out = self.base_layer(x, *args, **kwargs)
         rest = [None if hand is not None else slot for hand, slot in zip(by_hand, slots, strict=True)]
         return self._by_variant(routing, x, out, rest) if any(rest) else out
+
+    def _one_row(self, routing: Routing, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer on one row x (1, ..., i) for the whole batch, which each adapter computes once, as it does alone.
+
+        Its gradient is summed over the adapter's rows before it enters the layer.
+        """
+        routing.one_row_for_all = self.path
+        parts = []
+        for group in routing.groups:
+            seeds = None if routing.seeds is None else routing.seeds.get(group.name)
+            with self.router.activate(Routing.uniform(group.name, seeds)):
+                row = self.forward(x, *args, **kwargs)
+            parts.append(row.expand(group.stop - group.start, *row.shape[1:]))
+        return routing.join(parts, x)
 
     def _by_hand(self, routing: Routing, x: Tensor, slots: Sequence[Slot | None]) -> Tensor:
         """The frozen layer and the low-rank updates among ``slots`` (one of each group) by one function."""

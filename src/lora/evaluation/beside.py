@@ -67,7 +67,8 @@ class Beside:
             for name, outcome in outcomes.items()
             if name in found and (its := _calibrated(task, outcome, examples, kept[name], self)) is not None
         }
-        out["errors"] = {name: worst_of(task, outcomes[name], encoded, inputs.rows, tokenizer) for name in tuned}
+        rows = inputs.stream if inputs.rows is None else inputs.rows
+        out["errors"] = {name: worst_of(task, outcomes[name], encoded, rows, tokenizer) for name in tuned}
         if not self.resamples:
             return out
         out["intervals"] = intervals(found, self.resamples, self.seed)

@@ -173,6 +173,9 @@ def slices(evaluation: Evaluation, name: str) -> Grid | None:
         return None
     first = next((mapping(part.get("estimate")).get("metric") for part in parts if part.get("estimate")), None)
     headers = ["rows where", "rows", str(first or "value"), "all others", "p", "than the others"]
+    label = any(part.get("column") == "label" for part in parts)
+    if label and str(first) == METRICS["accuracy"].title:
+        below.insert(0, "Of the rows of one label the accuracy is that label's recall; that of all others is theirs.")
     below.insert(0, "p: that a part and all other rows do not differ, corrected for the number of parts.")
     return Grid(f"Parts of the rows: {name}", headers, rows, below)
 

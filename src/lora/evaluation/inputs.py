@@ -19,6 +19,8 @@ from lora.tasks.inputs import as_rows, length_for, task_for, tokenizer_of, with_
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lora.data.streams import RowStream
+
 
 @dataclass
 class Inputs:
@@ -28,6 +30,7 @@ class Inputs:
         source: file, folder or hub id; None for rows given directly.
         notes: what a user should know, in full sentences.
         rows: as they were before they were tokenised; None where that is not known.
+        stream: the same, where they are read again rather than held.
         encode: tokenises other rows as these were.
         files: that the rows were read from.
     """
@@ -38,6 +41,7 @@ class Inputs:
     source: str | None = None
     notes: list[str] = field(default_factory=list)
     rows: list[Row] | None = None
+    stream: RowStream | None = None
     encode: Callable[[list[Row]], Encoded] | None = None
     files: list[SourceFile] = field(default_factory=list)
 
@@ -81,7 +85,7 @@ def prepare(
             return ready.encode(some, tokenizer, length)
 
         pad = pad_token_id(tokenizer, model.base)
-        inputs = Inputs(ready, encode(rows), pad, source, notes, rows, encode, files)
+        inputs = Inputs(ready, encode(rows), pad, source, notes, rows, encode=encode, files=files)
     if not len(inputs.encoded):
         raise DataError("there are no rows to evaluate on")
     if not sum(inputs.encoded.supervised):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from lora.errors import ConfigError
+from lora.data.streams import ListOrStream
+from lora.errors import ConfigError, DataError
 from lora.statistics.slices import SMALLEST, Slices, by_slice
 from lora.tasks import Encoded, Row, Task
 from lora.tasks.figures import Figures
@@ -88,10 +90,11 @@ def _summed(keys: Sequence[Any], values: Sequence[float]) -> dict[Any, float]:
 
 
 def worst_of(
-    task: Task, outcome: Outcome, encoded: Encoded, rows: Sequence[Row] | None, tokenizer: Any, most: int = ERRORS
+    task: Task, outcome: Outcome, encoded: Encoded, rows: ListOrStream | None, tokenizer: Any, most: int = ERRORS
 ) -> list[dict[str, Any]]:
     """The rows that are wrong with the largest loss (of a word or token the mean), those of most first.
 
+    A stream of ``rows`` is read once more, up to the last of them. Without rows the text is what the tokens say.
     ``row`` counts from 1, as in the file; ``expected`` and ``answer`` are None where no answer is written.
     """
     examples = encoded.examples
@@ -101,28 +104,39 @@ def worst_of(
     places: dict[Any, list[int]] = {}
     for place, key in enumerate(ids):
         places.setdefault(key, []).append(place)
-    out: list[dict[str, Any]] = []
+    wrong: list[tuple[Any, Any, Any]] = []
     for key in sorted(scores, key=lambda key: -scores[key]):
-        if len(out) == most:
+        if len(wrong) == most:
             break
-        own = [examples[place] for place in places[key]]
         told = [task.told(outcome.predictions[place], task.targets([examples[place]])[0]) for place in places[key]]
         expected, answer = told[0] if len(told) == 1 else map(_joined, zip(*told, strict=True))
         if expected is not None and expected == answer:
             continue
         if expected is None:
             expected = _written(encoded, places[key], tokenizer)
-        row = rows[key] if rows is not None else None
-        out.append(
-            {
-                "row": getattr(row, "number", key + 1),
-                "text": _text(task, row, own, tokenizer),
-                "expected": expected,
-                "answer": answer,
-                "score": scores[key],
-            }
-        )
-    return out
+        wrong.append((key, expected, answer))
+    found = _rows_at(rows, {key for key, *_ in wrong})
+    return [
+        {
+            "row": getattr(found.get(key), "number", key + 1),
+            "text": _text(task, found.get(key), [examples[place] for place in places[key]], tokenizer),
+            "expected": expected,
+            "answer": answer,
+            "score": scores[key],
+        }
+        for key, expected, answer in wrong
+    ]
+
+
+def _rows_at(rows: ListOrStream | None, places: set[int]) -> dict[int, Row]:
+    if rows is None or not places:
+        return {}
+    if isinstance(rows, list):
+        return {place: rows[place] for place in places}
+    try:
+        return {place: row for place, row in enumerate(islice(rows, max(places) + 1)) if place in places}
+    except (DataError, OSError):  # gone or changed since: what was trained is not lost to it, and tokens have the text
+        return {}
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -45,16 +45,19 @@ def intervals(found: Mapping[str, Figures], resamples: int, seed: int = 0) -> di
     for name, own in found.items():
         each = dict[str, Estimate]()
         for keys, metrics, rows in _by_rows(own):
-            many = _fewer(metrics, rows, resamples)
-            if many:
-                # BCa leaves out each row in turn, which costs as much as a thousand resamples.
-                method = "auto" if many == resamples else "percentile"
-                estimated = estimates(metrics, rows, seed=seed, resamples=many, method=method)
-            else:
-                estimated = [_alone(metric, rows) for metric in metrics]
-            each |= dict(zip(keys, estimated, strict=True))
+            each |= dict(zip(keys, estimates_of(metrics, rows, resamples, seed), strict=True))
         out[name] = {key: each[key].to_dict() for key in own}
     return out
+
+
+def estimates_of(metrics: Sequence[Metric], rows: Rows, resamples: int, seed: int = 0) -> list[Estimate]:
+    """`estimates` of ``metrics`` by ``resamples``; of those that sort many rows by many classes by fewer, or none."""
+    many = _fewer(metrics, rows, resamples)
+    if not many:
+        return [_alone(metric, rows) for metric in metrics]
+    # BCa leaves out each row in turn, which costs as much as a thousand resamples.
+    method = "auto" if many == resamples else "percentile"
+    return estimates(metrics, rows, seed=seed, resamples=many, method=method)
 
 
 def class_intervals(found: Mapping[str, Figures], resamples: int, seed: int = 0) -> dict[str, dict[str, Any]]:

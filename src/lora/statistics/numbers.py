@@ -21,16 +21,24 @@ _ROUNDING = 1e-12  # of a sum of squares: what is left of a variance below it is
 
 
 def number_rows(true: ArrayLike, said: ArrayLike, *, groups: Sequence[Hashable] | None = None) -> Rows:
-    """Rows with a true and a said number, each (n,)."""
+    """Rows with a true and a said number, each (n,). Raises DataError: one is not finite, or has no finite square."""
     y, x = np.asarray(true, dtype=np.float64), np.asarray(said, dtype=np.float64)
     if y.shape != x.shape or y.ndim != 1:
         raise DataError(f"{NUMBERS}: true ones have shape {y.shape}, said ones {x.shape}; both must be (rows,)")
-    with np.errstate(invalid="ignore"):  # infinite numbers are refused below, with their row
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused below, with its row
         # Not centred, the sums of squares of large numbers would drown their variance.
         error, plain, x, y = x - y, (x, y), _centred(x), _centred(y)
-    # Values as they are too: of values far smaller than the mean, centring leaves one, and their order is lost.
-    columns = [np.ones_like(x), np.abs(error), error**2, x, y, x * x, y * y, x * y, *plain]
-    return Rows.of(NUMBERS, np.column_stack(columns), groups=groups)
+        # Values as they are too: of values far smaller than the mean, centring leaves one, and their order is lost.
+        columns = np.column_stack([np.ones_like(x), np.abs(error), error**2, x, y, x * x, y * y, x * y, *plain])
+        sums = columns[:, :-2].sum(axis=0)
+    if np.isfinite(plain).all() and not np.isfinite(sums).all():
+        row = int(np.argmax(np.abs(plain).max(axis=0)))
+        value = max((float(side[row]) for side in plain), key=abs)
+        raise DataError(
+            f"{NUMBERS}: row {row} (from 0) holds {value:g}, and its square is beyond what a 64-bit number holds "
+            f"({np.finfo(np.float64).max:.2g}), so there is no error or variance; leave it out, or use another unit"
+        )
+    return Rows.of(NUMBERS, columns, groups=groups)
 
 
 def _centred(values: Array) -> Array:

@@ -36,8 +36,9 @@ def figures(task: Task, outcome: Outcome, examples: Sequence[dict[str, Any]]) ->
     Examples that come of one row are drawn together. Raises DataError where a prediction is no finite number.
     """
     groups = groups_of(examples)
+    own = task.figures(outcome.predictions, task.targets(examples), groups)  # says more of what is wrong than a loss
     losses = token_rows(outcome.losses, outcome.counts, groups=groups)
-    return {"loss": (LOSS, losses), **task.figures(outcome.predictions, task.targets(examples), groups)}
+    return {"loss": (LOSS, losses), **own}
 
 
 def groups_of(examples: Sequence[dict[str, Any]]) -> list[Any] | None:

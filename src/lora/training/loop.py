@@ -237,7 +237,7 @@ def _fill(
             knee = find_knee(mixer.passes, share, memory.most_tokens(1))
             # The first batch is the largest of its data; most leave room for more beside them.
             data, batch_size = first.trainee.data, first.settings.batch_size
-            usual = sum(data.lengths) * batch_size // len(data)
+            usual = first.trainee.times * sum(data.lengths) * batch_size // len(data)
             places = min(most, max(1, -(-knee.tokens // max(1, usual))), memory.most_adapters(usual))
             tokens = min(knee.tokens, memory.most_tokens(places))
             found = (tokens, places, knee.describe(places, tokens))

@@ -60,7 +60,10 @@ def to_measure(config: RunConfig, rows: Rows, prepared: Prepared) -> Inputs | No
             raise ConfigError("slices, robustness: are of test rows or held-out rows, and there are none")
         return None
     inputs = Inputs(prepared.task, encoded, prepared.pad_token_id)
-    # Rows that are read in parts are held in memory only where they are asked for.
+    # Rows that are read in parts are held in memory only where they are asked for; else the texts of a few are looked
+    # up again.
+    if kept is not None and not isinstance(kept, list):
+        inputs.stream = kept
     if kept is not None and (isinstance(kept, list) or config.slices or config.robustness):
         inputs.rows = list(kept)
         inputs.encode = lambda some: prepared.task.encode(some, prepared.tokenizer, prepared.max_length)

@@ -24,7 +24,7 @@ from lora.model.vocabulary import enlarge
 from lora.overrides import load_config
 from lora.tasks import Task
 from lora.training.device import best_device, choose_dtype
-from lora.workflow.tuned import adapter_folder, base_of, task_of, vocabulary_of
+from lora.workflow.tuned import adapter_folder, base_of, own_tokenizer, task_of, vocabulary_of
 
 
 @dataclass
@@ -147,7 +147,7 @@ def load_several(
     except ModelError as error:
         where = "" if chosen.model else f" (named by {next(iter(folders.values()))}; --model names another place)"
         raise ModelError(f"{error}{where}") from None
-    own = _own_tokenizer(folders)
+    own = own_tokenizer(folders)
     enlarge(base, max((vocabulary_of(folder) for folder in folders.values()), default=0))
     model = LoRA(base, name=None)
     for name, folder in folders.items():
@@ -167,23 +167,6 @@ def load_several(
             notes.append(f"{model_name}: its tokenizer has no chat template; the one called 'plain' is used.")
     names = [*folders, *([BASE] if chosen.base or not folders else [])]
     return Loaded(model, tokenizer, names, tasks, folders, notes)
-
-
-def _own_tokenizer(folders: Mapping[str, Path]) -> Path | None:
-    """The folder whose tokenizer all use: that of an adapter with tokens of its own; None: the base's will do.
-
-    Raises:
-        ConfigError: several have other tokens of their own, which share ids.
-    """
-    own = {name: folder for name, folder in folders.items() if (folder / "tokenizer.json").is_file()}
-    first = next(iter(own), None)
-    for name in own:
-        if first and (own[name] / "tokenizer.json").read_bytes() != (own[first] / "tokenizer.json").read_bytes():
-            raise ConfigError(
-                f"{first} and {name} brought new tokens of their own, which stand at the same places of one "
-                "vocabulary; use one of them at a time"
-            )
-    return own[first] if first else None
 
 
 def _head_of(stored: Mapping[str, Task | None]) -> tuple[str, dict[str, Any]]:

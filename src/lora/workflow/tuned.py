@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,20 @@ def load_tuned(
     loaded = tuned.load_adapter(folder, "tuned", allow_other_base=allow_other_base)
     tuned.to(best_device()).eval()
     return tuned, loaded, load_tokenizer(name, trust_remote_code, folder), task
+
+
+def own_tokenizer(folders: Mapping[str, Path]) -> Path | None:
+    """The folder whose tokenizer all use: that of an adapter with tokens of its own; None: the base's will do.
+
+    Raises:
+        ConfigError: several have other tokens of their own, which share ids.
+    """
+    own = {name: folder for name, folder in folders.items() if (folder / "tokenizer.json").is_file()}
+    first = next(iter(own), None)
+    for name in own:
+        if first and (own[name] / "tokenizer.json").read_bytes() != (own[first] / "tokenizer.json").read_bytes():
+            raise ConfigError(
+                f"{first} and {name} brought new tokens of their own, which stand at the same places of one "
+                "vocabulary; use one of them at a time"
+            )
+    return own[first] if first else None
